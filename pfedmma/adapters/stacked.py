@@ -1,0 +1,54 @@
+"""Tensors with a leading client axis.
+
+Shape legend: C clients, M rows of one client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Layout:
+    """Names and shapes of one client's trained tensors, laid end to end in one vector.
+
+    A rank's clients are one matrix [C, P]: an optimizer step is one element-wise operation on it, the exchanged tensors
+    (which come first) are one slice of it, and each named tensor [C, *shape] is a view.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], exchanged: Mapping[str, str]) -> None:
+        unknown = sorted(set(exchanged) - set(shapes))
+        assert not unknown, f"exchange names no tensor: {unknown}"
+        names = [n for n in shapes if n in exchanged] + [n for n in shapes if n not in exchanged]
+        self.shapes = {name: tuple(shapes[name]) for name in names}
+        self.offsets: dict[str, int] = {}
+        self.size = 0
+        for name in names:
+            self.offsets[name] = self.size
+            self.size += math.prod(self.shapes[name])
+        self.exchanged_size = sum(math.prod(shapes[name]) for name in exchanged)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """[C, P] -> {name: [C, *shape]} (or [P] -> {name: [*shape]}), all views of ``flat``."""
+        lead = flat.shape[:-1]
+        return {name: flat.narrow(-1, self.offsets[name], math.prod(shape)).view(*lead, *shape) for name, shape in self.shapes.items()}
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """{name: [*shape]} -> [P]."""
+        flat = torch.empty(self.size, dtype=torch.float32)
+        for name, view in self.views(flat).items():
+            view.copy_(tensors[name])
+        return flat
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Each client's own linear layer: [C,M,in], [C,out,in], [C,out] -> [C,M,out]."""
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+
+def kaiming_normal_fan_out(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """A linear weight [out, in] with variance 2 / out (He et al. 2015, fan_out, relu gain)."""
+    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / shape[0])

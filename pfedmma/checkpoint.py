@@ -1,0 +1,193 @@
+"""Checkpoints: safetensors shards and a JSON manifest with their hashes, whole or absent.
+
+``checkpoints/round-000012/`` holds ``server.safetensors`` (the shared tensors), one ``clients-*.safetensors`` for each rank that wrote
+it, and ``manifest.json``. Tensors are keyed by client id, never by rank, so that any number of ranks can read them. Every rank
+writes into one draft folder; only when all have finished does rank 0 write the manifest and rename the draft. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pfedmma import checks
+from pfedmma.comm import World
+from pfedmma.errors import UserError
+from pfedmma.files import sync_folder, to_json, write_atomically
+from pfedmma.store import ClientStore
+
+FORMAT = "pfedmma-checkpoint/1"
+_NAME = re.compile(r"round-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """``every``: rounds between checkpoints (the last round is always kept; 0 = never). ``keep``: how many to keep."""
+
+    every: int = 10
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        checks.at_least("every", self.every, 0)
+        checks.at_least("keep", self.keep, 1)
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what its manifest says."""
+
+
+def folder_of(root: Path, round_: int) -> Path:
+    return root / f"round-{round_:06d}"
+
+
+def rounds(root: Path) -> list[int]:
+    """Rounds of the checkpoints below ``root``, newest first."""
+    if not root.is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in root.iterdir())
+    return sorted((int(match[1]) for match in found if match), reverse=True)
+
+
+def save_checkpoint(root: Path, round_: int, store: ClientStore, world: World, progress: dict[str, Any], keep: int) -> None:
+    """Write the state after ``round_``; older checkpoints beyond ``keep`` go only when the new one is complete. All ranks enter.
+
+    ``progress`` is JSON: what besides tensors a resumed run needs (ledger totals, the configuration it belongs to).
+    """
+    draft, final = root / f".draft-{round_:06d}", folder_of(root, round_)
+    if world.is_main:
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"cannot write checkpoints below {root}: {error.strerror}") from error
+    world.wait("checkpoint")
+    _write_shard(draft / f"clients-{world.rank:05d}.safetensors", _client_tensors(store))
+    world.wait("checkpoint")
+    if world.is_main:
+        _write_shard(draft / "server.safetensors", {"shared": store.shared})
+        shards = {path.name: _sha256(path) for path in sorted(draft.glob("*.safetensors"))}
+        manifest = {
+            "format": FORMAT,
+            "round": round_,
+            "layout": {name: list(shape) for name, shape in store.layout.shapes.items()},
+            "exchanged_size": store.layout.exchanged_size,
+            "shards": shards,
+            "progress": progress,
+        }
+        write_atomically(draft / "manifest.json", to_json(manifest, indent=1).encode())
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        sync_folder(root)
+        for old in rounds(root)[keep:]:
+            shutil.rmtree(folder_of(root, old), ignore_errors=True)
+    world.wait("checkpoint")
+
+
+def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
+    """(round, manifest) of the newest undamaged checkpoint; warns about each damaged one. All ranks enter and agree."""
+    candidates = rounds(root)
+    if world.size > 1:  # rank 0's view of the folder decides
+        listed = torch.full((64,), -1.0, dtype=torch.float64)
+        if world.is_main:
+            listed[: len(candidates[:64])] = torch.tensor(candidates[:64], dtype=torch.float64)
+        else:
+            listed.zero_()
+        candidates = [int(r) for r in world.sum(listed, "resume").tolist() if r >= 0]
+    for round_ in candidates:
+        try:
+            manifest = read_manifest(folder_of(root, round_))
+            verify(folder_of(root, round_), list(manifest["shards"].items())[world.rank :: world.size])
+            problem = ""
+        except Damaged as error:
+            manifest, problem = {}, str(error)
+        if problem:
+            print(f"warning: the checkpoint of round {round_} is damaged ({problem}); trying the one before", file=sys.stderr)
+        if float(world.sum(torch.tensor([float(bool(problem))]), "resume")) == 0.0:
+            return round_, manifest
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, its fields checked. Raises `Damaged`."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Damaged(f"manifest.json: {error}") from None
+    kinds = {"format": str, "round": int, "layout": dict, "exchanged_size": int, "shards": dict, "progress": dict}
+    for name, kind in kinds.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+            raise Damaged(f"manifest.json has no {name}")
+    if manifest["format"] != FORMAT:
+        raise Damaged(f"manifest.json says format {manifest['format']}, not {FORMAT}")
+    if any(Path(name).name != name for name in manifest["shards"]):
+        raise Damaged("manifest.json names a file outside its folder")
+    return manifest
+
+
+def verify(folder: Path, shards: Iterable[tuple[str, str]]) -> None:
+    """Raise `Damaged` unless every (file name, hash) holds."""
+    for name, digest in shards:
+        try:
+            if _sha256(folder / name) != digest:
+                raise Damaged(f"{name} does not have the hash that manifest.json gives")
+        except OSError as error:
+            raise Damaged(f"{name}: {error.strerror}") from None
+
+
+def restore(folder: Path, manifest: dict[str, Any], store: ClientStore, ids: Iterable[int]) -> None:
+    """Fill ``store`` with the shared tensors and the private state of clients ``ids``."""
+    wanted = {str(i): i for i in ids}
+    for name, tensor in read_tensors(folder, manifest, set(wanted)):
+        if name == "shared":
+            store.shared.copy_(tensor)
+            continue
+        client, kind = name.split(".", 1)
+        if kind == "private":
+            store.private[wanted[client]] = tensor.to(store.device)
+        else:
+            state = store.optimizer_states.setdefault(wanted[client], {})
+            state[kind.removeprefix("optimizer.")] = tensor.to(store.device)
+
+
+def read_tensors(folder: Path, manifest: dict[str, Any], clients: set[str]) -> Iterable[tuple[str, Tensor]]:
+    """("shared", tensor) and ("<id>.private" or "<id>.optimizer.<name>", tensor) for the clients wanted."""
+    for shard in manifest["shards"]:
+        try:
+            with safe_open(folder / shard, framework="pt") as file:
+                for name in file.keys():
+                    if name == "shared" or name.split(".", 1)[0] in clients:
+                        yield name, file.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot read {folder / shard}: {error}") from None
+
+
+def _client_tensors(store: ClientStore) -> dict[str, Tensor]:
+    tensors = {f"{client}.private": tensor for client, tensor in store.private.items()}
+    for client, state in store.optimizer_states.items():
+        tensors |= {f"{client}.optimizer.{name}": tensor for name, tensor in state.items()}
+    return tensors
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

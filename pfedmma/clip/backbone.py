@@ -1,0 +1,226 @@
+"""Loading an open_clip model and freezing it into two towers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import open_clip
+import torch
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
+from torch import Tensor, nn
+
+from pfedmma import checks, rng
+from pfedmma.clip import tiny
+from pfedmma.clip.towers import Stem, TextTower, VisualTower
+from pfedmma.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which CLIP is adapted.
+
+    ``name``: ``tiny`` (shipped) or an open_clip ViT name. ``pretrained``: an open_clip tag, a local checkpoint file, ``none``
+    (random weights from the seed) or ``auto`` (the shipped weights of ``tiny``, OpenAI's of anything else).
+    ``precision``: of the frozen matrix products; adapters and optimizer state are always fp32.
+    """
+
+    name: str = "tiny"
+    pretrained: str = "auto"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        checks.one_of("precision", self.precision, PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Class prompts as token ids [K, context], and the names they were built from."""
+
+    names: tuple[str, ...]
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pixels are made for this backbone: side in pixels, then (x / 255 - mean) / std per channel."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen CLIP, ready to run block by block on one device."""
+
+    name: str
+    visual: VisualTower
+    text: TextTower
+    logit_scale: Tensor
+    preprocess: Preprocess
+    tokenizer: open_clip.SimpleTokenizer = field(repr=False)
+    precision: str = "fp32"
+
+    @classmethod
+    def freeze(cls, model: nn.Module, name: str = "open_clip model", precision: str = "fp32", tokenizer=None) -> Backbone:
+        """Read the weights of an open_clip model (shared, not copied, in fp32) on the device where it lies.
+
+        Raises:
+            UserError: a tower is no plain transformer (ResNet, timm, HuggingFace, CoCa, custom blocks).
+        """
+        refuse_unsupported(model, name)
+        text = model if hasattr(model, "transformer") else model.text
+        pool_type = getattr(text, "text_pool_type", None) or text.pool_type
+        eos_id = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", 2)
+        dtype = PRECISIONS[precision]
+        settings = getattr(model.visual, "preprocess_cfg", {})
+        return cls(
+            name=name,
+            visual=VisualTower(model.visual, dtype),
+            text=TextTower(text, pool_type, eos_id, dtype),
+            logit_scale=model.logit_scale.detach().exp(),
+            preprocess=Preprocess(
+                size=model.visual.image_size[0],
+                mean=tuple(settings.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+                std=tuple(settings.get("std", open_clip.OPENAI_DATASET_STD)),
+                interpolation=settings.get("interpolation", "bicubic"),
+            ),
+            tokenizer=tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length),
+            precision=precision,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.logit_scale.device
+
+    def prompts(self, template: str, names: Sequence[str]) -> Prompts:
+        """Prompts "a photo of a {class}." for each class, "_" read as a space."""
+        texts = [template.format(name.replace("_", " ")) for name in names]
+        return Prompts(tuple(names), self.tokenizer(texts).to(self.device))
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision around one forward pass; nothing in fp32.
+
+        One pass, not more: autocast keeps low-precision copies of trained tensors until it is left.
+        """
+        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            yield
+
+    @torch.no_grad()
+    def image_stem(self, pixels: Tensor, first: int) -> Stem:
+        """[N,3,S,S] normalised pixels -> the stem below block ``first``."""
+        x, pool = self.visual.embed(pixels)
+        return self.visual.stem(x, pool, first)
+
+    @torch.no_grad()
+    def text_stem(self, prompts: Prompts, first: int) -> Stem:
+        """K prompts -> the stem below block ``first``, over the longest prompt's length only."""
+        x, pool = self.text.embed(self.text.cut(prompts.tokens))
+        return self.text.stem(x, pool, first)
+
+
+def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
+    """Create the frozen backbone that ``config`` names on ``device``.
+
+    Raises:
+        UserError: unknown name or tag, unreadable or unfitting weights, an unsupported tower.
+    """
+    model = create_model(config, seed).to(device)
+    # The tiny CLIP and every plain ViT use CLIP's own tokenizer; the others bring theirs from a hub.
+    tokenizer = None if config.name == "tiny" else open_clip.get_tokenizer(config.name)
+    return Backbone.freeze(model, config.name, config.precision, tokenizer)
+
+
+def create_model(config: BackboneConfig, seed: int) -> nn.Module:
+    """The open_clip model itself, on the CPU in fp32, in evaluation mode."""
+    name = config.name
+    if name == "tiny":
+        name = f"local-dir:{tiny.FOLDER}"
+    elif name.replace("/", "-") not in open_clip.list_models():
+        import difflib
+
+        near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.4)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{hint}")
+    options = {} if config.name == "tiny" else _weights(config)
+    if config.name == "tiny" and config.pretrained == "none":
+        options = {"load_weights": False}
+    elif config.name == "tiny" and config.pretrained != "auto":
+        options = {"load_weights": False, "file": _existing_file(config)}
+    file = options.pop("file", None)
+    with torch.random.fork_rng(devices=[]), _quiet_open_clip():
+        torch.manual_seed(rng.key(seed, "backbone"))
+        try:
+            model = open_clip.create_model(name, **options)
+            if file is not None:
+                open_clip.load_checkpoint(model, file)
+        except Exception as error:  # open_clip, torch and the hub each raise their own kinds
+            raise UserError(
+                f"backbone.pretrained: cannot load '{config.pretrained}' into {config.name}: {type(error).__name__}: {str(error)[:300]}"
+            ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _existing_file(config: BackboneConfig) -> str:
+    if not os.path.isfile(config.pretrained):
+        raise UserError(f"backbone.pretrained: there is no file '{config.pretrained}'; give a checkpoint file, 'auto' or 'none'")
+    return config.pretrained
+
+
+def _weights(config: BackboneConfig) -> dict[str, object]:
+    """open_clip's arguments for the wanted weights of a model that it knows by name."""
+    tag = "openai" if config.pretrained == "auto" else config.pretrained
+    if tag == "none":
+        return {}
+    name = config.name.replace("/", "-")
+    known = open_clip.get_pretrained_cfg(name, tag)
+    if known:
+        # OpenAI's (and some other) weights were trained with QuickGELU; with plain GELU they run, but worse.
+        return {"pretrained": tag, "force_quick_gelu": bool(known.get("quick_gelu", False))}
+    if os.path.isfile(tag):
+        return {"file": tag}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    raise UserError(
+        f"backbone.pretrained: '{tag}' is neither a file nor a tag of {config.name}; "
+        f"known tags: {', '.join(tags) or 'none'}; 'none' gives random weights"
+    )
+
+
+@contextlib.contextmanager
+def _quiet_open_clip() -> Iterator[None]:
+    """open_clip warns about random weights on every creation; here they are asked for by name."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def refuse_unsupported(model: nn.Module, name: str) -> None:
+    """Raise a `UserError` unless both towers are plain CLIP transformers."""
+    visual = getattr(model, "visual", None)
+    text = model if hasattr(model, "transformer") else getattr(model, "text", None)
+    kind = type(visual).__name__
+    if not isinstance(visual, VisionTransformer):
+        raise UserError(f"backbone.name: the image tower of {name} is a {kind}; adapters need a plain ViT such as ViT-B-16")
+    if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg") or visual.proj is None:
+        raise UserError(f"backbone.name: the image tower of {name} pools by attention; adapters need a plain ViT such as ViT-B-16")
+    if not (isinstance(text, TextTransformer) or (text is model and hasattr(model, "token_embedding"))):
+        raise UserError(f"backbone.name: the text tower of {name} is a {type(text).__name__}; adapters need CLIP's own transformer")
+    if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
+        raise UserError(f"backbone.name: the text tower of {name} has a class token of its own; adapters need CLIP's own transformer")
+    for tower, transformer in (("image", visual.transformer), ("text", text.transformer)):
+        if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
+            raise UserError(f"backbone.name: the {tower} tower of {name} has custom blocks; adapters need plain CLIP blocks")

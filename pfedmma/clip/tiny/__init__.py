@@ -1,0 +1,5 @@
+"""The shipped ``tiny`` CLIP: an open_clip local model folder (config and weights), made by `pfedmma.clip.train_tiny`."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent

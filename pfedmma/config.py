@@ -1,0 +1,195 @@
+"""Configuration: dataclass defaults < YAML file < ``key=value`` on the command line.
+
+Each part of the system owns its small config dataclass; this module assembles them, checks names and types, and writes
+the result back as YAML.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pfedmma.checkpoint import CheckpointConfig
+from pfedmma.clip.backbone import BackboneConfig
+from pfedmma.comm import DistributedConfig
+from pfedmma.data import DataConfig
+from pfedmma.engine import FederationConfig
+from pfedmma.errors import UserError
+from pfedmma.evaluation import EvaluationConfig
+from pfedmma.methods import MethodConfig
+from pfedmma.optim import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. ``run_dir`` empty: ``runs/<data>-<method>-seed<seed>``.
+
+    ``resume``: empty (a new run), ``auto`` (go on from the newest good checkpoint of ``run_dir``, or start), or the
+    folder of a run to go on with.
+    """
+
+    seed: int = 0
+    run_dir: str = ""
+    resume: str = ""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    federation: FederationConfig = field(default_factory=FederationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+
+def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults < ``file`` < ``overrides`` ("section.key=value").
+
+    Raises:
+        UserError: unreadable file, unknown key (names the nearest one), value of the wrong type or out of range.
+    """
+    tree = {} if file is None else read_yaml(Path(file))
+    for item in overrides:
+        name, equals, raw = item.partition("=")
+        if not equals:
+            raise UserError(f"'{item}' is no setting; write key=value, for example federation.rounds=10")
+        _insert(tree, name.strip(), _Raw(raw))
+    config = _build(Config, tree, "")
+    if config.run_dir:
+        return config
+    return dataclasses.replace(config, run_dir=f"runs/{config.data.name}-{config.method.name}-seed{config.seed}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; a file that is missing, broken or no mapping is a `UserError`."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the config file {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"the config file {path} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"the config file {path} must hold 'key: value' lines, not a {type(tree).__name__}")
+    return tree
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"federation.rounds": 50, ...} in order of declaration."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        name = f"{prefix}{item.name}"
+        flat.update(flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value})
+    return flat
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML that `load` reads back to the same value."""
+    plain = dataclasses.asdict(config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items})
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+class _Raw(str):
+    """Text from the command line: read as YAML unless the setting is a string."""
+
+
+def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            child = tree[parent] = {}
+        tree = child
+    tree[last] = value
+
+
+def _all_names(cls: type, prefix: str = "") -> list[str]:
+    names = []
+    for name, kind in typing.get_type_hints(cls).items():
+        names += _all_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
+    return names
+
+
+def _unknown(name: str) -> UserError:
+    known = _all_names(Config)
+    by_last = {item.rsplit(".", 1)[-1]: item for item in known}
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    near = near or [by_last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, 1, 0.6)]
+    hint = f"did you mean '{near[0]}'?" if near else f"the sections are {', '.join(f.name for f in dataclasses.fields(Config))}"
+    return UserError(f"unknown setting '{name}'; {hint}")
+
+
+def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if name not in hints:
+            raise _unknown(full)
+        if dataclasses.is_dataclass(hints[name]):
+            if value is None:
+                value = {}
+            if not isinstance(value, dict):
+                raise UserError(f"'{full}' is a section; set one of its keys, for example {_all_names(hints[name], full + '.')[0]}")
+            values[name] = _build(hints[name], value, f"{full}.")
+        else:
+            values[name] = _convert(value, hints[name], full)
+    try:
+        return cls(**values)
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    """``value`` as ``kind``, or a `UserError` that says what was expected."""
+    if isinstance(value, _Raw):
+        if kind is str:
+            return str(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{name}: cannot read the value '{value}'; {_wanted(kind)} is expected") from None
+    if kind is str:
+        # YAML reads a bare none/12 as something else; a setting that is a string keeps what was written.
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            return str(value)
+        if value is None:
+            return ""
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
+    elif kind is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif kind is float:
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif typing.get_origin(kind) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(item, typing.get_args(kind)[0], name) for item in value)
+    elif isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        return _convert(value, next(k for k in typing.get_args(kind) if k is not type(None)), name)
+    raise UserError(f"{name}: {_wanted(kind)} is expected, not '{value}'")
+
+
+def _wanted(kind: Any) -> str:
+    words = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    if typing.get_origin(kind) is tuple:
+        return "a list"
+    return words.get(kind, "a number or null")

@@ -1,0 +1,114 @@
+"""Who holds what: protocols that divide a source among clients. A partition depends on the seed alone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pfedmma import rng
+from pfedmma.data.sources import Source
+from pfedmma.errors import UserError
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client: its classes (base labels), its training images and its own test images.
+
+    ``train`` [n] are positions in the source's training split, ``labels`` [n] their base labels; ``test`` [m] are positions in
+    the federation's base test set. ``camera`` [3,3] is the colour matrix of the client's own looks, None for plain images.
+    """
+
+    id: int
+    classes: tuple[int, ...]
+    train: Tensor
+    labels: Tensor
+    test: Tensor
+    camera: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Test images of one label space: ``indices`` into the source's ``split`` and their ``labels`` from 0, both [n]."""
+
+    split: str
+    classes: tuple[str, ...]
+    indices: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A source divided among clients; every rank holds the same value."""
+
+    clients: tuple[Client, ...]
+    base: EvaluationSet
+    novel: EvaluationSet | None
+    template: str
+
+
+def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_split: str = "test") -> Federation:
+    """Train on the first half of the labels, disjoint classes a client; test on own, base and novel classes.
+
+    Base is the first ceil(n/2) labels in label order. Base classes, shuffled with ``random.Random(2023)``, are cut into runs of
+    round(n_base / clients); the last client takes the remainder. ``shots`` images a class are drawn by seed, 0 takes all.
+
+    Raises:
+        UserError: a client would get no class, or a class has fewer than ``shots`` training images.
+    """
+    total = len(source.class_names)
+    n_base = -(-total // 2)
+    if total < 2:
+        raise UserError(f"data.protocol: base_to_novel needs at least 2 classes; {source.name} has {total}")
+    base = _evaluation_set(source, test_split, 0, n_base)
+    groups = split_classes(n_base, clients)
+    members = []
+    for number, classes in enumerate(groups):
+        chosen = torch.cat([_draw_shots(source, label, shots, seed) for label in classes])
+        own = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
+        members.append(Client(number, classes, chosen, source.splits["train"].labels[chosen], own))
+    return Federation(tuple(members), base, _evaluation_set(source, test_split, n_base, total), source.template)
+
+
+def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:
+    """The base labels of each client, sorted."""
+    run = round(n_base / clients)
+    if not _every_client_has_one(n_base, clients):
+        near = min((k for k in range(1, n_base + 1) if _every_client_has_one(n_base, k)), key=lambda k: abs(k - clients))
+        raise UserError(
+            f"data.clients: {n_base} base classes in runs of {run} leave some of {clients} clients without a class; "
+            f"data.clients={near} works"
+        )
+    order = list(range(n_base))
+    random.Random(2023).shuffle(order)
+    cuts = [run * i for i in range(clients)] + [n_base]
+    return [tuple(sorted(order[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+
+
+def _every_client_has_one(n_base: int, clients: int) -> bool:
+    run = round(n_base / clients)
+    return run >= 1 and run * (clients - 1) < n_base
+
+
+def _draw_shots(source: Source, label: int, shots: int, seed: int) -> Tensor:
+    """Positions of ``shots`` training images of a class, in ascending order."""
+    pool = (source.splits["train"].labels == label).nonzero().squeeze(1)
+    if shots == 0:
+        shots = len(pool)
+    if shots > len(pool) or len(pool) == 0:
+        raise UserError(
+            f"data.shots: class '{source.class_names[label]}' has {len(pool)} training images, fewer than {max(shots, 1)} shots; "
+            f"lower data.shots, or 0 takes all there are"
+        )
+    chosen = torch.randperm(len(pool), generator=rng.generator(seed, "shots", label))[:shots]
+    return pool[chosen].sort().values
+
+
+def _evaluation_set(source: Source, split: str, start: int, stop: int) -> EvaluationSet:
+    labels = source.splits[split].labels
+    indices = ((labels >= start) & (labels < stop)).nonzero().squeeze(1)
+    if len(indices) == 0:
+        raise UserError(f"data.root: the '{split}' split of {source.name} holds no image of its labels {start} .. {stop - 1}")
+    return EvaluationSet(split, source.class_names[start:stop], indices, labels[indices] - start)

@@ -1,0 +1,159 @@
+"""The round loop: Algorithm 1 of pFedMMA, for any method whose `exchange` map says what travels.
+
+Shape legend: C participants that this rank hosts, P parameters of one client, X of them exchanged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pfedmma import checks, rng
+from pfedmma.cohort import Trainer, train_cohort
+from pfedmma.comm import WIRE_DTYPES, World
+from pfedmma.data.partition import Client
+from pfedmma.evaluation import EvaluationConfig, Evaluator, summarise
+from pfedmma.ledger import EXCHANGE
+from pfedmma.methods.base import Method
+from pfedmma.store import ClientStore
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """``participation``: share of the clients that train in a round. ``clients_per_pass``: how many clients of a rank share one pass."""
+
+    rounds: int = 50
+    local_epochs: int = 2
+    participation: float = 1.0
+    batch_size: int = 32
+    clients_per_pass: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_epochs", "batch_size", "clients_per_pass"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.in_unit_interval("participation", self.participation)
+
+
+class Listener(Protocol):
+    """Who wants to know about finished rounds."""
+
+    def round_done(self, row: dict[str, Any]) -> None: ...
+
+    def checkpoint_due(self, round_: int) -> bool: ...
+
+    def save(self, round_: int) -> None: ...
+
+
+@dataclass
+class Engine:
+    """One rank's part of a federated run."""
+
+    world: World
+    clients: tuple[Client, ...]
+    trainer: Trainer
+    evaluator: Evaluator
+    store: ClientStore
+    federation: FederationConfig
+    evaluation: EvaluationConfig
+    seed: int
+    wire: str = "fp32"
+    table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 3]
+
+    def run(self, first_round: int, listener: Listener) -> None:
+        """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record."""
+        for round_ in range(first_round, self.federation.rounds + 1):
+            clock = Clock()
+            cohort = sample(len(self.clients), self.federation.participation, self.seed, round_)
+            shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.federation.clients_per_pass)
+            clock.lap("train")
+            loss = self.collect_losses(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
+            clock.lap("wait")
+            self.store.shared = self.exchange(cohort, shared)
+            clock.lap("exchange")
+            accuracy = self.evaluate() if self.evaluation_due(round_) else None
+            clock.lap("evaluate")
+            listener.round_done(self.record(round_, cohort, loss, clock, accuracy))
+            if listener.checkpoint_due(round_):
+                listener.save(round_)
+
+    def hosted(self, ids: Sequence[int]) -> list[Client]:
+        """Those of the clients that live on this rank."""
+        return [self.clients[i] for i in ids if i % self.world.size == self.world.rank]
+
+    def exchange(self, cohort: Sequence[int], shared: Tensor) -> Tensor:
+        """The server's weighted mean over all participants [X], from this rank's ones [C, X].
+
+        Weights n_i / n are known on every rank from the partition, so nothing but the tensor travels. A rank without participants
+        enters with zeros. Local sums are fp64, the wire is fp32 (or bf16, fp16).
+        """
+        if self.trainer.layout.exchanged_size == 0:
+            return self.store.shared
+        total = sum(len(self.clients[i].train) for i in cohort)
+        weights = [len(client.train) / total for client in self.hosted(cohort)]
+        part = torch.tensor(weights, dtype=torch.float64, device=shared.device) @ shared.double()
+        return self.world.sum(part.to(WIRE_DTYPES[self.wire]), EXCHANGE).float()
+
+    def collect_losses(self, cohort: Sequence[int], losses: Tensor) -> float:
+        """The weighted mean of all participants' losses."""
+        sizes = {i: len(self.clients[i].train) for i in cohort}
+        own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
+        return float(self.world.sum(torch.tensor([own], dtype=torch.float64), "metrics")) / sum(sizes.values())
+
+    def evaluation_due(self, round_: int) -> bool:
+        every = self.evaluation.every
+        return every > 0 and (round_ % every == 0 or round_ == self.federation.rounds)
+
+    def evaluate(self) -> dict[str, float | None]:
+        """Accuracy of every client with its current state; keeps the table by client."""
+        self.table = self.evaluate_all(self.trainer.method, self.store)
+        return summarise(self.table)
+
+    def evaluate_all(self, method: Method, store: ClientStore) -> Tensor:
+        """Accuracies of all clients [K, 3]: each rank tests its own, then all know all."""
+        hosted = self.hosted(range(len(self.clients)))
+        own = self.evaluator.table(method, store.layout, hosted, store.gather)
+        table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
+        table[[client.id for client in hosted]] = own
+        return self.world.sum(table.flatten(), "metrics").view(table.shape)
+
+    def record(
+        self, round_: int, cohort: Sequence[int], loss: float, clock: Clock, accuracy: dict[str, float | None] | None
+    ) -> dict[str, Any]:
+        """The round's object in ``metrics.jsonl``."""
+        wire_bytes = WIRE_DTYPES[self.wire].itemsize
+        return {
+            "round": round_,
+            "clients": list(cohort),
+            "samples": sum(len(self.clients[i].train) for i in cohort),
+            "loss": loss,
+            "seconds": clock.seconds(),
+            "comm": self.world.ledger.close_round(self.trainer.layout.exchanged_size, len(cohort), wire_bytes),
+            "accuracy": accuracy,
+        }
+
+
+class Clock:
+    """Seconds of the parts of a round."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def seconds(self) -> dict[str, float]:
+        return self.laps | {"total": self.last - self.start}
+
+
+def sample(clients: int, participation: float, seed: int, round_: int) -> list[int]:
+    """The participants of a round, ascending: max(1, round(p K)) of K clients, the same on every rank."""
+    count = max(1, round(participation * clients))
+    order = torch.randperm(clients, generator=rng.generator(seed, "cohort", round_))
+    return sorted(order[:count].tolist())

@@ -1,0 +1,132 @@
+"""The communication ledger: four numbers that are never mixed.
+
+1. ``payload_bytes``: what is handed to each collective, by purpose.
+2. ``uplink_bytes`` / ``downlink_bytes``: participants x bytes of the exchanged tensors, the figure of the papers; it does not depend
+   on the number of ranks.
+3. ``ring_bytes_per_rank``: 2 (n-1)/n x payload, a model of what a ring all-reduce moves per rank.
+4. time in microseconds, with algorithm and bus bandwidth as nccl-tests define them.
+
+One megabyte is 10^6 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+EXCHANGE = "exchange"  # the server round; everything else is bookkeeping
+
+
+def ring_bytes(payload: float, ranks: int) -> float:
+    """Bytes that each rank of a ring all-reduce sends (and receives) for ``payload`` bytes."""
+    return 2.0 * (ranks - 1) / ranks * payload
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value below which ``share`` (0..1) of ``values`` lie, interpolated; 0.0 of an empty list."""
+    if not values:
+        return 0.0
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def bandwidths(payload: float, seconds: float, ranks: int) -> tuple[float, float]:
+    """(algbw, busbw) in GB/s: payload / time, and that times 2 (n-1)/n for an all-reduce."""
+    algorithm = payload / seconds / 1e9 if seconds > 0 else 0.0
+    return algorithm, algorithm * 2.0 * (ranks - 1) / ranks
+
+
+@dataclass
+class Entry:
+    """What the collectives of one purpose came to."""
+
+    collectives: int = 0
+    payload_bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Ledger:
+    """Every collective of a run, round by round and in total."""
+
+    ranks: int
+    current: dict[str, Entry] = field(default_factory=dict)
+    total: dict[str, Entry] = field(default_factory=dict)
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    exchange_us: list[float] = field(default_factory=list)
+
+    def enter(self, purpose: str, payload_bytes: int, seconds: float) -> None:
+        """Record one collective."""
+        for book in (self.current, self.total):
+            entry = book.setdefault(purpose, Entry())
+            entry.collectives += 1
+            entry.payload_bytes += payload_bytes
+            entry.seconds += seconds
+        if purpose == EXCHANGE:
+            self.exchange_us.append(seconds * 1e6)
+
+    def close_round(self, shared_parameters: int, participants: int, wire_bytes: int) -> dict[str, object]:
+        """The ``comm`` object of this round's metrics; the round's book is then empty.
+
+        ``wire_bytes`` is the size of one exchanged number (4 in fp32).
+        """
+        entry = self.current.get(EXCHANGE, Entry())
+        moved = participants * shared_parameters * wire_bytes
+        self.uplink_bytes += moved
+        self.downlink_bytes += moved
+        comm = {
+            "shared_parameters": shared_parameters,
+            "payload_bytes": entry.payload_bytes,
+            "uplink_bytes": moved,
+            "downlink_bytes": moved,
+            "ring_bytes_per_rank": ring_bytes(entry.payload_bytes, self.ranks),
+            "collectives": entry.collectives,
+            "time_us": entry.seconds * 1e6,
+            "bookkeeping": {
+                purpose: {"collectives": other.collectives, "payload_bytes": other.payload_bytes}
+                for purpose, other in self.current.items()
+                if purpose != EXCHANGE
+            },
+        }
+        self.current = {}
+        return comm
+
+    def totals(self) -> dict[str, object]:
+        """The ``comm`` object of the summary."""
+        entry = self.total.get(EXCHANGE, Entry())
+        middle = percentile(self.exchange_us, 0.5)
+        mean_payload = entry.payload_bytes / max(entry.collectives, 1)
+        algorithm, bus = bandwidths(mean_payload, middle / 1e6, self.ranks)
+        return {
+            "payload_bytes": entry.payload_bytes,
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+            "ring_bytes_per_rank": ring_bytes(entry.payload_bytes, self.ranks),
+            "collectives": entry.collectives,
+            "time_us_p50": middle,
+            "time_us_p95": percentile(self.exchange_us, 0.95),
+            "algbw_gb_per_s": algorithm,
+            "busbw_gb_per_s": bus,
+            "bookkeeping": {
+                purpose: {"collectives": other.collectives, "payload_bytes": other.payload_bytes}
+                for purpose, other in self.total.items()
+                if purpose != EXCHANGE
+            },
+        }
+
+    def state(self) -> dict[str, object]:
+        """What a resumed run needs to go on counting."""
+        return {
+            "total": {purpose: vars(entry) for purpose, entry in self.total.items()},
+            "uplink_bytes": self.uplink_bytes,
+            "downlink_bytes": self.downlink_bytes,
+            "exchange_us": self.exchange_us,
+        }
+
+    def restore(self, state: dict) -> None:
+        self.total = {purpose: Entry(**entry) for purpose, entry in state["total"].items()}
+        self.uplink_bytes, self.downlink_bytes = state["uplink_bytes"], state["downlink_bytes"]
+        self.exchange_us = list(state["exchange_us"])

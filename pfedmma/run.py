@@ -1,0 +1,101 @@
+"""Wiring: from a configuration to the parts of a run, for training and for everything that reads a run afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pfedmma import checkpoint, data, methods, rng
+from pfedmma.adapters.stacked import Layout
+from pfedmma.clip import backbone as clip
+from pfedmma.cohort import LocalWork, Trainer
+from pfedmma.comm import World
+from pfedmma.config import Config, flatten
+from pfedmma.data.partition import Federation
+from pfedmma.engine import Engine
+from pfedmma.errors import UserError
+from pfedmma.evaluation import Evaluator
+from pfedmma.methods.base import Method
+from pfedmma.methods.zeroshot import ZeroShot
+from pfedmma.optim import OptimizerConfig
+from pfedmma.runfolder import RunFolder
+from pfedmma.store import ClientStore
+
+# What may change between the parts of one run without making it another run.
+FREE_ON_RESUME = (
+    "run_dir", "resume", "federation.rounds", "federation.clients_per_pass", "evaluation.", "checkpoint.", "distributed.", "data.root"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """The assembled parts of a run on one rank."""
+
+    config: Config
+    backbone: clip.Backbone
+    federation: Federation
+    engine: Engine
+
+    def zero_shot_store(self) -> tuple[Method, ClientStore]:
+        """CLIP as it comes, for the reference on the same protocol."""
+        method = ZeroShot(self.backbone)
+        return method, new_store(method, self.config.optimizer, self.config.seed, self.engine.world)
+
+
+def assemble(config: Config, world: World) -> Run:
+    """Build backbone, data, method and engine.
+
+    Raises:
+        UserError: anything in ``config`` that cannot be had here.
+    """
+    backbone = clip.load(config.backbone, config.seed, world.device)
+    federation, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world.device)
+    method = methods.build(config.method, backbone)
+    store = new_store(method, config.optimizer, config.seed, world)
+    work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)
+    with backbone.autocast():
+        text_stem = method.text_stem(backbone.prompts(federation.template, federation.base.classes))
+    trainer = Trainer(backbone, method, store.layout, pixels, text_stem, work)
+    per_pass = config.federation.clients_per_pass
+    evaluator = Evaluator(backbone, federation, pixels, config.evaluation.batch_size, per_pass)
+    engine = Engine(
+        world, federation.clients, trainer, evaluator, store, config.federation, config.evaluation, config.seed, config.distributed.wire
+    )
+    return Run(config, backbone, federation, engine)
+
+
+def new_store(method: Method, optimizer: OptimizerConfig, seed: int, world: World) -> ClientStore:
+    """The state in which every client of the method starts."""
+    layout = Layout(method.shapes, method.exchange)
+    return ClientStore(layout, layout.pack(method.initial(rng.generator(seed, "init"))), optimizer, world.device)
+
+
+def restore(run: Run, folder: RunFolder) -> dict | None:
+    """Load the newest good checkpoint into ``run``; its manifest, or None where there is none. All ranks enter.
+
+    Raises:
+        UserError: the checkpoint belongs to another configuration; names the keys that differ.
+    """
+    found = checkpoint.newest_good(folder.checkpoints, run.engine.world)
+    if found is None:
+        return None
+    round_, manifest = found
+    refuse_other_config(run.config, manifest["progress"]["config"])
+    hosted = run.engine.hosted(range(len(run.engine.clients)))
+    checkpoint.restore(checkpoint.folder_of(folder.checkpoints, round_), manifest, run.engine.store, [c.id for c in hosted])
+    run.engine.world.ledger.restore(manifest["progress"]["ledger"])
+    return manifest
+
+
+def refuse_other_config(config: Config, saved: dict) -> None:
+    """Raise a `UserError` if ``saved`` (flat) differs from ``config`` in anything that makes it another run."""
+    wanted = comparable(config)
+    different = [name for name in wanted if wanted[name] != saved.get(name)]
+    if different:
+        changes = ", ".join(f"{name} (was {saved.get(name)}, is {wanted[name]})" for name in different)
+        raise UserError(f"resume: the checkpoint in {config.run_dir} is of another configuration: {changes}")
+
+
+def comparable(config: Config) -> dict:
+    """The settings that identify a run, as JSON keeps them."""
+    flat = flatten(config)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in flat.items() if not name.startswith(FREE_ON_RESUME)}

@@ -1,0 +1,84 @@
+"""A run's folder: ``config.yaml``, ``metrics.jsonl`` (one object a round), ``summary.json`` and ``checkpoints/``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pfedmma.errors import UserError
+from pfedmma.files import to_json, write_atomically
+
+
+class RunFolder:
+    """Paths and files of one run. Only rank 0 writes."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.summary = self.path / "summary.json"
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def holds_a_run(self) -> bool:
+        return self.config.exists() or self.metrics.exists()
+
+    def refuse_overwriting(self) -> None:
+        """Raise a `UserError` if a new run here would mix with an earlier one."""
+        if self.holds_a_run:
+            raise UserError(f"run_dir: {self.path} already holds a run; set resume=auto to go on with it, or choose another run_dir")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"run_dir: {self.path} is a file; choose a folder")
+
+    def require_run(self) -> None:
+        """Raise a `UserError` unless a run lives here."""
+        if not self.holds_a_run:
+            raise UserError(f"{self.path} holds no run (no config.yaml); give the run_dir of a run")
+
+    def create(self, config_yaml: str) -> None:
+        """Make the folder and keep the resolved configuration in it."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: cannot create {self.path}: {error.strerror}") from None
+        write_atomically(self.config, config_yaml.encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every complete line of ``metrics.jsonl``; a line cut off by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def keep_rounds(self, last: int) -> None:
+        """Drop what was recorded after round ``last``: a resumed run records those rounds again."""
+        rows = [row for row in self.read_metrics() if row.get("round", 0) <= last]
+        write_atomically(self.metrics, "".join(to_json(row) + "\n" for row in rows).encode())
+        self.summary.unlink(missing_ok=True)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add one round; a reader sees whole lines only."""
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(to_json(row) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics}: {error.strerror}") from error
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.summary, (to_json(summary, indent=2) + "\n").encode())
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a finished run; a `UserError` if there is none or it is broken."""
+        self.require_run()
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"the run in {self.path} is not finished (no summary.json); go on with it by resume={self.path}") from None
+        except ValueError as error:
+            raise UserError(f"{self.summary} is not valid JSON: {error}") from None

@@ -1,0 +1,71 @@
+"""``summary.json``: what a finished run came to."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import accelerate
+import numpy
+import open_clip
+import torch
+import torchvision
+
+import pfedmma
+from pfedmma.comm import WIRE_DTYPES
+from pfedmma.evaluation import COLUMNS, summarise
+from pfedmma.run import Run
+
+
+def build_summary(run: Run, zero_shot: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput."""
+    config, engine = run.config, run.engine
+    layout = engine.trainer.layout
+    return {
+        "method": config.method.name,
+        "dataset": config.data.name,
+        "protocol": config.data.protocol,
+        "backbone": config.backbone.name,
+        "precision": config.backbone.precision,
+        "seed": config.seed,
+        "rounds": config.federation.rounds,
+        "world_size": engine.world.size,
+        "accuracy": None if engine.table is None else summarise(engine.table),
+        "zero_shot": zero_shot,
+        "per_client": per_client(run),
+        "trained_parameters": layout.size,
+        "shared_parameters": layout.exchanged_size,
+        "bytes_per_client_round": layout.exchanged_size * WIRE_DTYPES[config.distributed.wire].itemsize,
+        "comm": engine.world.ledger.totals(),
+        "throughput": throughput(metrics, config.federation.local_epochs),
+        "versions": versions(),
+    }
+
+
+def per_client(run: Run) -> list[dict[str, Any]]:
+    """id, names of the classes held, sizes and accuracies of each client."""
+    rows = []
+    for client in run.federation.clients:
+        held = [run.federation.base.classes[label] for label in client.classes]
+        row = {"id": client.id, "classes": held, "train_samples": len(client.train), "test_samples": len(client.test)}
+        values = [None] * len(COLUMNS) if run.engine.table is None else run.engine.table[client.id].tolist()
+        rows.append(row | dict(zip(COLUMNS, values, strict=True)))
+    return rows
+
+
+def throughput(metrics: list[dict[str, Any]], epochs: int) -> dict[str, float]:
+    """Training images a second over all ranks, and seconds a round, over all rounds but the first (which warms up)."""
+    rows = metrics[1:] or metrics
+    images = sum(row["samples"] for row in rows) * epochs
+    spent = sum(row["seconds"]["train"] + row["seconds"].get("wait", 0.0) for row in rows)
+    total = sum(row["seconds"]["total"] for row in rows)
+    return {
+        "train_images_per_second": images / spent if spent else 0.0,
+        "seconds_per_round": total / len(rows) if rows else 0.0,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    modules = {m.__name__: m.__version__ for m in (pfedmma, torch, torchvision, open_clip, accelerate, numpy)}
+    return {"python": platform.python_version()} | modules

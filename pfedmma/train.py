@@ -1,0 +1,127 @@
+"""The main job: ``python -m pfedmma.train [--config FILE] [key=value ...]``, the same under torchrun and accelerate launch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+from pfedmma import checkpoint
+from pfedmma import config as configuration
+from pfedmma.comm import World, open_world
+from pfedmma.config import Config
+from pfedmma.console import Progression, accuracy_table, megabytes, show
+from pfedmma.errors import run_main
+from pfedmma.evaluation import summarise
+from pfedmma.run import Run, assemble, comparable, restore
+from pfedmma.runfolder import RunFolder
+from pfedmma.summary import build_summary
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, build, run."""
+    config = parse(argv)
+    folder = RunFolder(config.run_dir)
+    if not config.resume:
+        folder.refuse_overwriting()
+    world = open_world(config.distributed)
+    run = assemble(config, world)
+    manifest = restore(run, folder) if config.resume else None
+    world.wait("start")  # nothing is written before every rank could build everything
+    if world.is_main:
+        folder.create(configuration.dump(config))
+        folder.keep_rounds(manifest["round"] if manifest else 0)
+    train(run, folder, manifest)
+    world.close()
+
+
+def parse(argv: list[str] | None) -> Config:
+    """The configuration that the command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m pfedmma.train", description=__doc__)
+    parser.add_argument("--config", help="a YAML file; settings on the command line take precedence over it")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="for example federation.rounds=10 data.name=caltech101")
+    args = parser.parse_args(argv)
+    config = configuration.load(args.config, args.settings)
+    if config.resume in ("", "auto"):
+        return config
+    # resume=FOLDER: that run's own configuration, with the settings given now on top.
+    folder = RunFolder(config.resume)
+    folder.require_run()
+    given = [s for s in args.settings if not s.startswith("resume=")]
+    return configuration.load(folder.config, [*given, f"run_dir={config.resume}", "resume=auto"])
+
+
+def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
+    """All remaining rounds, then the summary."""
+    engine, world = run.engine, run.engine.world
+    done = manifest["round"] if manifest else 0
+    zero_shot = manifest["progress"]["zero_shot"] if manifest else None
+    with Progression(run.config.federation.rounds, done, world.is_main) as progression:
+        progression.say(headline(run, done))
+        if zero_shot is None and run.config.evaluation.every:
+            zero_shot = summarise(engine.evaluate_all(*run.zero_shot_store()))
+        engine.run(done + 1, Recorder(run, folder, progression, zero_shot))
+    if run.config.evaluation.every and engine.table is None:  # nothing was left to train
+        engine.evaluate()
+    if world.is_main:
+        summary = build_summary(run, zero_shot, folder.read_metrics())
+        folder.write_summary(summary)
+        show_result(summary, folder)
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Writes what the engine reports: metrics, progress, checkpoints."""
+
+    run: Run
+    folder: RunFolder
+    progression: Progression
+    zero_shot: dict[str, Any] | None
+
+    def round_done(self, row: dict[str, Any]) -> None:
+        if self.run.engine.world.is_main:
+            self.folder.append_metrics(row)
+        self.progression.round_done(row)
+
+    def checkpoint_due(self, round_: int) -> bool:
+        every = self.run.config.checkpoint.every
+        return every > 0 and (round_ % every == 0 or round_ == self.run.config.federation.rounds)
+
+    def save(self, round_: int) -> None:
+        engine = self.run.engine
+        progress = {
+            "config": comparable(self.run.config),
+            "ledger": engine.world.ledger.state(),
+            "zero_shot": self.zero_shot,
+        }
+        keep = self.run.config.checkpoint.keep
+        checkpoint.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
+
+
+def headline(run: Run, done: int) -> str:
+    """One line that says what is about to run."""
+    config, world = run.config, run.engine.world
+    start = f"from round {done + 1} " if done else ""
+    return (
+        f"{config.method.name} on {config.data.name} ({config.data.protocol}), {config.backbone.name} {config.backbone.precision}, "
+        f"{config.data.clients} clients on {ranks(world)}, {config.federation.rounds} rounds {start}-> {config.run_dir}"
+    )
+
+
+def ranks(world: World) -> str:
+    return f"{world.size} rank{'s' if world.size > 1 else ''} ({world.device.type})"
+
+
+def show_result(summary: dict[str, Any], folder: RunFolder) -> None:
+    """The final table."""
+    rows = [
+        ("zeroshot", summary["zero_shot"], "0 B"),
+        (summary["method"], summary["accuracy"], megabytes(summary["bytes_per_client_round"])),
+    ]
+    show(accuracy_table(f"{summary['dataset']}, {summary['backbone']}, {len(summary['per_client'])} clients (percent)", rows))
+    print(f"summary: {folder.summary}", file=sys.stdout, flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)
