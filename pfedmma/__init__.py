@@ -1,3 +1,17 @@
 """pfedmma: personalized federated fine-tuning of CLIP with multi-modal adapters, on torch.distributed."""
 
+from __future__ import annotations
+
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["load_adapter", "save_adapter"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `import pfedmma` stays light, and the commands start faster.
+    if name in __all__:
+        from pfedmma.adapters import module
+
+        return getattr(module, name)
+    raise AttributeError(f"module 'pfedmma' has no attribute '{name}'")

@@ -167,7 +167,7 @@ def read_tensors(folder: Path, manifest: dict[str, Any], clients: set[str]) -> I
     for shard in manifest["shards"]:
         try:
             with safe_open(folder / shard, framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118, it is no dict
                     if name == "shared" or name.split(".", 1)[0] in clients:
                         yield name, file.get_tensor(name)
         except (OSError, SafetensorError) as error:

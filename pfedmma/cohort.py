@@ -20,7 +20,7 @@ from pfedmma.adapters.stacked import Layout
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.towers import Stem
 from pfedmma.data.images import Pixels
-from pfedmma.data.partition import Client
+from pfedmma.data.partition import Client, cameras
 from pfedmma.errors import UserError
 from pfedmma.methods.base import Method
 from pfedmma.optim import OptimizerConfig
@@ -102,9 +102,8 @@ class Trainer:
             images.append(torch.cat([picture, picture[:1].expand(fill, -1, -1, -1)]))
             labels.append(torch.cat([client.labels[rows], client.labels[rows[:1]].expand(fill)]))
             weights.append(torch.cat([torch.full((len(rows),), 1.0 / len(rows)), torch.zeros(fill)]))
-        cameras = None if clients[0].camera is None else torch.stack([c.camera for c in clients])[:, None]
         device = self.backbone.device
-        pixels = self.pixels.normalise(torch.stack(images), cameras)
+        pixels = self.pixels.normalise(torch.stack(images), cameras(clients))
         return Batch(pixels.flatten(0, 1), torch.stack(labels).to(device), torch.stack(weights).to(device))
 
 

@@ -6,6 +6,7 @@ the result back as YAML.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -112,7 +113,7 @@ def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _all_names(cls: type, prefix: str = "") -> list[str]:
+def _all_names(cls: Any, prefix: str = "") -> list[str]:
     names = []
     for name, kind in typing.get_type_hints(cls).items():
         names += _all_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
@@ -172,10 +173,8 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
             return value
     elif kind is float:
         if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
     elif typing.get_origin(kind) is tuple:

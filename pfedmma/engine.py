@@ -68,6 +68,7 @@ class Engine:
         """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record."""
         for round_ in range(first_round, self.federation.rounds + 1):
             clock = Clock()
+            self.world.ledger.open_round()
             cohort = sample(len(self.clients), self.federation.participation, self.seed, round_)
             shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.federation.clients_per_pass)
             clock.lap("train")

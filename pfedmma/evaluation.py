@@ -18,7 +18,7 @@ from pfedmma import checks
 from pfedmma.adapters.stacked import Layout
 from pfedmma.clip.backbone import Backbone
 from pfedmma.data.images import Pixels
-from pfedmma.data.partition import Client, EvaluationSet, Federation
+from pfedmma.data.partition import Client, EvaluationSet, Federation, cameras
 from pfedmma.ledger import percentile
 from pfedmma.methods.base import Method
 
@@ -91,9 +91,8 @@ class Evaluator:
             for group, text in zip(groups, texts, strict=True):
                 state = layout.views(gather([c.id for c in group]))
                 with self.backbone.autocast():
-                    if group[0].camera is not None:  # every client sees the images in its own way
-                        cameras = torch.stack([c.camera for c in group])[:, None]
-                        own = self.pixels.normalise(pixels.expand(len(group), *pixels.shape), cameras)
+                    if (views := cameras(group)) is not None:  # every client sees the images in its own way
+                        own = self.pixels.normalise(pixels.expand(len(group), *pixels.shape), views)
                         image_stem = method.image_stem(own.flatten(0, 1))
                     else:
                         shared_stem = shared_stem or method.image_stem(self.pixels.normalise(pixels))

@@ -68,8 +68,12 @@ class Ledger:
         if purpose == EXCHANGE:
             self.exchange_us.append(seconds * 1e6)
 
+    def open_round(self) -> None:
+        """Begin a round's book; what was entered since the last round (start-up, checkpoints) stands in the totals alone."""
+        self.current = {}
+
     def close_round(self, shared_parameters: int, participants: int, wire_bytes: int) -> dict[str, object]:
-        """The ``comm`` object of this round's metrics; the round's book is then empty.
+        """The ``comm`` object of this round's metrics.
 
         ``wire_bytes`` is the size of one exchanged number (4 in fp32).
         """
@@ -77,7 +81,7 @@ class Ledger:
         moved = participants * shared_parameters * wire_bytes
         self.uplink_bytes += moved
         self.downlink_bytes += moved
-        comm = {
+        return {
             "shared_parameters": shared_parameters,
             "payload_bytes": entry.payload_bytes,
             "uplink_bytes": moved,
@@ -91,8 +95,6 @@ class Ledger:
                 if purpose != EXCHANGE
             },
         }
-        self.current = {}
-        return comm
 
     def totals(self) -> dict[str, object]:
         """The ``comm`` object of the summary."""

@@ -5,7 +5,7 @@ Shape legend: C clients, M rows (sequences x tokens) of one client, W width, r a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from pfedmma.adapters.stacked import kaiming_normal_fan_out, linear
 from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.towers import Stem
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,23 @@ class AdapterSpec:
         depths = backbone.visual.depth, backbone.text.depth
         pairs = tuple((depths[0] - k, depths[1] - k) for k in reversed(range(blocks)))
         return cls(pairs, backbone.visual.width, backbone.text.width, **options)
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, Sequence[int]], **options) -> AdapterSpec:
+        """The spec whose `shapes` these are; raises ValueError if there is none."""
+        blocks = {tower: sorted({int(n.split(".")[1]) for n in shapes if n.startswith(f"{tower}.")}) for tower in ("visual", "text")}
+        try:
+            pairs = tuple(zip(blocks["visual"], blocks["text"], strict=True))
+            dim, visual_width = shapes[f"visual.{pairs[0][0]}.down.weight"]
+            _, text_width = shapes[f"text.{pairs[0][1]}.down.weight"]
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(f"the tensor names are not those of paired adapters ({error})") from None
+        spec = cls(pairs, visual_width, text_width, dim, **options)
+        wanted = spec.shapes()
+        wrong = sorted(n for n in wanted.keys() | shapes.keys() if tuple(shapes.get(n, ())) != wanted.get(n))
+        if wrong:
+            raise ValueError(f"tensor {wrong[0]} is {list(shapes.get(wrong[0], ()))}, not {list(wanted.get(wrong[0], ()))}")
+        return spec
 
     def first(self, tower: str) -> int:
         """The lowest block of ``tower`` that has an adapter."""
@@ -90,6 +108,14 @@ class AdapterSpec:
         x = layer(act(layer(act(layer(x, f"{own}.down")), shared)), f"{own}.up")
         x = _scale_value(x, self.scale) if self.rescale else x * self.scale
         return x.view(normed.shape)
+
+
+def adapted_features(backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str, Tensor], stem: Stem, name: str) -> Tensor:
+    """Features of the tower ``name`` with adapters in place, fp32, not normalised: stem of C*N sequences -> [C,N,D]."""
+    tower = getattr(backbone, name)
+    x = tower.finish(stem, spec.first(name), lambda block, normed: spec(tensors, name, block, normed))
+    clients = next(iter(tensors.values())).shape[0]
+    return tower.features(x).float().unflatten(0, (clients, -1))
 
 
 class _ScaleGradient(torch.autograd.Function):

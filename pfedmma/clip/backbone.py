@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import open_clip
 import torch
@@ -70,7 +71,7 @@ class Backbone:
     precision: str = "fp32"
 
     @classmethod
-    def freeze(cls, model: nn.Module, name: str = "open_clip model", precision: str = "fp32", tokenizer=None) -> Backbone:
+    def freeze(cls, model: Any, name: str = "open_clip model", precision: str = "fp32", tokenizer=None) -> Backbone:
         """Read the weights of an open_clip model (shared, not copied, in fp32) on the device where it lies.
 
         Raises:
@@ -79,7 +80,7 @@ class Backbone:
         refuse_unsupported(model, name)
         text = model if hasattr(model, "transformer") else model.text
         pool_type = getattr(text, "text_pool_type", None) or text.pool_type
-        eos_id = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", 2)
+        eos_id: int = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", None) or 2
         dtype = PRECISIONS[precision]
         settings = getattr(model.visual, "preprocess_cfg", {})
         return cls(
@@ -208,7 +209,7 @@ def _quiet_open_clip() -> Iterator[None]:
         logging.disable(previous)
 
 
-def refuse_unsupported(model: nn.Module, name: str) -> None:
+def refuse_unsupported(model: Any, name: str) -> None:
     """Raise a `UserError` unless both towers are plain CLIP transformers."""
     visual = getattr(model, "visual", None)
     text = model if hasattr(model, "transformer") else getattr(model, "text", None)

@@ -10,7 +10,7 @@ Shape legend: N sequences (clients x images, or clients x prompts), T tokens, W 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Stem(NamedTuple):
 class Norm:
     """A frozen layer norm; computed in fp32 whatever the precision of the matrix products."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         self.identity = isinstance(module, nn.Identity)
         if not self.identity:
             self.weight, self.bias, self.eps = module.weight.detach(), module.bias.detach(), module.eps
@@ -54,9 +54,9 @@ class Norm:
 class Block:
     """One frozen pre-norm transformer block (open_clip's ``ResidualAttentionBlock``)."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        def frozen(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach().to(dtype)
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
+        def frozen(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype)
 
         attention, mlp = module.attn, module.mlp
         self.heads = attention.num_heads
@@ -76,11 +76,11 @@ class Block:
             q, k, v = F.linear(normed, self.in_weight, self.in_bias).chunk(3, dim=-1)
             mask = None
         else:
-            k, v = F.linear(normed, self.in_weight[width:], _rows(self.in_bias, width, None)).chunk(2, dim=-1)
+            k, v = F.linear(normed, self.in_weight[width:], self.in_bias[width:]).chunk(2, dim=-1)
             # The pooled token sees itself and what came before it, as in the full causal mask.
             mask = (torch.arange(x.shape[1], device=x.device) <= pool[:, None])[:, None, None] if causal else None
             x, normed = take(x, pool), take(normed, pool)
-            q = F.linear(normed, self.in_weight[:width], _rows(self.in_bias, 0, width))
+            q = F.linear(normed, self.in_weight[:width], self.in_bias[:width])
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and pool is None)
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
@@ -88,10 +88,6 @@ class Block:
         hidden = self.activation(F.linear(self.norm2(x), self.fc_weight, self.fc_bias))
         hidden = F.linear(hidden, self.proj_weight, self.proj_bias)
         return normed, x + (hidden if self.gamma2 is None else hidden * self.gamma2)
-
-
-def _rows(bias: Tensor | None, start: int, stop: int | None) -> Tensor | None:
-    return None if bias is None else bias[start:stop]
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -102,7 +98,7 @@ def take(x: Tensor, index: Tensor) -> Tensor:
 class Tower:
     """A stack of frozen blocks. Blocks are numbered from 1, as in the paper."""
 
-    def __init__(self, blocks: nn.ModuleList, causal: bool, width: int, dtype: torch.dtype) -> None:
+    def __init__(self, blocks: Any, causal: bool, width: int, dtype: torch.dtype) -> None:
         self.blocks = [Block(block, dtype) for block in blocks]
         self.causal = causal
         self.width = width
@@ -141,7 +137,7 @@ class Tower:
 class VisualTower(Tower):
     """A ViT; `embed` -> `stem` -> `finish` -> `features`."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, dtype: torch.dtype) -> None:
         super().__init__(module.transformer.resblocks, False, module.transformer.width, dtype)
         self.patch_weight = module.conv1.weight.detach()
         self.class_token, self.positions = module.class_embedding.detach(), module.positional_embedding.detach()
@@ -170,17 +166,18 @@ class VisualTower(Tower):
 class TextTower(Tower):
     """CLIP's text transformer; `embed` -> `stem` -> `finish` -> `features`."""
 
-    def __init__(self, module: nn.Module, pool_type: str, eos_id: int, dtype: torch.dtype) -> None:
+    def __init__(self, module: Any, pool_type: str, eos_id: int, dtype: torch.dtype) -> None:
         super().__init__(module.transformer.resblocks, module.attn_mask is not None, module.transformer.width, dtype)
         self.token_embedding, self.positions = module.token_embedding.weight.detach(), module.positional_embedding.detach()
         self.norm_final = Norm(module.ln_final)
         projection = module.text_projection
-        self.projection_bias = None
+        self.projection: Tensor | None = None
+        self.projection_bias: Tensor | None = None
         if isinstance(projection, nn.Linear):
             self.projection = projection.weight.detach().T
             self.projection_bias = None if projection.bias is None else projection.bias.detach()
-        else:
-            self.projection = None if projection is None else projection.detach()
+        elif projection is not None:
+            self.projection = projection.detach()
         self.pool_type, self.eos_id = pool_type, eos_id
 
     def pool_index(self, tokens: Tensor) -> Tensor:

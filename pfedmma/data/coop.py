@@ -6,10 +6,13 @@ The JSON holds, for each part, entries [path below the image folder, label, clas
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pfedmma.data.images import decode
 from pfedmma.data.sources import Source, Split
@@ -52,8 +55,12 @@ def load(name: str, root: str) -> Source:
                 f"first {missing[0]}; unpack the images into {images}"
             )
         labels = torch.tensor([label for _, label, _ in entries], dtype=torch.long)
-        splits[part] = Split(labels, lambda i, paths=paths: decode(paths[i]))
+        splits[part] = Split(labels, partial(_read, paths))
     return Source(name, names, splits)
+
+
+def _read(paths: Sequence[Path], index: int) -> Tensor:
+    return decode(paths[index])
 
 
 def find_folder(layout: Layout, root: str) -> Path:

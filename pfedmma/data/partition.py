@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,12 @@ class Client:
     labels: Tensor
     test: Tensor
     camera: Tensor | None = None
+
+
+def cameras(clients: Sequence[Client]) -> Tensor | None:
+    """The clients' colour matrices [C,1,3,3], to apply to their images [C,N,...]; None where images are plain."""
+    matrices = [client.camera for client in clients if client.camera is not None]
+    return torch.stack(matrices)[:, None] if matrices else None
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:
     order = list(range(n_base))
     random.Random(2023).shuffle(order)
     cuts = [run * i for i in range(clients)] + [n_base]
-    return [tuple(sorted(order[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [tuple(sorted(order[a:b])) for a, b in itertools.pairwise(cuts)]
 
 
 def _every_client_has_one(n_base: int, clients: int) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma import checks
-from pfedmma.adapters.multimodal import AdapterSpec
+from pfedmma.adapters.multimodal import AdapterSpec, adapted_features
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Stem
 from pfedmma.errors import UserError
@@ -65,17 +65,11 @@ class MultiModalAdapters:
         return self.backbone.text_stem(prompts, self.spec.first("text"))
 
     def image_features(self, state: State, stem: Stem) -> Tensor:
-        return self._features(state, stem, "visual")
+        return F.normalize(adapted_features(self.backbone, self.spec, state, stem, "visual"), dim=-1)
 
     def text_features(self, state: State, stem: Stem) -> Tensor:
         clients = next(iter(state.values())).shape[0]
-        return self._features(state, stem.repeat(clients), "text")
-
-    def _features(self, state: State, stem: Stem, name: str) -> Tensor:
-        tower = getattr(self.backbone, name)
-        x = tower.finish(stem, self.spec.first(name), lambda block, normed: self.spec(state, name, block, normed))
-        clients = next(iter(state.values())).shape[0]
-        return F.normalize(tower.features(x).float(), dim=-1).unflatten(0, (clients, -1))
+        return F.normalize(adapted_features(self.backbone, self.spec, state, stem.repeat(clients), "text"), dim=-1)
 
     def logits(self, state: State, images: Tensor, texts: Tensor) -> Tensor:
         return cosine_logits(images, texts, self.backbone.logit_scale)

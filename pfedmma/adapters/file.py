@@ -1,0 +1,66 @@
+"""Adapter files: one client's adapters as safetensors, in the orientation of `torch.nn.Linear`.
+
+Tensors ``visual.{b}.down.weight|bias``, ``visual.{b}.up.*``, ``text.{b}.down.*``, ``text.{b}.up.*``, ``shared.{b}.*`` (b counts blocks
+from 1; ``shared`` goes by the visual tower's number); metadata ``format``, ``dim``, ``scale``, ``activation``, ``rescale``, ``backbone``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pfedmma.adapters.multimodal import ACTIVATIONS, AdapterSpec
+from pfedmma.errors import UserError
+from pfedmma.files import write_atomically
+
+FORMAT = "pfedmma-adapter/1"
+
+
+def write(path: str | Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, backbone: str) -> None:
+    """Write one client's tensors {name: [*shape]}; an existing file is replaced as a whole."""
+    metadata = {
+        "format": FORMAT,
+        "dim": str(spec.dim),
+        "scale": repr(spec.scale),
+        "activation": spec.activation,
+        "rescale": str(spec.rescale).lower(),
+        "backbone": backbone,
+    }
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in spec.shapes()}
+    write_atomically(Path(path), save(plain, metadata))
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], AdapterSpec, str]:
+    """(tensors, spec, name of the backbone) of an adapter file.
+
+    Raises:
+        UserError: no such file, not safetensors, another format, tensors or metadata that do not fit together.
+    """
+    try:
+        with safe_open(Path(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except FileNotFoundError:
+        raise UserError(f"there is no adapter file {path}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} has format '{metadata.get('format')}', not '{FORMAT}'; write adapter files with python -m pfedmma.export")
+    return tensors, _spec(path, tensors, metadata), metadata.get("backbone", "")
+
+
+def _spec(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AdapterSpec:
+    try:
+        scale = float(metadata["scale"])
+        if not (math.isfinite(scale) and scale >= 0 and metadata["activation"] in ACTIVATIONS):
+            raise ValueError("scale must be a number from 0 on, activation one of " + ", ".join(ACTIVATIONS))
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        rescale = metadata.get("rescale", "true") == "true"
+        return AdapterSpec.from_shapes(shapes, scale=scale, activation=metadata["activation"], rescale=rescale)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is no whole adapter: {error}") from None

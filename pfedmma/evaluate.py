@@ -1,0 +1,46 @@
+"""Evaluate a run's newest checkpoint again: ``python -m pfedmma.evaluate RUN [key=value ...]``, also under torchrun.
+
+The run folder is only read. Settings on the command line may change what does not make it another run, for example
+``evaluation.split=val`` or ``data.root=...``. The last line is the result as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pfedmma import config as configuration
+from pfedmma.comm import open_world
+from pfedmma.console import accuracy_table, show
+from pfedmma.errors import UserError, run_main
+from pfedmma.evaluation import summarise
+from pfedmma.files import to_json
+from pfedmma.run import assemble, restore
+from pfedmma.runfolder import RunFolder
+from pfedmma.summary import per_client
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__)
+    parser.add_argument("run", help="folder of a run")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    args = parser.parse_args(argv)
+    folder = RunFolder(args.run)
+    folder.require_run()
+    config = configuration.load(folder.config, [*args.settings, f"run_dir={args.run}"])
+    world = open_world(config.distributed)
+    run = assemble(config, world)
+    manifest = restore(run, folder)
+    if manifest is None:
+        raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
+    accuracy = run.engine.evaluate()
+    zero_shot = summarise(run.engine.evaluate_all(*run.zero_shot_store()))
+    if world.is_main:
+        rows = [("zeroshot", zero_shot, ""), (config.method.name, accuracy, "")]
+        show(accuracy_table(f"{folder.path} after round {manifest['round']}, {config.evaluation.split} split (percent)", rows))
+        result = {"round": manifest["round"], "split": config.evaluation.split, "accuracy": accuracy, "zero_shot": zero_shot}
+        print(to_json(result | {"per_client": per_client(run)}), flush=True)
+    world.close()
+
+
+if __name__ == "__main__":
+    run_main(main)
