@@ -97,7 +97,10 @@ def save_checkpoint(root: Path, round_: int, store: ClientStore, world: World, p
 
 
 def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
-    """(round, manifest) of the newest undamaged checkpoint; warns about each damaged one. All ranks enter and agree."""
+    """(round, manifest) of the newest undamaged checkpoint, None where there is none at all. All ranks enter and agree.
+
+    Warns about each damaged one; raises a `UserError` if all are.
+    """
     candidates = rounds(root)
     if world.size > 1:  # rank 0's view of the folder decides
         listed = torch.full((64,), -1.0, dtype=torch.float64)
@@ -117,6 +120,8 @@ def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
             print(f"warning: the checkpoint of round {round_} is damaged ({problem}); trying the one before", file=sys.stderr)
         if float(world.sum(torch.tensor([float(bool(problem))]), "resume")) == 0.0:
             return round_, manifest
+    if candidates:
+        raise UserError(f"resume: all {len(candidates)} checkpoints in {root} are damaged; move them away to start the run again")
     return None
 
 

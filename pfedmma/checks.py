@@ -18,6 +18,12 @@ def positive(name: str, value: float) -> None:
         raise UserError(f"{name}: must be greater than 0, not {value:g}")
 
 
+def share_or_default(name: str, value: float, default: float) -> None:
+    """A number from 0 to 1, or ``default``, which stands for "as usual"."""
+    if value != default and not 0.0 <= value <= 1.0:
+        raise UserError(f"{name}: must be from 0 to 1, or {default:g} for the usual value, not {value:g}")
+
+
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:

@@ -135,6 +135,9 @@ def _build(cls: type, tree: dict[str, Any], prefix: str) -> Any:
     for name, value in tree.items():
         full = f"{prefix}{name}"
         if name not in hints:
+            while isinstance(value, dict) and value:  # name the setting, not only its section
+                name, value = next(iter(value.items()))
+                full = f"{full}.{name}"
             raise _unknown(full)
         if dataclasses.is_dataclass(hints[name]):
             if value is None:

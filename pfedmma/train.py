@@ -12,7 +12,7 @@ from pfedmma import config as configuration
 from pfedmma.comm import World, open_world
 from pfedmma.config import Config
 from pfedmma.console import Progression, accuracy_table, megabytes, show
-from pfedmma.errors import run_main
+from pfedmma.errors import UserError, run_main
 from pfedmma.evaluation import summarise
 from pfedmma.run import Run, assemble, comparable, restore
 from pfedmma.runfolder import RunFolder
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def parse(argv: list[str] | None) -> Config:
     """The configuration that the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m pfedmma.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m pfedmma.train", description=__doc__, epilog=all_settings(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", help="a YAML file; settings on the command line take precedence over it")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="for example federation.rounds=10 data.name=caltech101")
     args = parser.parse_args(argv)
@@ -49,7 +51,14 @@ def parse(argv: list[str] | None) -> Config:
     folder = RunFolder(config.resume)
     folder.require_run()
     given = [s for s in args.settings if not s.startswith("resume=")]
+    if any(s.startswith("run_dir=") for s in given):
+        raise UserError(f"run_dir: resume={config.resume} goes on in that folder; leave run_dir out, or copy the folder first")
     return configuration.load(folder.config, [*given, f"run_dir={config.resume}", "resume=auto"])
+
+
+def all_settings() -> str:
+    """Every setting with its default, for ``--help``."""
+    return "settings:\n" + "\n".join(f"  {name}={value}" for name, value in configuration.flatten(Config()).items())
 
 
 def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:

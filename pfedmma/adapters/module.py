@@ -49,7 +49,7 @@ class AdaptedCLIP(nn.Module):
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """[N,3,S,S] preprocessed images -> features [N,D]."""
-        return self._features(self.backbone.image_stem(images, self.spec.first("visual")), "visual", normalize)
+        return self._features(self.backbone.image_stem(images.float(), self.spec.first("visual")), "visual", normalize)
 
     def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
         """[N,context] token ids -> features [N,D]."""

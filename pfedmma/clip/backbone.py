@@ -56,6 +56,7 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    resize_mode: str = "shortest"  # or "squash"
 
 
 @dataclass(frozen=True)
@@ -78,21 +79,26 @@ class Backbone:
             UserError: a tower is no plain transformer (ResNet, timm, HuggingFace, CoCa, custom blocks).
         """
         refuse_unsupported(model, name)
+        settings = getattr(model.visual, "preprocess_cfg", {})
+        if settings.get("resize_mode", "shortest") not in ("shortest", "squash"):
+            raise UserError(
+                f"backbone.name: {name} wants images resized by '{settings['resize_mode']}'; 'shortest' and 'squash' are supported"
+            )
         text = model if hasattr(model, "transformer") else model.text
         pool_type = getattr(text, "text_pool_type", None) or text.pool_type
         eos_id: int = getattr(text, "text_eos_id", None) or getattr(text, "eos_id", None) or 2
         dtype = PRECISIONS[precision]
-        settings = getattr(model.visual, "preprocess_cfg", {})
         return cls(
             name=name,
             visual=VisualTower(model.visual, dtype),
             text=TextTower(text, pool_type, eos_id, dtype),
-            logit_scale=model.logit_scale.detach().exp(),
+            logit_scale=model.logit_scale.detach().float().exp(),
             preprocess=Preprocess(
                 size=model.visual.image_size[0],
                 mean=tuple(settings.get("mean", open_clip.OPENAI_DATASET_MEAN)),
                 std=tuple(settings.get("std", open_clip.OPENAI_DATASET_STD)),
                 interpolation=settings.get("interpolation", "bicubic"),
+                resize_mode=settings.get("resize_mode", "shortest"),
             ),
             tokenizer=tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length),
             precision=precision,

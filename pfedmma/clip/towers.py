@@ -45,7 +45,7 @@ class Norm:
     def __init__(self, module: Any) -> None:
         self.identity = isinstance(module, nn.Identity)
         if not self.identity:
-            self.weight, self.bias, self.eps = module.weight.detach(), module.bias.detach(), module.eps
+            self.weight, self.bias, self.eps = module.weight.detach().float(), module.bias.detach().float(), module.eps
 
     def __call__(self, x: Tensor) -> Tensor:
         return x if self.identity else F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
@@ -139,10 +139,10 @@ class VisualTower(Tower):
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         super().__init__(module.transformer.resblocks, False, module.transformer.width, dtype)
-        self.patch_weight = module.conv1.weight.detach()
-        self.class_token, self.positions = module.class_embedding.detach(), module.positional_embedding.detach()
+        self.patch_weight = module.conv1.weight.detach().float()
+        self.class_token, self.positions = module.class_embedding.detach().float(), module.positional_embedding.detach().float()
         self.norm_pre, self.norm_post = Norm(module.ln_pre), Norm(module.ln_post)
-        self.projection = module.proj.detach()
+        self.projection = module.proj.detach().float()
         self.pool_type, self.norm_after_pool = module.pool_type, module.final_ln_after_pool
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -168,16 +168,17 @@ class TextTower(Tower):
 
     def __init__(self, module: Any, pool_type: str, eos_id: int, dtype: torch.dtype) -> None:
         super().__init__(module.transformer.resblocks, module.attn_mask is not None, module.transformer.width, dtype)
-        self.token_embedding, self.positions = module.token_embedding.weight.detach(), module.positional_embedding.detach()
+        self.token_embedding = module.token_embedding.weight.detach().float()
+        self.positions = module.positional_embedding.detach().float()
         self.norm_final = Norm(module.ln_final)
         projection = module.text_projection
         self.projection: Tensor | None = None
         self.projection_bias: Tensor | None = None
         if isinstance(projection, nn.Linear):
-            self.projection = projection.weight.detach().T
-            self.projection_bias = None if projection.bias is None else projection.bias.detach()
+            self.projection = projection.weight.detach().float().T
+            self.projection_bias = None if projection.bias is None else projection.bias.detach().float()
         elif projection is not None:
-            self.projection = projection.detach()
+            self.projection = projection.detach().float()
         self.pool_type, self.eos_id = pool_type, eos_id
 
     def pool_index(self, tokens: Tensor) -> Tensor:

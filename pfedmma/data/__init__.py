@@ -43,8 +43,7 @@ class DataConfig:
         checks.at_least("shots", self.shots, 0)
         checks.positive("beta", self.beta)
         checks.one_of("augment", self.augment, ("auto", "crop", "none"))
-        if self.camera != -1.0:
-            checks.at_least("camera", self.camera, 0)
+        checks.share_or_default("camera", self.camera, -1.0)
 
 
 def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, device: torch.device) -> tuple[Federation, Pixels]:

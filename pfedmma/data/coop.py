@@ -6,6 +6,7 @@ The JSON holds, for each part, entries [path below the image folder, label, clas
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ def find_folder(layout: Layout, root: str) -> Path:
     """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the split file."""
     if not root:
         raise UserError(f"data.root: this data set is read from disk; give the folder that holds {layout.folder}/")
-    base = Path(root).expanduser()
+    base = Path(os.path.expanduser(root))  # leaves ~nobody as it is
     if not base.is_dir():
         raise UserError(f"data.root: there is no folder '{root}'")
     for folder in (base / layout.folder, base):
@@ -83,7 +84,7 @@ def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     """{"train" | "val" | "test": [(path, label, class name), ...]}, checked."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the split file {path}: {error}") from None
     parts = {}
     for part in ("train", "val", "test"):
@@ -112,7 +113,10 @@ def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tup
     if sorted(names) != list(range(len(names))):
         raise UserError(f"the labels in the split file {path} must be 0 .. {len(names) - 1} without a gap")
     ordered = tuple(names[label] for label in range(len(names)))
-    twice = {name for name in ordered if ordered.count(name) > 1}
+    spoken = [name.replace("_", " ") for name in ordered]  # as prompts say them
+    twice = {name for name in spoken if spoken.count(name) > 1}
+    if not ordered:
+        raise UserError(f"the split file {path} lists no image")
     if twice:
         raise UserError(f"the split file {path} gives the class name '{min(twice)}' to two labels")
     return ordered

@@ -6,20 +6,30 @@ Shape legend: N images, S pixels a side (of the backbone).
 from __future__ import annotations
 
 import math
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from pfedmma import rng
 from pfedmma.clip.backbone import Preprocess
-from pfedmma.data.sources import Source
-from pfedmma.errors import UserError
+from pfedmma.data.sources import Source, Unreadable
 
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 CROP_SCALE = (0.08, 1.0)  # of the image's area
 CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
@@ -32,10 +42,19 @@ def decode(path: Path) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            turn = _TURNS.get(_orientation(image))
+            upright = image.convert("RGB") if turn is None else image.convert("RGB").transpose(turn)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {path}: {error}; repair or replace the file") from None
+        raise Unreadable(f"cannot read the image {path}: {error}; repair or replace the file") from None
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none; other tags, broken or not, are left alone."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except (ValueError, TypeError, SyntaxError, struct.error):
+        return 1
 
 
 class Pixels:
@@ -91,13 +110,16 @@ class Pixels:
 
 
 def fit(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """Shorter side to S, centre crop: uint8 [3,H,W] -> uint8 [3,S,S], through PIL as open_clip does it."""
+    """uint8 [3,H,W] -> uint8 [3,S,S], through PIL as open_clip does it: shorter side to S and centre crop, or squashed."""
     size = preprocess.size
     if image.shape[1:] == (size, size):
         return image
     mode = InterpolationMode(preprocess.interpolation)
     picture = tv.to_pil_image(image)
-    picture = tv.center_crop(tv.resize(picture, [size], interpolation=mode), [size, size])
+    if preprocess.resize_mode == "squash":
+        picture = tv.resize(picture, [size, size], interpolation=mode)
+    else:
+        picture = tv.center_crop(tv.resize(picture, [size], interpolation=mode), [size, size])
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 

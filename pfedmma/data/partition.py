@@ -20,7 +20,8 @@ class Client:
     """One client: its classes (base labels), its training images and its own test images.
 
     ``train`` [n] are positions in the source's training split, ``labels`` [n] their base labels; ``test`` [m] are positions in
-    the federation's base test set. ``camera`` [3,3] is the colour matrix of the client's own looks, None for plain images.
+    the federation's base test set. ``camera`` [3,3] is the colour matrix of the client's own looks, None for plain images;
+    ``domain`` the name of the domain it belongs to, None where there are no domains.
     """
 
     id: int
@@ -29,6 +30,7 @@ class Client:
     labels: Tensor
     test: Tensor
     camera: Tensor | None = None
+    domain: str | None = None
 
 
 def cameras(clients: Sequence[Client]) -> Tensor | None:
@@ -49,12 +51,21 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Federation:
-    """A source divided among clients; every rank holds the same value."""
+    """A source divided among clients; every rank holds the same value.
+
+    ``novel`` are classes that no client trains on, ``unseen`` is a domain that no client holds.
+    """
 
     clients: tuple[Client, ...]
     base: EvaluationSet
     novel: EvaluationSet | None
     template: str
+    unseen: EvaluationSet | None = None
+
+    def sets(self) -> dict[str, EvaluationSet]:
+        """The test sets that every client is tested on, by the name of their accuracy."""
+        named = {"base": self.base, "novel": self.novel, "unseen": self.unseen}
+        return {name: images for name, images in named.items() if images is not None}
 
 
 def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_split: str = "test") -> Federation:
@@ -74,7 +85,7 @@ def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_spli
     groups = split_classes(n_base, clients)
     members = []
     for number, classes in enumerate(groups):
-        chosen = torch.cat([_draw_shots(source, label, shots, seed) for label in classes])
+        chosen = torch.cat([draw_shots(source, label, shots, seed) for label in classes])
         own = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
         members.append(Client(number, classes, chosen, source.splits["train"].labels[chosen], own))
     return Federation(tuple(members), base, _evaluation_set(source, test_split, n_base, total), source.template)
@@ -100,22 +111,27 @@ def _every_client_has_one(n_base: int, clients: int) -> bool:
     return run >= 1 and run * (clients - 1) < n_base
 
 
-def _draw_shots(source: Source, label: int, shots: int, seed: int) -> Tensor:
-    """Positions of ``shots`` training images of a class, in ascending order."""
-    pool = (source.splits["train"].labels == label).nonzero().squeeze(1)
-    if shots == 0:
-        shots = len(pool)
-    if shots > len(pool) or len(pool) == 0:
+def draw_shots(source: Source, label: int, shots: int, seed: int, domain: int | None = None) -> Tensor:
+    """Positions of ``shots`` training images of a class (of one domain, if given), ascending; 0 takes all."""
+    split = source.splits["train"]
+    wanted = split.labels == label
+    if domain is not None and split.domains is not None:
+        wanted &= split.domains == domain
+    pool = wanted.nonzero().squeeze(1)
+    count = shots or max(1, len(pool))
+    if count > len(pool):
+        of = "" if domain is None else f" of domain '{source.domains[domain]}'"
         raise UserError(
-            f"data.shots: class '{source.class_names[label]}' has {len(pool)} training images, fewer than {max(shots, 1)} shots; "
+            f"data.shots: class '{source.class_names[label]}'{of} has {len(pool)} training images, fewer than {count} shots; "
             f"lower data.shots, or 0 takes all there are"
         )
-    chosen = torch.randperm(len(pool), generator=rng.generator(seed, "shots", label))[:shots]
+    ids = (label,) if domain is None else (label, source.domains[domain])
+    chosen = torch.randperm(len(pool), generator=rng.generator(seed, "shots", *ids))[:count]
     return pool[chosen].sort().values
 
 
 def _evaluation_set(source: Source, split: str, start: int, stop: int) -> EvaluationSet:
-    labels = source.splits[split].labels
+    labels = source.split_for_tests(split).labels
     indices = ((labels >= start) & (labels < stop)).nonzero().squeeze(1)
     if len(indices) == 0:
         raise UserError(f"data.root: the '{split}' split of {source.name} holds no image of its labels {start} .. {stop - 1}")

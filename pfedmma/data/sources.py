@@ -7,6 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pfedmma.errors import UserError
+
+
+class Unreadable(UserError):
+    """An image file that cannot be decoded; the message names it."""
+
+
 GENERIC_TEMPLATE = "a photo of a {}."
 
 
@@ -15,11 +22,13 @@ class Split:
     """Labelled images of one split.
 
     ``labels`` [n] int64, indices into the source's class names. ``read(i)`` decodes image i: uint8 [3, H, W], sizes
-    may differ from image to image; it raises a `UserError` that names the file if that cannot be done.
+    may differ from image to image; it raises `Unreadable`, which names the file, if that cannot be done. ``domains`` [n] are indices
+    into the source's domains.
     """
 
     labels: Tensor
     read: Callable[[int], Tensor]
+    domains: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -32,3 +41,11 @@ class Source:
     template: str = GENERIC_TEMPLATE
     augment: str = "crop"  # what "auto" means for this source
     camera: float = 0.0  # likewise
+    domains: tuple[str, ...] = ()
+    coarse: tuple[int, ...] | None = None  # superclass of each class, where there are superclasses
+
+    def split_for_tests(self, name: str) -> Split:
+        """The split ``test`` or ``val``; a `UserError` if the source has none of that name."""
+        if name not in self.splits:
+            raise UserError(f"evaluation.split: {self.name} has no '{name}' split; it has {', '.join(self.splits)}")
+        return self.splits[name]

@@ -114,6 +114,11 @@ def _texture(patterns: Tensor, x: Tensor, y: Tensor, phase: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
+    """Out of focus, to the same share of the picture at any size."""
+    size = images.shape[-1]
+    if size > 32:
+        small = torch.nn.functional.interpolate(images, size=32, mode="bilinear", antialias=True)
+        return torch.nn.functional.interpolate(_blur(small), size=size, mode="bicubic").clamp(0.0, 1.0)
     kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16.0
     weight = (kernel[:, None] * kernel[None, :]).expand(3, 1, 5, 5)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")

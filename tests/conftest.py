@@ -1,0 +1,25 @@
+"""Fixtures that tests in several folders share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from pfedmma.clip.backbone import BackboneConfig, create_model
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images beside the repository; they may not be copied into it."""
+    folder = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real images: ../shared/data is not there")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> nn.Module:
+    """The open_clip model behind ``backbone.name=tiny``, with random weights; no test may change them."""
+    return create_model(BackboneConfig("tiny", "none"), seed=0)
