@@ -68,7 +68,8 @@ def save_checkpoint(root: Path, round_: int, store: ClientStore, world: World, p
     """
     draft, final = root / f".draft-{round_:06d}", folder_of(root, round_)
     if world.is_main:
-        shutil.rmtree(draft, ignore_errors=True)
+        for leftover in root.glob(".draft-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
         except OSError as error:
@@ -87,19 +88,24 @@ def save_checkpoint(root: Path, round_: int, store: ClientStore, world: World, p
             "shards": shards,
             "progress": progress,
         }
-        write_atomically(draft / "manifest.json", to_json(manifest, indent=1).encode())
+        write_atomically(draft / "manifest.json", to_json(manifest | {"digest": _digest(manifest)}, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
-        sync_folder(root)
-        for old in rounds(root)[keep:]:
+        try:
+            draft.rename(final)
+            sync_folder(root)
+        except OSError as error:
+            raise UserError(f"cannot write {final}: {error.strerror}") from error
+        # Rounds after this one are what a damaged checkpoint left of an earlier try.
+        kept = [r for r in rounds(root) if r <= round_][:keep]
+        for old in set(rounds(root)) - set(kept):
             shutil.rmtree(folder_of(root, old), ignore_errors=True)
     world.wait("checkpoint")
 
 
 def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
-    """(round, manifest) of the newest undamaged checkpoint, None where there is none at all. All ranks enter and agree.
+    """(round, manifest) of the newest undamaged checkpoint, None where there is none. All ranks enter and agree.
 
-    Warns about each damaged one; raises a `UserError` if all are.
+    Warns about each damaged one.
     """
     candidates = rounds(root)
     if world.size > 1:  # rank 0's view of the folder decides
@@ -117,11 +123,9 @@ def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
         except Damaged as error:
             manifest, problem = {}, str(error)
         if problem:
-            print(f"warning: the checkpoint of round {round_} is damaged ({problem}); trying the one before", file=sys.stderr)
+            print(f"warning: the checkpoint of round {round_} is damaged ({problem})", file=sys.stderr)
         if float(world.sum(torch.tensor([float(bool(problem))]), "resume")) == 0.0:
             return round_, manifest
-    if candidates:
-        raise UserError(f"resume: all {len(candidates)} checkpoints in {root} are damaged; move them away to start the run again")
     return None
 
 
@@ -137,9 +141,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise Damaged(f"manifest.json has no {name}")
     if manifest["format"] != FORMAT:
         raise Damaged(f"manifest.json says format {manifest['format']}, not {FORMAT}")
-    if any(Path(name).name != name for name in manifest["shards"]):
-        raise Damaged("manifest.json names a file outside its folder")
+    digest = manifest.pop("digest", None)
+    if digest != _digest(manifest):
+        raise Damaged("manifest.json does not have the digest that it gives")
+    if folder_of(folder.parent, manifest["round"]) != folder:
+        raise Damaged(f"manifest.json is of round {manifest['round']}")
+    if "server.safetensors" not in manifest["shards"] or any(Path(name).name != name for name in manifest["shards"]):
+        raise Damaged("manifest.json names no server.safetensors, or a file outside its folder")
     return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest's content, whatever the layout of its text."""
+    return hashlib.sha256(json.dumps(json.loads(to_json(manifest)), sort_keys=True).encode()).hexdigest()
 
 
 def verify(folder: Path, shards: Iterable[tuple[str, str]]) -> None:

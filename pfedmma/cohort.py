@@ -9,8 +9,8 @@ Shape legend: C clients in the stack, k of them still training, B images a clien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from pfedmma import optim, rng
 from pfedmma.adapters.stacked import Layout
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.towers import Stem
-from pfedmma.data.images import Pixels
+from pfedmma.data.images import Pixels, Staged
 from pfedmma.data.partition import Client, cameras
+from pfedmma.data.prefetch import Prefetched, Stopwatch
 from pfedmma.errors import UserError
 from pfedmma.methods.base import Method
 from pfedmma.optim import OptimizerConfig
@@ -47,6 +48,7 @@ class Trainer:
     pixels: Pixels
     text_stem: Stem
     work: LocalWork
+    waiting: Stopwatch = field(default_factory=Stopwatch)  # for input
 
     def train(self, clients: Sequence[Client], params: Tensor, state: optim.OptimizerState, round_: int) -> Tensor:
         """Train the stack in place.
@@ -63,15 +65,15 @@ class Trainer:
         plans = [batches(client, self.work, round_) for client in clients]
         losses = torch.zeros(max(map(len, plans)), len(clients), device=params.device)
         scale = LossScale(len(clients), params.device, enabled=self.backbone.precision == "fp16")
-        for number in range(len(losses)):
-            k = sum(len(plan) > number for plan in plans)
-            batch = self.batch(clients[:k], [plan[number] for plan in plans[:k]], round_, number)
+        for number, staged in enumerate(Prefetched(self.staged(clients, plans, round_), self.waiting)):
+            k = len(staged.labels)
             rows = {name: tensor[:k] for name, tensor in state.items()}
-            losses[number, :k] = self.step(params[:k], rows, batch, scale)
+            losses[number, :k] = self.step(params[:k], rows, self.on_device(clients[:k], staged), scale)
         steps = torch.tensor([len(plan) for plan in plans], device=params.device)
         mean = losses.sum(dim=0) / steps
-        if not bool(torch.isfinite(mean).all()):  # the one wait for the device in a local training
-            _name_first_bad(losses, clients, round_)
+        finite = torch.isfinite(mean) & torch.isfinite(params).all(dim=1)
+        if not bool(finite.all()):  # the one wait for the device in a local training
+            _name_first_bad(losses, finite, clients, round_)
         return mean
 
     def step(self, params: Tensor, state: optim.OptimizerState, batch: Batch, scale: LossScale) -> Tensor:
@@ -91,20 +93,50 @@ class Trainer:
             scale.guarded_step(self.work.optimizer, params, grads, state)
         return losses.detach()
 
-    def batch(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Batch:
+    def staged(self, clients: Sequence[Client], plans: Sequence[Sequence[Tensor]], round_: int) -> Iterator[StagedBatch]:
+        """The batches of a round one after another, each of the clients that still have one."""
+        for number in range(max(map(len, plans))):
+            k = sum(len(plan) > number for plan in plans)
+            yield self.stage(clients[:k], [plan[number] for plan in plans[:k]], round_, number)
+
+    def stage(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> StagedBatch:
         """The clients' next batches side by side, padded to the largest with images of weight 0."""
         size = max(map(len, chosen))
-        images, labels, weights = [], [], []
+        draws, flips, labels, weights, places = [], [], [], [], []
+        first = 0  # row of the client's first image
         for client, rows in zip(clients, chosen, strict=True):
-            gen = rng.generator(self.work.seed, "augment", round_, client.id, number)
+            draw, flip = self.pixels.draws(len(rows), rng.generator(self.work.seed, "augment", round_, client.id, number))
+            draws.append(draw)
+            flips.append(flip)
             fill = size - len(rows)
-            picture = self.pixels.training(client.train[rows], gen)
-            images.append(torch.cat([picture, picture[:1].expand(fill, -1, -1, -1)]))
             labels.append(torch.cat([client.labels[rows], client.labels[rows[:1]].expand(fill)]))
             weights.append(torch.cat([torch.full((len(rows),), 1.0 / len(rows)), torch.zeros(fill)]))
+            places.append(torch.cat([torch.arange(first, first + len(rows)), torch.full((fill,), first)]))
+            first += len(rows)
+        indices = torch.cat([client.train[rows] for client, rows in zip(clients, chosen, strict=True)])
+        images = self.pixels.stage(indices, torch.cat(draws), torch.cat(flips))
+        return StagedBatch(images, torch.stack(places), torch.stack(labels), torch.stack(weights))
+
+    def on_device(self, clients: Sequence[Client], staged: StagedBatch) -> Batch:
+        """The same batch on the device, seen through the clients' cameras."""
         device = self.backbone.device
-        pixels = self.pixels.normalise(torch.stack(images), cameras(clients))
-        return Batch(pixels.flatten(0, 1), torch.stack(labels).to(device), torch.stack(weights).to(device))
+        images = self.pixels.finish(staged.images)[staged.places.to(device)]
+        pixels = self.pixels.normalise(images, cameras(clients))
+        return Batch(pixels.flatten(0, 1), staged.labels.to(device), staged.weights.to(device))
+
+    def batch(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Batch:
+        """One batch from beginning to end."""
+        return self.on_device(clients, self.stage(clients, chosen, round_, number))
+
+
+@dataclass(frozen=True)
+class StagedBatch:
+    """A batch of k clients on the host: the distinct ``images``; ``places`` [k,B], their rows; ``labels`` and ``weights`` [k,B]."""
+
+    images: Staged
+    places: Tensor
+    labels: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -178,9 +210,10 @@ def train_cohort(
     return shared, losses
 
 
-def _name_first_bad(losses: Tensor, clients: Sequence[Client], round_: int) -> None:
-    number, row = (~torch.isfinite(losses)).nonzero()[0].tolist()
-    raise UserError(
-        f"the training loss of client {clients[row].id} in round {round_}, batch {number + 1} is {losses[number, row].item()}; "
-        f"lower optimizer.lr, or set optimizer.clip"
-    )
+def _name_first_bad(losses: Tensor, finite: Tensor, clients: Sequence[Client], round_: int) -> None:
+    remedy = "lower optimizer.lr, or set optimizer.clip"
+    for number, row in (~torch.isfinite(losses)).nonzero().tolist():
+        value = losses[number, row].item()
+        raise UserError(f"the training loss of client {clients[row].id} in round {round_}, batch {number + 1} is {value}; {remedy}")
+    row = int((~finite).nonzero()[0])
+    raise UserError(f"the last batch of client {clients[row].id} in round {round_} left parameters that are not finite; {remedy}")

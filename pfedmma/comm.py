@@ -21,6 +21,7 @@ from pfedmma.errors import UserError
 from pfedmma.ledger import Ledger
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ class World:
 
     def __init__(self, rank: int, size: int, device: torch.device, backend: str = "gloo") -> None:
         self.rank, self.size, self.device, self.backend = rank, size, device, backend
+        # Which of the ranks on this machine, and how many they are.
+        self.local_rank, self.local_size = (int(os.environ.get(n, d)) if size > 1 else int(d) for n, d in _LOCAL)
         self.ledger = Ledger(size)
+
+    def hosts(self, client: int) -> bool:
+        """Whether a client lives on this rank: clients are dealt out in turn."""
+        return client % self.size == self.rank
 
     @property
     def is_main(self) -> bool:
@@ -86,6 +93,7 @@ class World:
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            PartialState._reset_state()
 
 
 def open_world(config: DistributedConfig) -> World:
@@ -110,7 +118,13 @@ def open_world(config: DistributedConfig) -> World:
             options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     if gpu:
         _claim_gpu(backend)
-    state = PartialState(cpu=not gpu, **options)
+    try:
+        state = PartialState(cpu=not gpu, **options)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"distributed: the ranks could not meet within {config.timeout:g} s ({str(error).splitlines()[0][:200]}); "
+            f"check that all ranks were started, and distributed.init_method"
+        ) from error
     if state.device.type == "cuda":
         torch.cuda.set_device(state.device)
     return World(state.process_index, state.num_processes, state.device, backend)

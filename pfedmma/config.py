@@ -122,10 +122,13 @@ def _all_names(cls: Any, prefix: str = "") -> list[str]:
 
 def _unknown(name: str) -> UserError:
     known = _all_names(Config)
-    by_last = {item.rsplit(".", 1)[-1]: item for item in known}
-    near = difflib.get_close_matches(name, known, 1, 0.6)
-    near = near or [by_last[m] for m in difflib.get_close_matches(name.rsplit(".", 1)[-1], by_last, 1, 0.6)]
-    hint = f"did you mean '{near[0]}'?" if near else f"the sections are {', '.join(f.name for f in dataclasses.fields(Config))}"
+    last = name.rsplit(".", 1)[-1]
+    near = [item for item in known if item.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(name, known, 1, 0.6)
+    if not near:
+        like = difflib.get_close_matches(last, [item.rsplit(".", 1)[-1] for item in known], 1, 0.6)
+        near = [item for item in known if item.rsplit(".", 1)[-1] in like]
+    sections = ", ".join(f.name for f in dataclasses.fields(Config))
+    hint = f"did you mean {' or '.join(repr(item) for item in near)}?" if near else f"the sections are {sections}"
     return UserError(f"unknown setting '{name}'; {hint}")
 
 

@@ -47,7 +47,7 @@ class Progression:
 
     def say(self, text: str) -> None:
         if self.enabled:
-            self.progress.console.print(text, highlight=False, soft_wrap=True)
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def round_done(self, row: dict[str, Any]) -> None:
         """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file."""

@@ -62,7 +62,7 @@ class Engine:
     evaluation: EvaluationConfig
     seed: int
     wire: str = "fp32"
-    table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 3]
+    table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
 
     def run(self, first_round: int, listener: Listener) -> None:
         """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record."""
@@ -72,6 +72,7 @@ class Engine:
             cohort = sample(len(self.clients), self.federation.participation, self.seed, round_)
             shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.federation.clients_per_pass)
             clock.lap("train")
+            clock.laps["input"] = self.trainer.waiting.take()  # the part of training that waited for images
             loss = self.collect_losses(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
             clock.lap("wait")
             self.store.shared = self.exchange(cohort, shared)
@@ -84,7 +85,7 @@ class Engine:
 
     def hosted(self, ids: Sequence[int]) -> list[Client]:
         """Those of the clients that live on this rank."""
-        return [self.clients[i] for i in ids if i % self.world.size == self.world.rank]
+        return [self.clients[i] for i in ids if self.world.hosts(i)]
 
     def exchange(self, cohort: Sequence[int], shared: Tensor) -> Tensor:
         """The server's weighted mean over all participants [X], from this rank's ones [C, X].
@@ -109,22 +110,24 @@ class Engine:
         every = self.evaluation.every
         return every > 0 and (round_ % every == 0 or round_ == self.federation.rounds)
 
-    def evaluate(self) -> dict[str, float | None]:
+    def evaluate(self) -> dict[str, Any]:
         """Accuracy of every client with its current state; keeps the table by client."""
         self.table = self.evaluate_all(self.trainer.method, self.store)
-        return summarise(self.table)
+        return self.summarise(self.table)
+
+    def summarise(self, table: Tensor) -> dict[str, Any]:
+        """Averages of a table over clients, and over their domains if they have any."""
+        return summarise(table, [client.domain for client in self.clients])
 
     def evaluate_all(self, method: Method, store: ClientStore) -> Tensor:
-        """Accuracies of all clients [K, 3]: each rank tests its own, then all know all."""
+        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all."""
         hosted = self.hosted(range(len(self.clients)))
         own = self.evaluator.table(method, store.layout, hosted, store.gather)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
         table[[client.id for client in hosted]] = own
         return self.world.sum(table.flatten(), "metrics").view(table.shape)
 
-    def record(
-        self, round_: int, cohort: Sequence[int], loss: float, clock: Clock, accuracy: dict[str, float | None] | None
-    ) -> dict[str, Any]:
+    def record(self, round_: int, cohort: Sequence[int], loss: float, clock: Clock, accuracy: dict[str, Any] | None) -> dict[str, Any]:
         """The round's object in ``metrics.jsonl``."""
         wire_bytes = WIRE_DTYPES[self.wire].itemsize
         return {

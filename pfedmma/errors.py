@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(ValueError):
     """Input that cannot be used. The message is one sentence: what is wrong, where, and what would be right."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser that ends like everything else: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help shows what there is")
 
 
 def run_main(main: Callable[[], None]) -> None:

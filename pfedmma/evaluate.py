@@ -6,13 +6,10 @@ The run folder is only read. Settings on the command line may change what does n
 
 from __future__ import annotations
 
-import argparse
-
 from pfedmma import config as configuration
 from pfedmma.comm import open_world
 from pfedmma.console import accuracy_table, show
-from pfedmma.errors import UserError, run_main
-from pfedmma.evaluation import summarise
+from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.files import to_json
 from pfedmma.run import assemble, restore
 from pfedmma.runfolder import RunFolder
@@ -20,7 +17,7 @@ from pfedmma.summary import per_client
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__)
+    parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     args = parser.parse_args(argv)
@@ -33,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None:
         raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
     accuracy = run.engine.evaluate()
-    zero_shot = summarise(run.engine.evaluate_all(*run.zero_shot_store()))
+    zero_shot = run.engine.summarise(run.engine.evaluate_all(*run.zero_shot_store()))
     if world.is_main:
         rows = [("zeroshot", zero_shot, ""), (config.method.name, accuracy, "")]
         show(accuracy_table(f"{folder.path} after round {manifest['round']}, {config.evaluation.split} split (percent)", rows))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from pfedmma.data.partition import Client, EvaluationSet, Federation, cameras
 from pfedmma.ledger import percentile
 from pfedmma.methods.base import Method
 
-COLUMNS = ("local", "base", "novel")
+COLUMNS = ("local", "base", "novel", "unseen")
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,19 @@ class Evaluator:
 
     @torch.no_grad()
     def table(self, method: Method, layout: Layout, clients: Sequence[Client], gather: Callable[[Sequence[int]], Tensor]) -> Tensor:
-        """Accuracy in percent [C, 3] (columns `COLUMNS`, NaN where there is nothing to test), on the CPU, in fp64.
+        """Accuracy in percent [C, 4] (columns `COLUMNS`, NaN where there is nothing to test), on the CPU, in fp64.
 
         ``gather`` gives the stack [C, P] of the clients with these ids.
         """
-        table = torch.full((len(clients), 3), float("nan"), dtype=torch.float64)
+        table = torch.full((len(clients), len(COLUMNS)), float("nan"), dtype=torch.float64)
         if not clients:
             return table
-        base = self._correct(self.federation.base, method, layout, clients, gather)
-        table[:, 1] = base.mean(dim=1) * 100.0
-        for row, client in enumerate(clients):
-            if len(client.test):
-                table[row, 0] = base[row, client.test].mean() * 100.0
-        if self.federation.novel is not None:
-            table[:, 2] = self._correct(self.federation.novel, method, layout, clients, gather).mean(dim=1) * 100.0
+        for name, images in self.federation.sets().items():
+            correct = self._correct(images, method, layout, clients, gather)
+            table[:, COLUMNS.index(name)] = correct.mean(dim=1) * 100.0
+            if name == "base":
+                for row, client in enumerate(clients):
+                    table[row, 0] = correct[row, client.test].mean() * 100.0
         return table
 
     def _correct(self, images: EvaluationSet, method: Method, layout: Layout, clients: Sequence[Client], gather) -> Tensor:
@@ -108,17 +108,20 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1.0 / v for v in values) if all(v > 0 for v in values) else 0.0
 
 
-def summarise(table: Tensor) -> dict[str, float | None]:
-    """Averages over clients [K, 3] -> local, base, novel, their harmonic mean, and the spread over clients.
+def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> dict[str, Any]:
+    """Averages over clients [K, 4] -> local, base, novel, their harmonic mean, and the spread over clients.
 
     ``hm`` is the harmonic mean of the averages of Local, Base and Novel (it reproduces the published averages); ``hm_base_novel`` of
-    Base and Novel alone. A column with nothing to test is None and is left out of the means.
+    Base and Novel alone. A column with nothing to test is None and is left out of the means. Where clients belong to ``domains`` [K],
+    ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those.
     """
-    result: dict[str, float | None] = {}
+    result: dict[str, Any] = {}
     columns = {name: _finite(table[:, i]) for i, name in enumerate(COLUMNS)}
+    if not columns["unseen"]:
+        del columns["unseen"]
     for name, values in columns.items():
         result[name] = sum(values) / len(values) if values else None
-    present = [v for name in COLUMNS if (v := result[name]) is not None]
+    present = [v for name in COLUMNS[:3] if (v := result[name]) is not None]
     result["hm"] = harmonic_mean(present) if present else None
     both = [v for name in ("base", "novel") if (v := result[name]) is not None]
     result["hm_base_novel"] = harmonic_mean(both) if len(both) == 2 else None
@@ -126,7 +129,15 @@ def summarise(table: Tensor) -> dict[str, float | None]:
         result[f"{name}_std"] = float(torch.tensor(values, dtype=torch.float64).std(correction=0)) if values else None
         result[f"{name}_worst"] = min(values) if values else None
         result[f"{name}_worst_decile"] = percentile(values, 0.1) if values else None
+    if any(domains):
+        result["domains"] = {name: _mean(table[[d == name for d in domains], 0]) for name in dict.fromkeys(domains)}
+        result["domain_average"] = sum(result["domains"].values()) / len(result["domains"])
     return result
+
+
+def _mean(column: Tensor) -> float:
+    values = _finite(column)
+    return sum(values) / len(values) if values else 0.0
 
 
 def _finite(column: Tensor) -> list[float]:

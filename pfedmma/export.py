@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from pfedmma.adapters.multimodal import AdapterSpec
 from pfedmma.adapters.stacked import Layout
 from pfedmma.comm import World
 from pfedmma.config import Config
-from pfedmma.errors import UserError, run_main
+from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.methods.adapters import PRESETS
 from pfedmma.optim import OptimizerConfig
 from pfedmma.runfolder import RunFolder
@@ -23,7 +22,7 @@ from pfedmma.store import ClientStore
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pfedmma.export", description=__doc__)
+    parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
     parser.add_argument("--out", required=True, help="the file to write, *.safetensors")

@@ -56,6 +56,7 @@ class Ledger:
     total: dict[str, Entry] = field(default_factory=dict)
     uplink_bytes: int = 0
     downlink_bytes: int = 0
+    ring_bytes_per_rank: float = 0.0
     exchange_us: list[float] = field(default_factory=list)
 
     def enter(self, purpose: str, payload_bytes: int, seconds: float) -> None:
@@ -67,6 +68,7 @@ class Ledger:
             entry.seconds += seconds
         if purpose == EXCHANGE:
             self.exchange_us.append(seconds * 1e6)
+            self.ring_bytes_per_rank += ring_bytes(payload_bytes, self.ranks)
 
     def open_round(self) -> None:
         """Begin a round's book; what was entered since the last round (start-up, checkpoints) stands in the totals alone."""
@@ -106,7 +108,7 @@ class Ledger:
             "payload_bytes": entry.payload_bytes,
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
-            "ring_bytes_per_rank": ring_bytes(entry.payload_bytes, self.ranks),
+            "ring_bytes_per_rank": self.ring_bytes_per_rank,
             "collectives": entry.collectives,
             "time_us_p50": middle,
             "time_us_p95": percentile(self.exchange_us, 0.95),
@@ -125,10 +127,12 @@ class Ledger:
             "total": {purpose: vars(entry) for purpose, entry in self.total.items()},
             "uplink_bytes": self.uplink_bytes,
             "downlink_bytes": self.downlink_bytes,
+            "ring_bytes_per_rank": self.ring_bytes_per_rank,
             "exchange_us": self.exchange_us,
         }
 
     def restore(self, state: dict) -> None:
         self.total = {purpose: Entry(**entry) for purpose, entry in state["total"].items()}
         self.uplink_bytes, self.downlink_bytes = state["uplink_bytes"], state["downlink_bytes"]
+        self.ring_bytes_per_rank = state["ring_bytes_per_rank"]
         self.exchange_us = list(state["exchange_us"])

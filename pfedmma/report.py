@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pfedmma.console import accuracy_table, megabytes, percent, show
-from pfedmma.errors import run_main
+from pfedmma.errors import ArgumentParser, run_main
 from pfedmma.files import write_atomically
 from pfedmma.runfolder import RunFolder
 
@@ -16,7 +15,7 @@ Row = tuple[str, dict[str, Any] | None, str]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m pfedmma.report", description=__doc__)
+    parser = ArgumentParser(prog="python -m pfedmma.report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     args = parser.parse_args(argv)

@@ -10,10 +10,12 @@ from pfedmma.clip import backbone as clip
 from pfedmma.cohort import LocalWork, Trainer
 from pfedmma.comm import World
 from pfedmma.config import Config, flatten
+from pfedmma.config import load as load_config
 from pfedmma.data.partition import Federation
 from pfedmma.engine import Engine
 from pfedmma.errors import UserError
 from pfedmma.evaluation import Evaluator
+from pfedmma.intake import leave_out_unreadable, make_test_images, share_test_images
 from pfedmma.methods.base import Method
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.optim import OptimizerConfig
@@ -34,6 +36,7 @@ class Run:
     backbone: clip.Backbone
     federation: Federation
     engine: Engine
+    skipped_images: int = 0  # unreadable ones that were left out
 
     def zero_shot_store(self) -> tuple[Method, ClientStore]:
         """CLIP as it comes, for the reference on the same protocol."""
@@ -49,6 +52,12 @@ def assemble(config: Config, world: World) -> Run:
     """
     backbone = clip.load(config.backbone, config.seed, world.device)
     federation, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world.device)
+    share_test_images(federation, pixels, world, config.run_dir)
+    skipped = 0
+    if config.data.on_bad_image == "skip":
+        federation, skipped = leave_out_unreadable(federation, pixels, world, [c for c in federation.clients if world.hosts(c.id)])
+    if config.evaluation.every and world.local_size > 1:
+        make_test_images(federation, pixels, world)
     method = methods.build(config.method, backbone)
     store = new_store(method, config.optimizer, config.seed, world)
     work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)
@@ -60,7 +69,7 @@ def assemble(config: Config, world: World) -> Run:
     engine = Engine(
         world, federation.clients, trainer, evaluator, store, config.federation, config.evaluation, config.seed, config.distributed.wire
     )
-    return Run(config, backbone, federation, engine)
+    return Run(config, backbone, federation, engine, skipped)
 
 
 def new_store(method: Method, optimizer: OptimizerConfig, seed: int, world: World) -> ClientStore:
@@ -77,6 +86,8 @@ def restore(run: Run, folder: RunFolder) -> dict | None:
     """
     found = checkpoint.newest_good(folder.checkpoints, run.engine.world)
     if found is None:
+        if folder.config.exists():  # it ended before its first checkpoint: begin again, but only the same run
+            refuse_other_config(run.config, comparable(load_config(folder.config)))
         return None
     round_, manifest = found
     refuse_other_config(run.config, manifest["progress"]["config"])
@@ -92,7 +103,7 @@ def refuse_other_config(config: Config, saved: dict) -> None:
     different = [name for name in wanted if wanted[name] != saved.get(name)]
     if different:
         changes = ", ".join(f"{name} (was {saved.get(name)}, is {wanted[name]})" for name in different)
-        raise UserError(f"resume: the checkpoint in {config.run_dir} is of another configuration: {changes}")
+        raise UserError(f"resume: the run in {config.run_dir} is of another configuration: {changes}")
 
 
 def comparable(config: Config) -> dict:

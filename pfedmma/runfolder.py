@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ class RunFolder:
             raise UserError(f"run_dir: {self.path} already holds a run; set resume=auto to go on with it, or choose another run_dir")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir: {self.path} is a file; choose a folder")
+
+    def require_writable(self) -> None:
+        """Raise a `UserError` now rather than after the first round if nothing can be written here."""
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"run_dir: cannot write to {existing}; choose a run_dir below a folder of your own")
 
     def require_run(self) -> None:
         """Raise a `UserError` unless a run lives here."""

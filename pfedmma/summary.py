@@ -13,7 +13,7 @@ import torchvision
 
 import pfedmma
 from pfedmma.comm import WIRE_DTYPES
-from pfedmma.evaluation import COLUMNS, summarise
+from pfedmma.evaluation import COLUMNS
 from pfedmma.run import Run
 
 
@@ -28,9 +28,10 @@ def build_summary(run: Run, zero_shot: dict[str, Any] | None, metrics: list[dict
         "backbone": config.backbone.name,
         "precision": config.backbone.precision,
         "seed": config.seed,
+        "skipped_images": run.skipped_images,
         "rounds": config.federation.rounds,
         "world_size": engine.world.size,
-        "accuracy": None if engine.table is None else summarise(engine.table),
+        "accuracy": None if engine.table is None else engine.summarise(engine.table),
         "zero_shot": zero_shot,
         "per_client": per_client(run),
         "trained_parameters": layout.size,
@@ -47,7 +48,8 @@ def per_client(run: Run) -> list[dict[str, Any]]:
     rows = []
     for client in run.federation.clients:
         held = [run.federation.base.classes[label] for label in client.classes]
-        row = {"id": client.id, "classes": held, "train_samples": len(client.train), "test_samples": len(client.test)}
+        row = {"id": client.id, "domain": client.domain, "classes": held}
+        row |= {"train_samples": len(client.train), "test_samples": len(client.test)}
         values = [None] * len(COLUMNS) if run.engine.table is None else run.engine.table[client.id].tolist()
         rows.append(row | dict(zip(COLUMNS, values, strict=True)))
     return rows

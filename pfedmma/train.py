@@ -12,8 +12,7 @@ from pfedmma import config as configuration
 from pfedmma.comm import World, open_world
 from pfedmma.config import Config
 from pfedmma.console import Progression, accuracy_table, megabytes, show
-from pfedmma.errors import UserError, run_main
-from pfedmma.evaluation import summarise
+from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.run import Run, assemble, comparable, restore
 from pfedmma.runfolder import RunFolder
 from pfedmma.summary import build_summary
@@ -25,20 +24,18 @@ def main(argv: list[str] | None = None) -> None:
     folder = RunFolder(config.run_dir)
     if not config.resume:
         folder.refuse_overwriting()
+    folder.require_writable()
     world = open_world(config.distributed)
     run = assemble(config, world)
     manifest = restore(run, folder) if config.resume else None
-    world.wait("start")  # nothing is written before every rank could build everything
-    if world.is_main:
-        folder.create(configuration.dump(config))
-        folder.keep_rounds(manifest["round"] if manifest else 0)
+    world.wait("start")
     train(run, folder, manifest)
     world.close()
 
 
 def parse(argv: list[str] | None) -> Config:
     """The configuration that the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m pfedmma.train", description=__doc__, epilog=all_settings(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="a YAML file; settings on the command line take precedence over it")
@@ -50,6 +47,8 @@ def parse(argv: list[str] | None) -> Config:
     # resume=FOLDER: that run's own configuration, with the settings given now on top.
     folder = RunFolder(config.resume)
     folder.require_run()
+    if args.config is not None:
+        raise UserError(f"--config: resume={config.resume} goes on with that run's own configuration; leave --config out")
     given = [s for s in args.settings if not s.startswith("resume=")]
     if any(s.startswith("run_dir=") for s in given):
         raise UserError(f"run_dir: resume={config.resume} goes on in that folder; leave run_dir out, or copy the folder first")
@@ -65,12 +64,14 @@ def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
     """All remaining rounds, then the summary."""
     engine, world = run.engine, run.engine.world
     done = manifest["round"] if manifest else 0
+    if done > run.config.federation.rounds:
+        raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {run.config.federation.rounds}")
     zero_shot = manifest["progress"]["zero_shot"] if manifest else None
     with Progression(run.config.federation.rounds, done, world.is_main) as progression:
         progression.say(headline(run, done))
         if zero_shot is None and run.config.evaluation.every:
-            zero_shot = summarise(engine.evaluate_all(*run.zero_shot_store()))
-        engine.run(done + 1, Recorder(run, folder, progression, zero_shot))
+            zero_shot = engine.summarise(engine.evaluate_all(*run.zero_shot_store()))
+        engine.run(done + 1, Recorder(run, folder, progression, zero_shot, done))
     if run.config.evaluation.every and engine.table is None:  # nothing was left to train
         engine.evaluate()
     if world.is_main:
@@ -87,9 +88,15 @@ class Recorder:
     folder: RunFolder
     progression: Progression
     zero_shot: dict[str, Any] | None
+    done: int  # rounds that stand before this part of the run
+    started: bool = False
 
     def round_done(self, row: dict[str, Any]) -> None:
         if self.run.engine.world.is_main:
+            if not self.started:  # a run that ends in its first round leaves no folder behind
+                self.folder.create(configuration.dump(self.run.config))
+                self.folder.keep_rounds(self.done)
+                self.started = True
             self.folder.append_metrics(row)
         self.progression.round_done(row)
 

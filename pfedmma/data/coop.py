@@ -1,83 +1,120 @@
 """Data sets in the CoOp layout: a folder of images and a ``split_zhou_*.json`` that lists train, val and test.
 
-The JSON holds, for each part, entries [path below the image folder, label, class name].
+The JSON holds, for each part, entries [path below the image folder, label, class name]. Where the file is missing, CoOp's own
+rule for that data set (half, a fifth and the rest of each class) is applied once, by seed, and the result kept with the run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from pfedmma.data.images import decode
-from pfedmma.data.sources import Source, Split
+from pfedmma import rng
+from pfedmma.data.folders import Entry, class_folders, files, listing, require, split
+from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
+
+TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names below the data root: the set's folder, the image folder in it and the split file in it."""
+    """Names below the data root: the set's folder, the image folder in it and the split file in it.
+
+    ``template`` is the usual prompt of this data set. ``by_class``: images lie in one folder a class and CoOp splits each class at
+    random, so that a missing split file can be made up for; ``skip`` and ``rename`` are CoOp's changes to those folders' names.
+    """
 
     folder: str
     images: str
     split: str
+    template: str
+    by_class: bool = False
+    skip: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
 
 
 LAYOUTS = {
-    "caltech101": Layout("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
-    "dtd": Layout("dtd", "images", "split_zhou_DescribableTextures.json"),
-}
+    "caltech101": Layout(
+        "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json", "a photo of a {}.", True,
+        ("BACKGROUND_Google", "Faces_easy"),
+        (("airplanes", "airplane"), ("Faces", "face"), ("Leopards", "leopard"), ("Motorbikes", "motorbike")),
+    ),
+    "oxford_pets": Layout("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."),
+    "oxford_flowers": Layout("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."),
+    "food101": Layout("food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food.", True),
+    "dtd": Layout("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture.", True),
+    "sun397": Layout("sun397", "SUN397", "split_zhou_SUN397.json", "a photo of a {}."),
+    "ucf101": Layout("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."),
+    "eurosat": Layout(
+        "eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}.", True, (),
+        (
+            ("AnnualCrop", "Annual Crop Land"), ("HerbaceousVegetation", "Herbaceous Vegetation Land"), ("Highway", "Highway or Road"),
+            ("Industrial", "Industrial Buildings"), ("Pasture", "Pasture Land"), ("PermanentCrop", "Permanent Crop Land"),
+            ("Residential", "Residential Buildings"), ("SeaLake", "Sea or Lake"),
+        ),
+    ),
+    "stanford_cars": Layout("stanford_cars", "", "split_zhou_StanfordCars.json", "a photo of a {}."),
+}  # fmt: skip
 
 
-def load(name: str, root: str) -> Source:
-    """Read the split file of data set ``name`` below ``root`` (the folder of all sets, or the set's own).
+def load(name: str, root: str, seed: int = 0) -> Source:
+    """Data set ``name`` below ``root`` (the folder of all sets, or the set's own).
 
     Raises:
         UserError: nothing at ``root``, wrong layout, broken split file, images missing that the split names.
     """
     layout = LAYOUTS[name]
     folder = find_folder(layout, root)
-    parts = read_split(folder / layout.split)
-    names = class_names(parts, folder / layout.split)
-    images = folder / layout.images
+    images, file = folder / layout.images, folder / layout.split
+    made = None if file.is_file() else split_by_class(layout, images, seed)
+    parts = read_split(file) if made is None else _checked(made, file)
+    names = class_names(parts, file)
     splits = {}
-    for part, entries in parts.items():
-        paths = [images / path for path, _, _ in entries]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise UserError(
-                f"data.root: {len(missing)} of {len(paths)} images that {layout.split} lists under '{part}' are missing, "
-                f"first {missing[0]}; unpack the images into {images}"
-            )
-        labels = torch.tensor([label for _, label, _ in entries], dtype=torch.long)
-        splits[part] = Split(labels, partial(_read, paths))
-    return Source(name, names, splits)
-
-
-def _read(paths: Sequence[Path], index: int) -> Tensor:
-    return decode(paths[index])
+    for part, rows in parts.items():
+        entries: list[Entry] = [(images / path, label, 0) for path, label, _ in rows]
+        splits[part] = split(require(entries, f"{layout.split} under '{part}'", images))
+    return Source(name, names, splits, own_template=layout.template, made_split=made)
 
 
 def find_folder(layout: Layout, root: str) -> Path:
-    """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the split file."""
+    """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the images and, where needed, the split file."""
     if not root:
         raise UserError(f"data.root: this data set is read from disk; give the folder that holds {layout.folder}/")
     base = Path(os.path.expanduser(root))  # leaves ~nobody as it is
     if not base.is_dir():
         raise UserError(f"data.root: there is no folder '{root}'")
-    for folder in (base / layout.folder, base):
-        if (folder / layout.split).is_file() and (folder / layout.images).is_dir():
+    candidates = [folder for folder in (base / layout.folder, base) if (folder / layout.images).is_dir()]
+    for folder in candidates:
+        if (folder / layout.split).is_file():
             return folder
-    held = ", ".join(sorted(p.name for p in base.iterdir())[:8]) or "nothing"
+    if candidates and layout.by_class:
+        return candidates[0]
     raise UserError(
-        f"data.root: looked for {layout.folder}/{layout.split} and {layout.folder}/{layout.images}/ below '{root}', which holds {held}"
+        f"data.root: looked for {layout.folder}/{layout.split} and {(Path(layout.folder) / layout.images).as_posix()}/ below '{root}', "
+        f"which holds {listing(base)}"
     )
+
+
+def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[list[Any]]]:
+    """CoOp's rule in the form of its JSON: of each class half to train, a fifth to val, the rest to test, shuffled by seed."""
+    parts: dict[str, list[list[Any]]] = {"train": [], "val": [], "test": []}
+    folders = [name for name in class_folders(images) if name not in layout.skip]
+    for label, folder in enumerate(folders):
+        found = [path.relative_to(images).as_posix() for path, _, _ in files(images / folder, label, 0)]
+        order = torch.randperm(len(found), generator=rng.generator(seed, "coop split", folder)).tolist()
+        train, val = round(len(found) * TRAIN_SHARE), round(len(found) * VAL_SHARE)
+        if not (train > 0 and val > 0 and len(found) > train + val):
+            raise UserError(f"data.root: {images / folder} holds {len(found)} images, too few to divide into train, val and test")
+        name = dict(layout.rename).get(folder, folder)
+        for part, rows in (("train", order[:train]), ("val", order[train : train + val]), ("test", order[train + val :])):
+            parts[part] += [[found[i], label, name] for i in rows]
+    return parts
 
 
 def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
@@ -86,6 +123,10 @@ def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the split file {path}: {error}") from None
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> dict[str, list[tuple[str, int, str]]]:
     parts = {}
     for part in ("train", "val", "test"):
         rows = content.get(part) if isinstance(content, dict) else None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from pfedmma import rng
 from pfedmma.clip.backbone import Preprocess
+from pfedmma.data.cache import DecodedImages, FittedImages
+from pfedmma.data.resample import crop_resize
 from pfedmma.data.sources import Source, Unreadable
 
 _ORIENTATION_TAG = 0x0112
@@ -57,35 +61,73 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Training images on their way to the device.
+
+    ``images`` uint8 [n,3,S,S], ready; or [n,3,H,W], padded at the bottom and right, to be cut by ``boxes`` [n,4] (top, left, height, width)
+    and mirrored by ``flips`` [n].
+    """
+
+    images: Tensor
+    boxes: Tensor | None = None
+    flips: Tensor | None = None
+
+
 class Pixels:
     """The images of a source, at a backbone's size; every image is decoded at most once.
 
-    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded.
+    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded. ``stage`` may run in another
+    thread than everything else.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, augment: str, device: torch.device) -> None:
+    def __init__(self, source: Source, preprocess: Preprocess, augment: str, device: torch.device, cache_gb: float = 8.0) -> None:
         self.source, self.preprocess, self.augment, self.device = source, preprocess, augment, device
-        self._decoded: dict[tuple[str, int], Tensor] = {}
-        self._fitted: dict[tuple[str, int], Tensor] = {}
+        self.decoded = DecodedImages(source.splits["train"].read, cache_gb * 1e9)
+        self._fitted: dict[str, FittedImages] = {}
         self._mean = torch.tensor(preprocess.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(3, 1, 1)
 
     def fitted(self, split: str, indices: Tensor) -> Tensor:
         """[n] -> [n,3,S,S] uint8, as open_clip's evaluation preprocessing makes them (before normalisation)."""
-        return torch.stack([self._fit(split, i) for i in indices.tolist()])
+        return self.images_of(split)[indices]
+
+    def images_of(self, split: str, share: Path | None = None) -> FittedImages:
+        """All images of a split at the backbone's size, made as they are asked for; ``share`` as in `FittedImages`."""
+        if split not in self._fitted:
+            count = len(self.source.splits[split].labels)
+            # A training image that is also cut at random is decoded for both uses at once.
+            read = self.decoded.__getitem__ if split == "train" and self.augment != "none" else self.source.splits[split].read
+            self._fitted[split] = FittedImages(count, self.preprocess.size, lambda i: fit(read(i), self.preprocess), share)
+        return self._fitted[split]
 
     def training(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """[n] -> [n,3,S,S] uint8 of the training split: random crop and flip, or just fitted without augmentation."""
+        return self.finish(self.stage(indices, *self.draws(len(indices), generator)))
+
+    def draws(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The random numbers of ``count`` augmentations: for the crops [n,10,4] and the flips [n]; empty without augmentation."""
         if self.augment == "none":
-            return self.fitted("train", indices)
-        draws = torch.rand(len(indices), 10, 4, generator=generator)
-        flips = torch.rand(len(indices), generator=generator) < 0.5
-        return torch.stack(
-            [
-                random_crop(self._read("train", i), self.preprocess, draw, bool(flip))
-                for i, draw, flip in zip(indices.tolist(), draws, flips, strict=True)
-            ]
-        )
+            return torch.empty(count, 0, 4), torch.zeros(count, dtype=torch.bool)
+        return torch.rand(count, 10, 4, generator=generator), torch.rand(count, generator=generator) < 0.5
+
+    def stage(self, indices: Tensor, draws: Tensor, flips: Tensor) -> Staged:
+        """The host's part of making training images: all of it on the CPU, the gathering of pixels for a GPU."""
+        if self.augment == "none":
+            return Staged(self.fitted("train", indices))
+        images = [self.decoded[i] for i in indices.tolist()]
+        if self.device.type == "cpu":
+            cut = [random_crop(image, self.preprocess, draw, bool(flip)) for image, draw, flip in zip(images, draws, flips, strict=True)]
+            return Staged(torch.stack(cut))
+        boxes = torch.tensor([crop_box(image.shape[1], image.shape[2], draw) for image, draw in zip(images, draws, strict=True)])
+        return Staged(_side_by_side(images, boxes), _from_corner(boxes), flips)
+
+    def finish(self, staged: Staged) -> Tensor:
+        """The device's part: [n,3,S,S] uint8 on the device."""
+        images = staged.images.to(self.device, non_blocking=True)
+        if staged.boxes is None or staged.flips is None:
+            return images
+        return crop_resize(images, staged.boxes.to(self.device), staged.flips.to(self.device), self.preprocess.size)
 
     def normalise(self, images: Tensor, camera: Tensor | None = None) -> Tensor:
         """uint8 [..., 3,S,S] -> float on the device, normalised; seen through ``camera`` [..., 3,3] if there is one."""
@@ -94,19 +136,19 @@ class Pixels:
             x = (camera.to(self.device) @ x.flatten(-2)).clamp(0.0, 1.0).view(x.shape)
         return (x - self._mean) / self._std
 
-    def _read(self, split: str, index: int) -> Tensor:
-        key = (split, index)
-        if key not in self._decoded:
-            self._decoded[key] = self.source.splits[split].read(index)
-        return self._decoded[key]
 
-    def _fit(self, split: str, index: int) -> Tensor:
-        key = (split, index)
-        if key not in self._fitted:
-            keep = split == "train" and self.augment != "none"
-            image = self._read(split, index) if keep else self.source.splits[split].read(index)
-            self._fitted[key] = fit(image, self.preprocess)
-        return self._fitted[key]
+def _side_by_side(images: Sequence[Tensor], boxes: Tensor) -> Tensor:
+    """The cut-outs of unequal size in one tensor [n,3,H,W], each in its upper left corner."""
+    height, width = boxes[:, 2].max(), boxes[:, 3].max()
+    whole = torch.zeros(len(images), 3, int(height), int(width), dtype=torch.uint8)
+    for place, image, (top, left, h, w) in zip(whole, images, boxes.tolist(), strict=True):
+        place[:, :h, :w] = image[:, top : top + h, left : left + w]
+    return whole.pin_memory() if torch.cuda.is_available() else whole
+
+
+def _from_corner(boxes: Tensor) -> Tensor:
+    """The same boxes where each cut-out lies in the upper left corner."""
+    return torch.cat([torch.zeros_like(boxes[:, :2]), boxes[:, 2:]], dim=1)
 
 
 def fit(image: Tensor, preprocess: Preprocess) -> Tensor:

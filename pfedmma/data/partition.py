@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from pfedmma import rng
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
+
+_NONE = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,31 @@ class Federation:
         return {name: images for name, images in named.items() if images is not None}
 
 
+def without(federation: Federation, bad: Mapping[str, Tensor]) -> Federation:
+    """The federation without the images at these positions of the source's splits {split: positions}.
+
+    Raises:
+        UserError: a client or a test set would be left without an image.
+    """
+    kept = {name: ~torch.isin(images.indices, bad.get(images.split, _NONE)) for name, images in federation.sets().items()}
+    sets = {
+        name: dataclasses.replace(images, indices=images.indices[kept[name]], labels=images.labels[kept[name]])
+        for name, images in federation.sets().items()
+    }
+    place = kept["base"].cumsum(0) - 1  # of each base test image among those that are kept
+    clients = []
+    for client in federation.clients:
+        good = ~torch.isin(client.train, bad.get("train", _NONE))
+        test = place[client.test[kept["base"][client.test]]]
+        if not bool(good.any()):
+            raise UserError(f"data.on_bad_image: none of the training images of client {client.id} can be read; repair them")
+        clients.append(dataclasses.replace(client, train=client.train[good], labels=client.labels[good], test=test))
+    empty = next((name for name, images in sets.items() if len(images.indices) == 0), None)
+    if empty:
+        raise UserError(f"data.on_bad_image: none of the {empty} test images can be read; repair them")
+    return dataclasses.replace(federation, clients=tuple(clients), base=sets["base"], novel=sets.get("novel"), unseen=sets.get("unseen"))
+
+
 def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_split: str = "test") -> Federation:
     """Train on the first half of the labels, disjoint classes a client; test on own, base and novel classes.
 
@@ -115,8 +143,8 @@ def draw_shots(source: Source, label: int, shots: int, seed: int, domain: int | 
     """Positions of ``shots`` training images of a class (of one domain, if given), ascending; 0 takes all."""
     split = source.splits["train"]
     wanted = split.labels == label
-    if domain is not None and split.domains is not None:
-        wanted &= split.domains == domain
+    if domain is not None:
+        wanted &= split.domain_of(torch.arange(len(wanted))) == domain
     pool = wanted.nonzero().squeeze(1)
     count = shots or max(1, len(pool))
     if count > len(pool):

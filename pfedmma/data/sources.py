@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from pfedmma.errors import UserError
@@ -30,6 +32,10 @@ class Split:
     read: Callable[[int], Tensor]
     domains: Tensor | None = None
 
+    def domain_of(self, positions: Tensor) -> Tensor:
+        """The domain of each of these images [n]; 0 where there are no domains."""
+        return torch.zeros_like(positions) if self.domains is None else self.domains[positions]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -39,6 +45,8 @@ class Source:
     class_names: tuple[str, ...]
     splits: dict[str, Split]
     template: str = GENERIC_TEMPLATE
+    own_template: str = ""  # the usual prompt of this data set, where it has one
+    made_split: dict[str, Any] | None = None  # a split that was made up because the data came without one
     augment: str = "crop"  # what "auto" means for this source
     camera: float = 0.0  # likewise
     domains: tuple[str, ...] = ()

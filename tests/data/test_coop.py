@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data import coop
+from pfedmma.data import DataConfig, coop, open_source
+from pfedmma.data.sources import GENERIC_TEMPLATE, Source
 from pfedmma.errors import UserError
 
 NAMES = ("face", "leopard", "water_lilly")
@@ -179,7 +180,7 @@ def test_missing_images_are_counted_and_the_first_is_named(root: Path):
         next(images.glob(f"*/image_{number:04d}.jpg")).unlink()
     message = refusal(root)
     assert "2 of 9 images" in message and "under 'train'" in message
-    assert f"first {images / 'face' / 'image_0002.jpg'};" in message and f"into {images}" in message
+    assert f"first {images / 'face' / 'image_0002.jpg'}, " in message and f"into {images}" in message
 
 
 def test_unreadable_image_is_named_when_it_is_read(root: Path):
@@ -202,3 +203,204 @@ def test_real_sets(real_data: Path, name: str, folder: str, classes: int):
         assert image.dtype == torch.uint8 and image.shape[0] == 3
     listed = json.loads((real_data / folder / coop.LAYOUTS[name].split).read_text())
     assert all(source.class_names[label] == text for rows in listed.values() for _, label, text in rows)
+
+
+# Of each set: files as they are really called, of its first classes, and the names that the split file gives them.
+REAL = {
+    "caltech101": [("Faces/image_{:04d}.jpg", "face"), ("Leopards/image_{:04d}.jpg", "leopard"), ("ant/image_{:04d}.jpg", "ant")],
+    "oxford_pets": [("Abyssinian_{}.jpg", "abyssinian"), ("american_bulldog_{}.jpg", "american_bulldog")],
+    "oxford_flowers": [("image_0676{}.jpg", "pink primrose"), ("image_0509{}.jpg", "hard-leaved pocket orchid")],
+    "food101": [("apple_pie/10056{}.jpg", "apple_pie"), ("baby_back_ribs/10058{}.jpg", "baby_back_ribs")],
+    "dtd": [("banded/banded_{:04d}.jpg", "banded"), ("blotchy/blotchy_{:04d}.jpg", "blotchy")],
+    "sun397": [("a/abbey/sun_aaalbzqrimafwbi{}.jpg", "abbey"), ("a/apse/indoor/sun_bkqwltbssajthgv{}.jpg", "indoor_apse")],
+    "ucf101": [("Apply_Eye_Makeup/v_ApplyEyeMakeup_g{:02d}_c01.jpg", "Apply_Eye_Makeup"), ("Yo_Yo/v_YoYo_g{:02d}_c01.jpg", "Yo_Yo")],
+    "eurosat": [("AnnualCrop/AnnualCrop_{}.jpg", "Annual Crop Land"), ("Forest/Forest_{}.jpg", "Forest")],
+    "stanford_cars": [("cars_train/0000{}.jpg", "2000 AM General Hummer SUV"), ("cars_test/0010{}.jpg", "2012 Acura RL Sedan")],
+}
+BY_CLASS = ("caltech101", "food101", "dtd", "eurosat")
+
+
+def imitation(name: str, root: Path) -> Path:
+    """A few generated images under the names of the real set, and its split file; the set's folder."""
+    layout = coop.LAYOUTS[name]
+    folder = root / layout.folder
+    parts: Parts = {part: [] for part in COUNTS}
+    for label, (file, class_name) in enumerate(REAL[name]):
+        for number, part in enumerate(part for part, count in COUNTS.items() for _ in range(count)):
+            path = folder / layout.images / file.format(number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 6), (40 * number, 0, 0)).save(path)
+            parts[part].append([file.format(number), label, class_name])
+    (folder / layout.split).write_text(json.dumps(parts))
+    return folder
+
+
+def labels(source: Source) -> dict[str, list[int]]:
+    return {name: split.labels.tolist() for name, split in source.splits.items()}
+
+
+def test_every_layout_is_tried():
+    assert REAL.keys() == coop.LAYOUTS.keys()
+    assert tuple(name for name, layout in coop.LAYOUTS.items() if layout.by_class) == BY_CLASS
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_layout_is_read(name: str, tmp_path: Path):
+    folder = imitation(name, tmp_path)
+    for given in (tmp_path, folder):
+        source = coop.load(name, str(given))
+        assert (source.name, source.class_names) == (name, tuple(class_name for _, class_name in REAL[name]))
+        assert labels(source) == {part: [label for label in range(len(REAL[name])) for _ in range(n)] for part, n in COUNTS.items()}
+        assert source.splits["test"].read(0)[0].float().mean().item() == pytest.approx(160, abs=3)  # the fifth of its class
+        assert source.made_split is None
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_templates(name: str, tmp_path: Path):
+    imitation(name, tmp_path)
+
+    def template(text: str) -> str:
+        return open_source(DataConfig(name=name, root=str(tmp_path), template=text), 0, 224).template
+
+    assert template("generic") == GENERIC_TEMPLATE == "a photo of a {}."
+    assert template("dataset") == coop.LAYOUTS[name].template and template("dataset").count("{}") == 1
+    assert template("a bad photo of the {}.") == "a bad photo of the {}."
+
+
+def test_templates_are_the_usual_ones():
+    # CoOp's CUSTOM_TEMPLATES (Zhou et al. 2022).
+    usual = {"oxford_pets": "a photo of a {}, a type of pet.", "dtd": "{} texture.", "eurosat": "a centered satellite photo of {}."}
+    assert {name: coop.LAYOUTS[name].template for name in usual} == usual
+
+
+@pytest.mark.parametrize("text", ["", "a photo.", "a {} and a {}"])
+def test_templates_without_one_place_for_the_name(text: str):
+    with pytest.raises(UserError, match="must be 'generic', 'dataset' or a text with one "):
+        DataConfig(template=text)
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name not in BY_CLASS])
+def test_without_split_file_a_set_that_is_not_split_by_class_asks_for_it(name: str, tmp_path: Path):
+    layout = coop.LAYOUTS[name]
+    (imitation(name, tmp_path) / layout.split).unlink()
+    with pytest.raises(UserError) as error:
+        coop.load(name, str(tmp_path))
+    message = str(error.value)
+    images = f"{layout.folder}/{layout.images}/" if layout.images else f"{layout.folder}/"
+    assert message.startswith(f"data.root: looked for {layout.folder}/{layout.split} and {images} below '{tmp_path}'")
+    assert message.endswith(f"which holds {layout.folder}")
+
+
+def unsplit(root: Path, name: str, counts: dict[str, int]) -> Path:
+    """Class folders without a split file."""
+    images = root / coop.LAYOUTS[name].folder / coop.LAYOUTS[name].images
+    for folder, count in counts.items():
+        (images / folder).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (4, 4), (10 * i, 0, 0)).save(images / folder / f"image_{i:04d}.jpg")
+    return images
+
+
+def contents(root: Path) -> list[str]:
+    return sorted(str(path) for path in root.rglob("*"))
+
+
+def test_the_rule_by_class_gives_half_a_fifth_and_the_rest(tmp_path: Path):
+    unsplit(tmp_path, "dtd", {"banded": 10, "blotchy": 13, "zigzagged": 5})
+    before = contents(tmp_path)
+    source = coop.load("dtd", str(tmp_path), seed=0)
+    per_class = {part: split.labels.bincount().tolist() for part, split in source.splits.items()}
+    # round(6.5) = 6 and round(2.5) = 2: Python rounds halves to even, as CoOp does.
+    assert per_class == {"train": [5, 6, 2], "val": [2, 3, 1], "test": [3, 4, 2]}
+    made = source.made_split
+    assert made is not None
+    listed = [row[0] for rows in made.values() for row in rows]
+    assert len(listed) == len(set(listed)) == 28 and not any(Path(file).is_absolute() for file in listed)
+    assert contents(tmp_path) == before  # nothing is written into the user's folder
+
+
+@pytest.mark.parametrize("name", BY_CLASS)
+def test_the_made_split_is_the_same_every_time_and_reads_as_a_split_file(name: str, tmp_path: Path):
+    images = unsplit(tmp_path, name, {"alpha": 10, "beta": 10})
+    one, again, other = (coop.load(name, str(tmp_path), seed=seed) for seed in (3, 3, 4))
+    assert one.made_split == again.made_split != other.made_split
+    split_file = images.parent / coop.LAYOUTS[name].split
+    split_file.write_text(json.dumps(one.made_split))
+    read = coop.load(name, str(tmp_path), seed=5)
+    assert read.made_split is None and read.class_names == one.class_names and labels(read) == labels(one)
+    for i in range(10):
+        assert torch.equal(read.splits["train"].read(i), one.splits["train"].read(i))
+
+
+def test_the_split_of_a_class_does_not_depend_on_the_other_classes(tmp_path: Path):
+    unsplit(tmp_path / "few", "food101", {"waffles": 10})
+    unsplit(tmp_path / "more", "food101", {"apple_pie": 10, "waffles": 10})
+    few, more = (coop.load("food101", str(tmp_path / which)).made_split for which in ("few", "more"))
+    assert few is not None and more is not None
+    for part in COUNTS:
+        assert [row[0] for row in few[part]] == [row[0] for row in more[part] if row[2] == "waffles"]
+
+
+def test_caltech_skips_and_renames_folders(tmp_path: Path):
+    folders = ("BACKGROUND_Google", "Faces", "Faces_easy", "Leopards", "Motorbikes", "accordion", "airplanes")
+    unsplit(tmp_path, "caltech101", dict.fromkeys(folders, 10))
+    source = coop.load("caltech101", str(tmp_path))
+    assert source.class_names == ("face", "leopard", "motorbike", "accordion", "airplane")
+    assert source.made_split is not None
+    assert not any(file.startswith(("BACKGROUND_Google", "Faces_easy")) for rows in source.made_split.values() for file, _, _ in rows)
+
+
+def test_eurosat_renames_folders(tmp_path: Path):
+    folders = (
+        "AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial",
+        "Pasture", "PermanentCrop", "Residential", "River", "SeaLake",
+    )  # fmt: skip
+    unsplit(tmp_path, "eurosat", dict.fromkeys(folders, 5))
+    assert coop.load("eurosat", str(tmp_path)).class_names == (
+        "Annual Crop Land", "Forest", "Herbaceous Vegetation Land", "Highway or Road", "Industrial Buildings", "Pasture Land",
+        "Permanent Crop Land", "Residential Buildings", "River", "Sea or Lake",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_class_too_small_to_split_is_named(count: int, tmp_path: Path):
+    images = unsplit(tmp_path, "dtd", {"banded": 10, "blotchy": count})
+    with pytest.raises(UserError, match="too few to divide into train, val and test") as error:
+        coop.load("dtd", str(tmp_path))
+    assert f"{images / 'blotchy'} holds {count} images" in str(error.value)
+
+
+def test_the_split_file_wins_over_the_rule(root: Path):
+    assert coop.load("caltech101", str(root)).made_split is None
+
+
+# Excerpts: the first and last 40 entries of each part, so that labels may have gaps.
+EXCERPTS = {"eurosat": 10, "oxford_flowers": 102, "oxford_pets": 37, "stanford_cars": 196, "ucf101": 101}
+
+
+@pytest.mark.parametrize("name", EXCERPTS)
+def test_excerpts_of_the_real_split_files(real_data: Path, name: str):
+    path = real_data / "splits" / coop.LAYOUTS[name].split
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in ../shared/data/splits")
+    parts = coop.read_split(path)
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 80, "val": 80, "test": 80}
+    files = [file for rows in parts.values() for file, _, _ in rows]
+    assert len(set(files)) == 240  # no image in two parts
+    assert all(Path(file).suffix == ".jpg" for file in files)
+    found = {label: class_name for rows in parts.values() for _, label, class_name in rows}
+    assert all(found[label] == class_name for rows in parts.values() for _, label, class_name in rows)
+    assert min(found) >= 0 and max(found) < EXCERPTS[name]
+    with pytest.raises(UserError, match="without a gap"):  # what an excerpt is told, instead of wrong class numbers
+        coop.class_names(parts, path)
+    dense = {label: i for i, label in enumerate(sorted(found))}
+    closed = {part: [(file, dense[label], class_name) for file, label, class_name in rows] for part, rows in parts.items()}
+    assert coop.class_names(closed, path) == tuple(found[label] for label in sorted(found))
+
+
+def test_eurosat_names_are_those_of_the_real_split_file(real_data: Path):
+    parts = coop.read_split(real_data / "splits" / coop.LAYOUTS["eurosat"].split)
+    renamed = dict(coop.LAYOUTS["eurosat"].rename)
+    for rows in parts.values():
+        for file, _, name in rows:
+            assert renamed.get(file.split("/")[0], file.split("/")[0]) == name

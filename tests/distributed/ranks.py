@@ -1,0 +1,89 @@
+"""Several ranks on this machine for a test: gloo, and a file as the meeting point, so that no port can collide.
+
+Ranks are forked from a server that has imported torch once; starting one costs milliseconds, not seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pfedmma.data import shapes
+from pfedmma.errors import run_main
+from pfedmma.train import main
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "open_clip", "accelerate", "pfedmma.train"])
+LIMIT = 120.0  # seconds; a rank that is still alive then hangs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a rank ended. ``status``: its exit status, negative for a signal, None if it was still alive after `LIMIT`."""
+
+    status: int | None
+    value: Any
+    stderr: str
+
+
+def run_ranks(folder: Path, size: int, work: Callable[..., Any], *args: Any) -> list[Ended]:
+    """Call ``work(meeting, *args)`` on ``size`` ranks; ``meeting`` are the settings by which they find each other.
+
+    ``work`` must be a function of a module. A `UserError` ends a rank as it ends the program: one line on stderr, status 2.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    meeting = [f"distributed.init_method=file://{(folder / 'rendezvous').resolve()}", "distributed.timeout=60"]
+    channels, processes = [], []
+    for rank in range(size):
+        receive, send = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_rank, args=(rank, size, folder / f"stderr-{rank}", send, work, (meeting, *args)))
+        process.start()
+        send.close()
+        channels.append(receive)
+        processes.append(process)
+    deadline = time.monotonic() + LIMIT
+    values = [_receive(channel, deadline) for channel in channels]
+    ended = []
+    for rank, process in enumerate(processes):
+        process.join(max(0.0, deadline - time.monotonic()))
+        status = process.exitcode
+        process.kill()
+        ended.append(Ended(status, values[rank], (folder / f"stderr-{rank}").read_text()))
+    return ended
+
+
+def values_of(ended: Sequence[Ended]) -> list[Any]:
+    """What ``work`` returned on each rank; all must have ended well."""
+    assert [rank.status for rank in ended] == [0] * len(ended), "\n".join(rank.stderr for rank in ended)
+    return [rank.value for rank in ended]
+
+
+def train(meeting: list[str], settings: list[str]) -> None:
+    """The main job, for `run_ranks`."""
+    main([*meeting, *settings])
+
+
+def _receive(channel: Any, deadline: float) -> Any:
+    try:
+        return channel.recv() if channel.poll(max(0.0, deadline - time.monotonic())) else None
+    except EOFError:  # the rank ended without a word
+        return None
+
+
+def _rank(rank: int, size: int, stderr: Path, channel: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    if size > 1:  # one rank alone runs as `python -m pfedmma.train` does, without a launcher's variables
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
+    torch.set_num_threads(1)
+    shapes.PER_CLASS.update(train=8, val=1, test=1)  # fewer images to draw and to test on
+    handle = os.open(stderr, os.O_WRONLY | os.O_CREAT)
+    os.dup2(handle, 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    run_main(lambda: channel.send(work(*args)))
