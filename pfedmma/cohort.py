@@ -124,10 +124,6 @@ class Trainer:
         pixels = self.pixels.normalise(images, cameras(clients))
         return Batch(pixels.flatten(0, 1), staged.labels.to(device), staged.weights.to(device))
 
-    def batch(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Batch:
-        """One batch from beginning to end."""
-        return self.on_device(clients, self.stage(clients, chosen, round_, number))
-
 
 @dataclass(frozen=True)
 class StagedBatch:

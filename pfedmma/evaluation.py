@@ -129,15 +129,13 @@ def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> dict[str, An
         result[f"{name}_std"] = float(torch.tensor(values, dtype=torch.float64).std(correction=0)) if values else None
         result[f"{name}_worst"] = min(values) if values else None
         result[f"{name}_worst_decile"] = percentile(values, 0.1) if values else None
-    if any(domains):
-        result["domains"] = {name: _mean(table[[d == name for d in domains], 0]) for name in dict.fromkeys(domains)}
-        result["domain_average"] = sum(result["domains"].values()) / len(result["domains"])
+    names = [name for name in dict.fromkeys(domains) if name is not None]
+    if names:
+        own = {name: _finite(table[[d == name for d in domains], 0]) for name in names}
+        result["domains"] = {name: sum(values) / len(values) if values else None for name, values in own.items()}
+        means = [mean for mean in result["domains"].values() if mean is not None]
+        result["domain_average"] = sum(means) / len(means) if means else None
     return result
-
-
-def _mean(column: Tensor) -> float:
-    values = _finite(column)
-    return sum(values) / len(values) if values else 0.0
 
 
 def _finite(column: Tensor) -> list[float]:

@@ -14,7 +14,7 @@ import small
 import torch
 
 from pfedmma import config
-from pfedmma.cohort import Batch, Trainer
+from pfedmma.cohort import Batch, StagedBatch, Trainer
 from pfedmma.data import shapes
 from pfedmma.data.partition import split_classes
 from pfedmma.errors import UserError
@@ -219,16 +219,24 @@ def test_a_loss_that_is_not_finite_in_the_first_round(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_client_round_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Clients 4, 5 and 6 are trained together in round 2; the second batch of client 5 turns bad.
-    real = Trainer.batch
+    real_stage, real_on_device = Trainer.stage, Trainer.on_device
+    marked: list[StagedBatch] = []
 
-    def batch(self: Trainer, clients, chosen, round_: int, number: int) -> Batch:
-        result = real(self, clients, chosen, round_, number)
+    def stage(self: Trainer, clients, chosen, round_: int, number: int) -> StagedBatch:
+        staged = real_stage(self, clients, chosen, round_, number)
         if (round_, number) == (2, 1):
+            marked.append(staged)
+        return staged
+
+    def on_device(self: Trainer, clients, staged: StagedBatch) -> Batch:
+        result = real_on_device(self, clients, staged)
+        if any(staged is each for each in marked):
             row = [client.id for client in clients].index(5)
             result.pixels.unflatten(0, (len(clients), -1))[row] = torch.nan
         return result
 
-    monkeypatch.setattr(Trainer, "batch", batch)
+    monkeypatch.setattr(Trainer, "stage", stage)
+    monkeypatch.setattr(Trainer, "on_device", on_device)
     with pytest.raises(UserError, match="loss of client 5 in round 2, batch 2 is nan"):
         main(small.settings(tmp_path / "run"))
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]  # what was run stays

@@ -18,6 +18,7 @@ from pfedmma.data.protocols import spread
 from pfedmma.data.sources import GENERIC_TEMPLATE, Source
 from pfedmma.errors import UserError
 
+SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
 PROTOCOLS = ("base_to_novel", "iid", "dirichlet", "pachinko", "domains")
 OFFICE = ("amazon", "caltech", "dslr", "webcam")
 FOLDERS = ("imagefolder", "domainfolder", "office_caltech10")
@@ -101,7 +102,7 @@ def _open(config: DataConfig, seed: int, size: int) -> Source:
     if name == "shapes":
         return shapes.load(seed, size)
     if name in coop.LAYOUTS:
-        return coop.load(name, root, seed)
+        return coop.load(name, root, SPLIT_SEED)
     if name in ("cifar10", "cifar100"):
         return cifar.load(name, root, config.download)
     if name == "fgvc_aircraft":
@@ -111,19 +112,23 @@ def _open(config: DataConfig, seed: int, size: int) -> Source:
     if name == "domainnet":
         return lists.domainnet(root, config.all_classes)
     if name == "office_caltech10":
-        return folders.domain_folder(name, lists.folder_below(root, "office_caltech_10"), seed, config.test_fraction, OFFICE)
+        return folders.domain_folder(name, lists.folder_below(root, "office_caltech_10"), SPLIT_SEED, config.test_fraction, OFFICE)
     if not root:
         raise UserError("data.root: give the folder of images")
     folder = Path(os.path.expanduser(root))
     if name == "imagefolder":
-        return folders.image_folder(folder, seed, config.test_fraction)
-    return folders.domain_folder(name, folder, seed, config.test_fraction)
+        return folders.image_folder(folder, SPLIT_SEED, config.test_fraction)
+    return folders.domain_folder(name, folder, SPLIT_SEED, config.test_fraction)
 
 
 def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Federation:
     """The partition that ``config`` asks for; it depends on the source and the seed alone."""
     if config.partition_file:
         federation = partition_file.read(Path(config.partition_file), source)
+        if federation.base.split != test_split:
+            raise UserError(
+                f"data.partition_file: {config.partition_file} divides the '{federation.base.split}' split; set evaluation.split to it"
+            )
         if len(federation.clients) != config.clients:
             held = len(federation.clients)
             raise UserError(f"data.clients: {config.partition_file} has {held} clients, not {config.clients}; set data.clients={held}")

@@ -89,7 +89,9 @@ def without(federation: Federation, bad: Mapping[str, Tensor]) -> Federation:
         test = place[client.test[kept["base"][client.test]]]
         if not bool(good.any()):
             raise UserError(f"data.on_bad_image: none of the training images of client {client.id} can be read; repair them")
-        clients.append(dataclasses.replace(client, train=client.train[good], labels=client.labels[good], test=test))
+        labels = client.labels[good]
+        held = tuple(label for label in client.classes if bool((labels == label).any()))
+        clients.append(dataclasses.replace(client, classes=held, train=client.train[good], labels=labels, test=test))
     empty = next((name for name, images in sets.items() if len(images.indices) == 0), None)
     if empty:
         raise UserError(f"data.on_bad_image: none of the {empty} test images can be read; repair them")
