@@ -34,6 +34,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+MOST_PIXELS = 1 << 25  # of a picture resized for the centre crop
 CROP_SCALE = (0.08, 1.0)  # of the image's area
 CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
@@ -47,10 +48,18 @@ def decode(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             turn = _TURNS.get(_orientation(image))
-            upright = image.convert("RGB") if turn is None else image.convert("RGB").transpose(turn)
+            upright = _to_rgb(image) if turn is None else _to_rgb(image).transpose(turn)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable(f"cannot read the image {path}: {error}; repair or replace the file") from None
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture as 8-bit RGB; 16-bit grey is scaled, where PIL by itself would cut it off at white."""
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.float64) / 257.0
+        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -157,12 +166,25 @@ def fit(image: Tensor, preprocess: Preprocess) -> Tensor:
     if image.shape[1:] == (size, size):
         return image
     mode = InterpolationMode(preprocess.interpolation)
+    if preprocess.resize_mode != "squash":
+        image = _middle(image, size)
     picture = tv.to_pil_image(image)
     if preprocess.resize_mode == "squash":
         picture = tv.resize(picture, [size, size], interpolation=mode)
     else:
         picture = tv.center_crop(tv.resize(picture, [size], interpolation=mode), [size, size])
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _middle(image: Tensor, size: int) -> Tensor:
+    """The middle of a picture so long that it would grow to gigabytes; the centre crop shows no more of it."""
+    short, long = sorted(image.shape[1:])
+    if long / short * size * size <= MOST_PIXELS:
+        return image
+    length = short + (long - short) % 2 + 2 * (4 * short)
+    lengths = [min(side, length) for side in image.shape[1:]]
+    top, left = ((side - kept) // 2 for side, kept in zip(image.shape[1:], lengths, strict=True))
+    return image[:, top : top + lengths[0], left : left + lengths[1]]
 
 
 def random_crop(image: Tensor, preprocess: Preprocess, draws: Tensor, flip: bool) -> Tensor:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
+import torch
+
 T = TypeVar("T")
 _END = object()
 
@@ -52,6 +54,8 @@ class Prefetched(Generic[T]):
             self._thread.join()
 
     def _produce(self) -> None:
+        # One thread for small operations: two pools of threads on the same cores would wait for each other. Holds in this thread only.
+        torch.set_num_threads(1)
         try:
             for item in self._items:
                 if not self._put(item):
