@@ -13,6 +13,7 @@ from small import settings
 import pfedmma
 from pfedmma import checkpoint, train
 from pfedmma import config as configuration
+from pfedmma.adapters import file
 from pfedmma.clip.backbone import BackboneConfig, create_model
 from pfedmma.comm import World
 from pfedmma.errors import UserError
