@@ -1,7 +1,7 @@
 """How fast training images become pixels: this project's pipeline beside a plain DataLoader with PIL, on the same files in one run.
 
-``python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3]``: FOLDER holds images at any depth. Both sides make random
-resized crops with flips. The first epoch decodes; later ones show what keeping decoded images saves. A table, and JSON on the
+``python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3]``: FOLDER holds images at any depth. Both sides make
+random resized crops with flips. The first epoch decodes; later ones show what keeping decoded images saves. A table, and JSON on the
 last line.
 """
 

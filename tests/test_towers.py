@@ -306,3 +306,9 @@ def test_openai_weights_bring_their_activation() -> None:
     assert laion == {"pretrained": "laion2b_s34b_b88k", "force_quick_gelu": False}
     assert clip_backbone._weights(BackboneConfig("ViT-B/16", "openai"))["force_quick_gelu"] is True
     assert clip_backbone._weights(BackboneConfig("ViT-B-16", "none")) == {}
+
+
+@pytest.mark.parametrize(("name", "message"), [("ViT-B-16-SigLIP", "TimmModel"), ("RN50", "ModifiedResNet")])
+def test_an_unsupported_tower_is_refused_before_its_tokenizer_is_asked_for(name: str, message: str):
+    with pytest.raises(UserError, match=message):
+        clip_backbone.load(BackboneConfig(name, "none"), 0, torch.device("cpu"))

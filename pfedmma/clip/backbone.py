@@ -28,7 +28,8 @@ class BackboneConfig:
     """Which CLIP is adapted.
 
     ``name``: ``tiny`` (shipped) or an open_clip ViT name. ``pretrained``: an open_clip tag, a local checkpoint file, ``none``
-    (random weights from the seed) or ``auto`` (the shipped weights of ``tiny``, OpenAI's of anything else).
+    (random weights from the seed) or ``auto`` (the shipped weights of ``tiny``, OpenAI's of anything else). With a file of
+    OpenAI's weights, name the ``-quickgelu`` model: a file does not say which activation it was trained with.
     ``precision``: of the frozen matrix products; adapters and optimizer state are always fp32.
     """
 
@@ -142,9 +143,16 @@ def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
         UserError: unknown name or tag, unreadable or unfitting weights, an unsupported tower.
     """
     model = create_model(config, seed).to(device)
-    # The tiny CLIP and every plain ViT use CLIP's own tokenizer; the others bring theirs from a hub.
-    tokenizer = None if config.name == "tiny" else open_clip.get_tokenizer(config.name)
-    return Backbone.freeze(model, config.name, config.precision, tokenizer)
+    refuse_unsupported(model, config.name)
+    return Backbone.freeze(model, config.name, config.precision, None if config.name == "tiny" else _tokenizer(config.name))
+
+
+def _tokenizer(name: str) -> Any:
+    """The model's own tokenizer; some plain ViTs were trained with one that open_clip fetches from a hub."""
+    try:
+        return open_clip.get_tokenizer(name)
+    except Exception as error:  # ImportError, OSError and what the hub raises
+        raise UserError(f"backbone.name: the tokenizer of {name} cannot be had here: {' '.join(str(error).split())[:200]}") from error
 
 
 def create_model(config: BackboneConfig, seed: int) -> nn.Module:
@@ -155,7 +163,8 @@ def create_model(config: BackboneConfig, seed: int) -> nn.Module:
     elif name.replace("/", "-") not in open_clip.list_models():
         import difflib
 
-        near = difflib.get_close_matches(name, open_clip.list_models(), 3, 0.4)
+        known = {model.lower(): model for model in open_clip.list_models()}
+        near = [known[m] for m in difflib.get_close_matches(name.lower().replace("_", "-"), known, 3, 0.4)]
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{hint}")
     options = {} if config.name == "tiny" else _weights(config)
@@ -171,9 +180,8 @@ def create_model(config: BackboneConfig, seed: int) -> nn.Module:
             if file is not None:
                 open_clip.load_checkpoint(model, file)
         except Exception as error:  # open_clip, torch and the hub each raise their own kinds
-            raise UserError(
-                f"backbone.pretrained: cannot load '{config.pretrained}' into {config.name}: {type(error).__name__}: {str(error)[:300]}"
-            ) from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise UserError(f"backbone.pretrained: cannot load '{config.pretrained}' into {config.name}: {reason}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -226,6 +234,12 @@ def refuse_unsupported(model: Any, name: str) -> None:
         raise UserError(f"backbone.name: the image tower of {name} pools by attention; adapters need a plain ViT such as ViT-B-16")
     if not (isinstance(text, TextTransformer) or (text is model and hasattr(model, "token_embedding"))):
         raise UserError(f"backbone.name: the text tower of {name} is a {type(text).__name__}; adapters need CLIP's own transformer")
+    if (getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")) == "none":
+        raise UserError(f"backbone.name: the text tower of {name} pools no token; adapters need CLIP's own transformer")
+    if visual.image_size[0] != visual.image_size[1]:
+        raise UserError(
+            f"backbone.name: {name} sees images of {visual.image_size[0]} x {visual.image_size[1]} pixels; squares are supported"
+        )
     if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
         raise UserError(f"backbone.name: the text tower of {name} has a class token of its own; adapters need CLIP's own transformer")
     for tower, transformer in (("image", visual.transformer), ("text", text.transformer)):

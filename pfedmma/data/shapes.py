@@ -10,7 +10,7 @@ from pfedmma.data.sources import Source, Split
 from pfedmma.data.world import COLOURS, PATTERNS, SHAPES, draw_random
 
 PER_CLASS = {"train": 64, "val": 10, "test": 10}
-CAMERA = 0.35  # strength of the clients' cameras, see pfedmma.data.images.camera
+CAMERA = 0.5  # strength of the clients' cameras, see pfedmma.data.images.camera
 
 
 def classes() -> list[tuple[int, int]]:

@@ -72,5 +72,4 @@ def cosine_logits(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Weighted cross-entropy of each client: [C,B,K], [C,B], [C,B] -> [C]."""
     each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-    # A padding row weighs nothing even where its loss is not finite.
-    return torch.where(weights > 0, each * weights, 0.0).sum(dim=1)
+    return (each * weights).sum(dim=1)
