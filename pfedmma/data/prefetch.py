@@ -38,6 +38,7 @@ class Prefetched(Generic[T]):
         self._thread = threading.Thread(target=self._produce, name="pfedmma-prefetch", daemon=True)
 
     def __iter__(self) -> Iterator[T]:
+        torch.get_num_threads()  # settles this thread's own number before the other thread sets its
         self._thread.start()
         try:
             while True:
