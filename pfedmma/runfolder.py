@@ -51,6 +51,10 @@ class RunFolder:
             raise UserError(f"run_dir: cannot create {self.path}: {error.strerror}") from None
         write_atomically(self.config, config_yaml.encode())
 
+    def keep_split(self, split: dict[str, Any]) -> None:
+        """Keep a split that was made up because the data came without one, in the form of CoOp's JSON."""
+        write_atomically(self.path / "split.json", (to_json(split) + "\n").encode())
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every complete line of ``metrics.jsonl``; a line cut off by a crash is left out."""
         if not self.metrics.exists():

@@ -96,6 +96,8 @@ class Recorder:
             if not self.started:  # a run that ends in its first round leaves no folder behind
                 self.folder.create(configuration.dump(self.run.config))
                 self.folder.keep_rounds(self.done)
+                if (made := self.run.engine.trainer.pixels.source.made_split) is not None:
+                    self.folder.keep_split(made)
                 self.started = True
             self.folder.append_metrics(row)
         self.progression.round_done(row)

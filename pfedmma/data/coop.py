@@ -1,7 +1,7 @@
 """Data sets in the CoOp layout: a folder of images and a ``split_zhou_*.json`` that lists train, val and test.
 
 The JSON holds, for each part, entries [path below the image folder, label, class name]. Where the file is missing, CoOp's own
-rule for that data set (half, a fifth and the rest of each class) is applied once, by seed, and the result kept with the run.
+rule for that data set is applied once, always with the same draw, and the result kept with the run.
 """
 
 from __future__ import annotations
@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pfedmma import rng
+from pfedmma.data import coop_splits
 from pfedmma.data.folders import Entry, class_folders, files, listing, require, split
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
-
-TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,7 @@ class Layout:
 
     ``template`` is the usual prompt of this data set. ``by_class``: images lie in one folder a class and CoOp splits each class at
     random, so that a missing split file can be made up for; ``skip`` and ``rename`` are CoOp's changes to those folders' names.
+    ``rule`` makes up for it from the data set's own lists, if ``lists`` is there.
     """
 
     folder: str
@@ -37,6 +34,8 @@ class Layout:
     by_class: bool = False
     skip: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
+    rule: coop_splits.Rule | None = None
+    lists: str = ""
 
 
 LAYOUTS = {
@@ -45,12 +44,15 @@ LAYOUTS = {
         ("BACKGROUND_Google", "Faces_easy"),
         (("airplanes", "airplane"), ("Faces", "face"), ("Leopards", "leopard"), ("Motorbikes", "motorbike")),
     ),
-    "oxford_pets": Layout("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."),
-    "oxford_flowers": Layout("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."),
+    "oxford_pets": Layout("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet.",
+        rule=coop_splits.pets, lists="annotations/trainval.txt"),
+    "oxford_flowers": Layout("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower.",
+        rule=coop_splits.flowers, lists="imagelabels.mat"),
     "food101": Layout("food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food.", True),
     "dtd": Layout("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture.", True),
-    "sun397": Layout("sun397", "SUN397", "split_zhou_SUN397.json", "a photo of a {}."),
-    "ucf101": Layout("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."),
+    "sun397": Layout("sun397", "SUN397", "split_zhou_SUN397.json", "a photo of a {}.", rule=coop_splits.sun397, lists="ClassName.txt"),
+    "ucf101": Layout("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}.",
+        rule=coop_splits.ucf101, lists="ucfTrainTestlist"),
     "eurosat": Layout(
         "eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}.", True, (),
         (
@@ -72,7 +74,9 @@ def load(name: str, root: str, seed: int = 0) -> Source:
     layout = LAYOUTS[name]
     folder = find_folder(layout, root)
     images, file = folder / layout.images, folder / layout.split
-    made = None if file.is_file() else split_by_class(layout, images, seed)
+    made = None
+    if not file.is_file():
+        made = split_by_class(layout, images, seed) if layout.rule is None else layout.rule(folder, seed)
     parts = read_split(file) if made is None else _checked(made, file)
     names = class_names(parts, file)
     splits = {}
@@ -93,8 +97,9 @@ def find_folder(layout: Layout, root: str) -> Path:
     for folder in candidates:
         if (folder / layout.split).is_file():
             return folder
-    if candidates and layout.by_class:
-        return candidates[0]
+    for folder in candidates:
+        if layout.by_class or (layout.rule is not None and (folder / layout.lists).exists()):
+            return folder
     raise UserError(
         f"data.root: looked for {layout.folder}/{layout.split} and {(Path(layout.folder) / layout.images).as_posix()}/ below '{root}', "
         f"which holds {listing(base)}"
@@ -102,19 +107,15 @@ def find_folder(layout: Layout, root: str) -> Path:
 
 
 def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[list[Any]]]:
-    """CoOp's rule in the form of its JSON: of each class half to train, a fifth to val, the rest to test, shuffled by seed."""
-    parts: dict[str, list[list[Any]]] = {"train": [], "val": [], "test": []}
-    folders = [name for name in class_folders(images) if name not in layout.skip]
-    for label, folder in enumerate(folders):
-        found = [path.relative_to(images).as_posix() for path, _, _ in files(images / folder, label, 0)]
-        order = torch.randperm(len(found), generator=rng.generator(seed, "coop split", folder)).tolist()
-        train, val = round(len(found) * TRAIN_SHARE), round(len(found) * VAL_SHARE)
-        if not (train > 0 and val > 0 and len(found) > train + val):
-            raise UserError(f"data.root: {images / folder} holds {len(found)} images, too few to divide into train, val and test")
+    """CoOp's rule for one folder a class, in the form of its JSON."""
+    rows: list[list[Any]] = []
+    for label, folder in enumerate(name for name in class_folders(images) if name not in layout.skip):
         name = dict(layout.rename).get(folder, folder)
-        for part, rows in (("train", order[:train]), ("val", order[train : train + val]), ("test", order[train + val :])):
-            parts[part] += [[found[i], label, name] for i in rows]
-    return parts
+        found = [[path.relative_to(images).as_posix(), label, name] for path, _, _ in files(images / folder, label, 0)]
+        if not found:
+            raise UserError(f"data.root: class '{name}' has 0 images, too few to divide into train, val and test")
+        rows += found
+    return coop_splits.shares_of_each_class(rows, seed, coop_splits.TRAIN_SHARE, coop_splits.VAL_SHARE)
 
 
 def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
