@@ -93,7 +93,7 @@ def main() -> None:
     pixels = Pixels(source, Preprocess(args.size, (0.0,) * 3, (1.0,) * 3), "crop", torch.device("cpu"))
     mine = rates(args.epochs, len(paths), ours(pixels, len(paths)))
     theirs = rates(args.epochs, len(paths), plain(paths, args.size, args.workers))
-    table = Table(title=f"{len(paths)} files to {args.size} px, images/s; {args.workers} loader workers, {torch.get_num_threads()} threads")
+    table = Table(title=f"{len(paths)} files to {args.size} px, images/s")
     for name in ("epoch", "pfedmma", "DataLoader + PIL", "ratio"):
         table.add_column(name, justify="right")
     for epoch, (a, b) in enumerate(zip(mine, theirs, strict=True), start=1):

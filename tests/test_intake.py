@@ -145,3 +145,21 @@ def test_without_keeps_what_it_is_not_told_of():
     whole = dataclasses.replace(federation(source(set(), set())), template="{}")
     kept = without(whole, {"train": torch.tensor([0])})
     assert kept.template == "{}" and kept.base.indices.tolist() == whole.base.indices.tolist()
+
+
+def test_many_images_are_decoded_once_and_a_bad_one_is_named():
+    reads: list[int] = []
+
+    def read(index: int) -> Tensor:
+        reads.append(index)
+        if index == 9:
+            raise Unreadable("cannot read the image 9.jpg")
+        return picture(index)
+
+    images = DecodedImages(read, budget=1e9)
+    got = images.many([3, 1, 3, 2, 1])
+    assert [int(image[0, 0, 0]) for image in got] == [3, 1, 3, 2, 1]
+    assert sorted(reads) == [1, 2, 3]
+    with pytest.raises(Unreadable, match=r"9\.jpg"):
+        images.many([4, 9, 5])
+    assert torch.equal(images[4], picture(4)) and torch.equal(images[1], picture(1))  # still of use afterwards

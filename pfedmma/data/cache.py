@@ -10,7 +10,8 @@ import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -28,24 +29,39 @@ class DecodedImages:
         self._held: dict[int, Tensor] = {}
         self._spilled: dict[int, tuple[int, tuple[int, ...]]] = {}  # position -> (offset in the file, shape)
         self._file: IO[bytes] | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self.bytes_held = self.bytes_spilled = self.decoded = 0
 
     def __getitem__(self, index: int) -> Tensor:
-        image = self._held.get(index)
-        if image is not None:
-            return image
+        return self.many([index])[0]
+
+    def many(self, indices: Sequence[int]) -> list[Tensor]:
+        """The images at ``indices``; those asked for the first time are decoded side by side."""
         with self._lock:
-            if index in self._spilled:
-                return self._load(*self._spilled[index])
-            image = self._held[index] if index in self._held else self._read(index)
-            self.decoded += 1
-            if self.bytes_held + image.numel() <= self._budget:
-                self._held[index] = image
-                self.bytes_held += image.numel()
+            missing = [i for i in dict.fromkeys(indices) if i not in self._held and i not in self._spilled]
+            if len(missing) > 1:
+                new = dict(zip(missing, self._pool().map(self._read, missing), strict=True))
             else:
-                self._spill(index, image)
-            return image
+                new = {i: self._read(i) for i in missing}
+            for index, image in new.items():
+                self._keep(index, image)
+            return [new[i] if i in new else self._held[i] if i in self._held else self._load(*self._spilled[i]) for i in indices]
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Decoding threads: this rank's share of the cores. PIL lets other threads run while it decodes."""
+        if self._threads is None:
+            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // ranks), thread_name_prefix="pfedmma-decode")
+        return self._threads
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        self.decoded += 1
+        if self.bytes_held + image.numel() <= self._budget:
+            self._held[index] = image
+            self.bytes_held += image.numel()
+        else:
+            self._spill(index, image)
 
     def _spill(self, index: int, image: Tensor) -> None:
         try:

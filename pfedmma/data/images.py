@@ -124,7 +124,7 @@ class Pixels:
         """The host's part of making training images: all of it on the CPU, the gathering of pixels for a GPU."""
         if self.augment == "none":
             return Staged(self.fitted("train", indices))
-        images = [self.decoded[i] for i in indices.tolist()]
+        images = self.decoded.many(indices.tolist())
         if self.device.type == "cpu":
             cut = [random_crop(image, self.preprocess, draw, bool(flip)) for image, draw, flip in zip(images, draws, flips, strict=True)]
             return Staged(torch.stack(cut))
