@@ -77,7 +77,7 @@ class Engine:
             clock.lap("wait")
             self.store.shared = self.exchange(cohort, shared)
             clock.lap("exchange")
-            accuracy = self.evaluate() if self.evaluation_due(round_) else None
+            accuracy = self.evaluate() if due(self.evaluation.every, round_, self.federation.rounds) else None
             clock.lap("evaluate")
             listener.round_done(self.record(round_, cohort, loss, clock, accuracy))
             if listener.checkpoint_due(round_):
@@ -105,10 +105,6 @@ class Engine:
         sizes = {i: len(self.clients[i].train) for i in cohort}
         own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
         return float(self.world.sum(torch.tensor([own], dtype=torch.float64), "metrics")) / sum(sizes.values())
-
-    def evaluation_due(self, round_: int) -> bool:
-        every = self.evaluation.every
-        return every > 0 and (round_ % every == 0 or round_ == self.federation.rounds)
 
     def evaluate(self) -> dict[str, Any]:
         """Accuracy of every client with its current state; keeps the table by client."""
@@ -154,6 +150,11 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         return self.laps | {"total": self.last - self.start}
+
+
+def due(every: int, round_: int, last: int) -> bool:
+    """Whether what happens ``every`` so many rounds happens after this one: the last always counts, 0 is never."""
+    return every > 0 and (round_ % every == 0 or round_ == last)
 
 
 def sample(clients: int, participation: float, seed: int, round_: int) -> list[int]:

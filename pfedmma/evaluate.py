@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     if manifest is None:
         raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
     accuracy = run.engine.evaluate()
-    zero_shot = run.engine.summarise(run.engine.evaluate_all(*run.zero_shot_store()))
+    zero_shot = run.zero_shot()
     if world.is_main:
         rows = [("zeroshot", zero_shot, ""), (config.method.name, accuracy, "")]
         show(accuracy_table(f"{folder.path} after round {manifest['round']}, {config.evaluation.split} split (percent)", rows))

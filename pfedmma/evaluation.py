@@ -76,10 +76,11 @@ class Evaluator:
         prompts = self.backbone.prompts(self.federation.template, images.classes)
         with self.backbone.autocast():
             stem = method.text_stem(prompts)
+        states = [layout.views(gather([c.id for c in group])) for group in groups]
         texts = []
-        for group in groups:
+        for state in states:
             with self.backbone.autocast():
-                texts.append(method.text_features(layout.views(gather([c.id for c in group])), stem))
+                texts.append(method.text_features(state, stem))
         correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64)
         size = max(1, self.batch_size // max(map(len, groups)))
         for start in range(0, len(images.indices), size):
@@ -88,8 +89,7 @@ class Evaluator:
             labels = images.labels[part].to(self.backbone.device)
             rows = 0
             shared_stem = None
-            for group, text in zip(groups, texts, strict=True):
-                state = layout.views(gather([c.id for c in group]))
+            for group, state, text in zip(groups, states, texts, strict=True):
                 with self.backbone.autocast():
                     if (views := cameras(group)) is not None:  # every client sees the images in its own way
                         own = self.pixels.normalise(pixels.expand(len(group), *pixels.shape), views)

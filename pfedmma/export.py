@@ -15,7 +15,7 @@ from pfedmma.adapters.stacked import Layout
 from pfedmma.comm import World
 from pfedmma.config import Config
 from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.methods.adapters import PRESETS
+from pfedmma.methods.adapters import PRESETS, exchange_of
 from pfedmma.optim import OptimizerConfig
 from pfedmma.runfolder import RunFolder
 from pfedmma.store import ClientStore
@@ -61,8 +61,7 @@ def client_state(config: Config, folder: Path, manifest: dict, client: int) -> t
     shapes = {name: tuple(shape) for name, shape in manifest["layout"].items()}
     options = {"scale": config.method.scale, "activation": config.method.activation, "rescale": config.method.rescale}
     spec = AdapterSpec.from_shapes(shapes, **options)
-    exchanged = dict.fromkeys((name for name in spec.shapes() if PRESETS[config.method.name](name)), "mean")
-    layout = Layout(spec.shapes(), exchanged)
+    layout = Layout(spec.shapes(), exchange_of(config.method.name, spec))
     initial = layout.pack(spec.initial(rng.generator(config.seed, "init")))
     store = ClientStore(layout, initial, OptimizerConfig(), torch.device("cpu"))
     checkpoint.restore(folder, manifest, store, [client])

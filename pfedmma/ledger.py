@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 EXCHANGE = "exchange"  # the server round; everything else is bookkeeping
 
 
@@ -23,13 +25,7 @@ def ring_bytes(payload: float, ranks: int) -> float:
 
 def percentile(values: list[float], share: float) -> float:
     """The value below which ``share`` (0..1) of ``values`` lie, interpolated; 0.0 of an empty list."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+    return float(np.quantile(values, share)) if values else 0.0
 
 
 def bandwidths(payload: float, seconds: float, ranks: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pfedmma import checkpoint, data, methods, rng
 from pfedmma.adapters.stacked import Layout
@@ -38,10 +39,11 @@ class Run:
     engine: Engine
     skipped_images: int = 0  # unreadable ones that were left out
 
-    def zero_shot_store(self) -> tuple[Method, ClientStore]:
-        """CLIP as it comes, for the reference on the same protocol."""
+    def zero_shot(self) -> dict[str, Any]:
+        """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
         method = ZeroShot(self.backbone)
-        return method, new_store(method, self.config.optimizer, self.config.seed, self.engine.world)
+        store = new_store(method, self.config.optimizer, self.config.seed, self.engine.world)
+        return self.engine.summarise(self.engine.evaluate_all(method, store))
 
 
 def assemble(config: Config, world: World) -> Run:

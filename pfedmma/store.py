@@ -36,8 +36,8 @@ class ClientStore:
 
     def scatter(self, ids: Sequence[int], stack: Tensor) -> None:
         """Keep the private part of ``stack`` [C, P]; the shared part is the server's to set."""
-        for client, row in zip(ids, stack[:, self.layout.exchanged_size :].clone(), strict=True):
-            self.private[client] = row
+        for client, row in zip(ids, stack[:, self.layout.exchanged_size :], strict=True):
+            self.private[client] = row.clone()  # by itself: a view would keep the whole stack in memory
 
     def gather_optimizer(self, ids: Sequence[int]) -> OptimizerState:
         """The clients' optimizer states as one stack; zeros where a client has none (always, with ``reset``)."""

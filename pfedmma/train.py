@@ -12,6 +12,7 @@ from pfedmma import config as configuration
 from pfedmma.comm import World, open_world
 from pfedmma.config import Config
 from pfedmma.console import Progression, accuracy_table, megabytes, show
+from pfedmma.engine import due
 from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.run import Run, assemble, comparable, restore
 from pfedmma.runfolder import RunFolder
@@ -70,7 +71,7 @@ def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
     with Progression(run.config.federation.rounds, done, world.is_main) as progression:
         progression.say(headline(run, done))
         if zero_shot is None and run.config.evaluation.every:
-            zero_shot = engine.summarise(engine.evaluate_all(*run.zero_shot_store()))
+            zero_shot = run.zero_shot()
         engine.run(done + 1, Recorder(run, folder, progression, zero_shot, done))
     if run.config.evaluation.every and engine.table is None:  # nothing was left to train
         engine.evaluate()
@@ -103,8 +104,7 @@ class Recorder:
         self.progression.round_done(row)
 
     def checkpoint_due(self, round_: int) -> bool:
-        every = self.run.config.checkpoint.every
-        return every > 0 and (round_ % every == 0 or round_ == self.run.config.federation.rounds)
+        return due(self.run.config.checkpoint.every, round_, self.run.config.federation.rounds)
 
     def save(self, round_: int) -> None:
         engine = self.run.engine

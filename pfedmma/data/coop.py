@@ -7,13 +7,12 @@ rule for that data set is applied once, always with the same draw, and the resul
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pfedmma.data import coop_splits
-from pfedmma.data.folders import Entry, class_folders, files, listing, require, split
+from pfedmma.data.folders import Entry, class_folders, data_root, files, listing, require, split
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
 
@@ -88,11 +87,7 @@ def load(name: str, root: str, seed: int = 0) -> Source:
 
 def find_folder(layout: Layout, root: str) -> Path:
     """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the images and, where needed, the split file."""
-    if not root:
-        raise UserError(f"data.root: this data set is read from disk; give the folder that holds {layout.folder}/")
-    base = Path(os.path.expanduser(root))  # leaves ~nobody as it is
-    if not base.is_dir():
-        raise UserError(f"data.root: there is no folder '{root}'")
+    base = data_root(root, layout.folder)
     candidates = [folder for folder in (base / layout.folder, base) if (folder / layout.images).is_dir()]
     for folder in candidates:
         if (folder / layout.split).is_file():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pfedmma import rng
-from pfedmma.data.folders import listing
+from pfedmma.data.lists import read_lines
 from pfedmma.errors import UserError
 
 Row = list[Any]  # [path below the image folder, label, class name]
@@ -122,11 +122,8 @@ def flowers(folder: Path, seed: int) -> dict[str, list[Row]]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
-    except (OSError, UnicodeDecodeError):
-        held = listing(path.parent) if path.parent.is_dir() else "nothing"
-        raise UserError(f"data.root: looked for the list {path}; that folder holds {held}") from None
+    """The lines of an official list, comments left out."""
+    return [line for line in read_lines(path, "the list") if not line.startswith("#")]
 
 
 def _fields(line: str, least: int, file: str) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,16 @@ def domain_folder(name: str, root: Path, seed: int, test_fraction: float, domain
     _require_images(parts, root, "<domain>/<class>/")
     distinct(names, f"the folders in {root}")
     return Source(name, names, {part: split(entries) for part, entries in parts.items()}, domains=chosen)
+
+
+def data_root(root: str, holds: str) -> Path:
+    """``data.root`` as a folder; a `UserError` where it is not given or not there. ``holds``: what it should hold."""
+    if not root:
+        raise UserError(f"data.root: this data set is read from disk; give the folder that holds {holds}/")
+    base = Path(os.path.expanduser(root))  # leaves ~nobody as it is
+    if not base.is_dir():
+        raise UserError(f"data.root: there is no folder '{root}'")
+    return base
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

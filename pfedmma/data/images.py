@@ -181,7 +181,7 @@ def _middle(image: Tensor, size: int) -> Tensor:
     short, long = sorted(image.shape[1:])
     if long / short * size * size <= MOST_PIXELS:
         return image
-    length = short + (long - short) % 2 + 2 * (4 * short)
+    length = 9 * short + (long - short) % 2
     lengths = [min(side, length) for side in image.shape[1:]]
     top, left = ((side - kept) // 2 for side, kept in zip(image.shape[1:], lengths, strict=True))
     return image[:, top : top + lengths[0], left : left + lengths[1]]

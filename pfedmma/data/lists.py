@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from pfedmma.data.folders import Entry, distinct, files, listing, require, split
+from pfedmma.data.folders import Entry, data_root, distinct, files, listing, require, split
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
 
@@ -25,11 +24,7 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 def folder_below(root: str, name: str) -> Path:
     """``root/name`` if there is such a folder, else ``root`` itself."""
-    if not root:
-        raise UserError(f"data.root: this data set is read from disk; give the folder that holds {name}/")
-    base = Path(os.path.expanduser(root))
-    if not base.is_dir():
-        raise UserError(f"data.root: there is no folder '{root}'")
+    base = data_root(root, name)
     return base / name if (base / name).is_dir() else base
 
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma import checks
 from pfedmma.adapters.multimodal import AdapterSpec, adapted_features
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Stem
@@ -28,6 +27,11 @@ PRESETS: dict[str, Callable[[str], bool]] = {  # method name -> is this tensor e
     "local": lambda name: False,
     "fedavg_mma": lambda name: True,
 }
+
+
+def exchange_of(preset: str, spec: AdapterSpec) -> dict[str, str]:
+    """The exchange map of a preset: tensor name -> rule."""
+    return {name: "mean" for name in spec.shapes() if PRESETS[preset](name)}
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,10 @@ class MultiModalAdapters:
         blocks = config.blocks or (8 if depth >= 12 else max(1, depth // 2))
         if blocks > depth:
             raise UserError(f"method.blocks: {backbone.name} has only {depth} blocks in its shallower tower, fewer than {blocks}")
-        checks.one_of("method.name", config.name, PRESETS)
         spec = AdapterSpec.for_backbone(
             backbone, blocks, dim=config.dim, scale=config.scale, activation=config.activation, rescale=config.rescale
         )
-        return cls(backbone, spec, {name: "mean" for name in spec.shapes() if PRESETS[config.name](name)})
+        return cls(backbone, spec, exchange_of(config.name, spec))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
