@@ -44,6 +44,7 @@ from pfedmma.data.partition import Client, EvaluationSet, Federation, split_clas
 from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
 from pfedmma.errors import UserError, run_main
 from pfedmma.evaluation import EvaluationConfig, Evaluator
+from pfedmma.memory import keep_freed_memory
 from pfedmma.methods import MethodConfig
 from pfedmma.methods.adapters import MultiModalAdapters
 from pfedmma.optim import OptimizerConfig
@@ -384,6 +385,8 @@ def main() -> None:
             raise UserError(f"--{name}: {getattr(args, name)} is too small; {least} is the least")
     device, widths = device_of(args.device), widths_of(args.clients)
     gpu = device.type == "cuda"
+    if not gpu:
+        keep_freed_memory()  # as the main job does; the plain path has the same
     repeats, images = args.repeats or (10 if gpu else 3), args.images or (512 if gpu else 64)
     bench = Bench(Setting(args.model, args.precision, widths[-1], args.batch, args.classes, images, device))
     variants = evaluation_variants(bench) if args.evaluation else training_variants(bench, widths)

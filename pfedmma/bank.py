@@ -17,7 +17,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure
+from pfedmma.files import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,16 @@ class RowFile:
     def write(self, client: int, row: Tensor) -> None:
         slot = self._free.pop() if self._free else self._used
         self._used = max(self._used, slot + 1)
+        folder = temporary_folder()
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="pfedmma-")  # noqa: SIM115, it lives as long as the bank
+                self._file = tempfile.TemporaryFile(prefix="pfedmma-", dir=folder)  # noqa: SIM115, it lives as long as the bank
             self._file.seek(slot * 4 * self.width)
             self._file.write(row.cpu().numpy().tobytes())
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"federation.host_gb: the state of clients beyond it cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
+            raise RankFailure(
+                f"federation.host_gb: the state of clients beyond it cannot be kept in {folder} ({error.strerror}); "
                 f"raise federation.host_gb, or set TMPDIR to a larger disk"
             ) from error
         self.slots[client] = slot

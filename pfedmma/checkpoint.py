@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -23,16 +24,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pfedmma import checks
+from pfedmma import checks, strict
 from pfedmma.comm import World
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure, UserError
 from pfedmma.files import sync_folder, to_json, write_atomically
+from pfedmma.ledger import Ledger
+from pfedmma.methods.base import POOL, RULES
+from pfedmma.optim import initial_state
 from pfedmma.store import ClientStore
 
 FORMAT = "pfedmma-checkpoint/1"
 SHARD_BYTES = 5e8
 SERVER = ("shared", "initial")  # tensors of the server, by the name of their place in the store
-_NAME = re.compile(r"round-(\d{6,})")
+_NAME = re.compile(r"round-([0-9]{6,15})")
+_SHARD = re.compile(r"server\.safetensors|clients-[0-9]{5,}-[0-9]{5,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def save_checkpoint(root: Path, round_: int, store: ClientStore, world: World, p
         write_atomically(draft / "manifest.json", to_json(manifest | {"digest": _digest(manifest)}, indent=1).encode())
         shutil.rmtree(final, ignore_errors=True)
         try:
+            sync_folder(draft)
             draft.rename(final)
             sync_folder(root)
         except OSError as error:
@@ -122,6 +128,7 @@ def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
     for round_ in candidates:
         try:
             manifest = read_manifest(folder_of(root, round_))
+            _require_progress(manifest["progress"])
             verify(folder_of(root, round_), list(manifest["shards"].items())[world.rank :: world.size])
             problem = ""
         except Damaged as error:
@@ -136,23 +143,60 @@ def newest_good(root: Path, world: World) -> tuple[int, dict[str, Any]] | None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, its fields checked. Raises `Damaged`."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = strict.read_json(folder / "manifest.json")
     except (OSError, ValueError) as error:
         raise Damaged(f"manifest.json: {error}") from None
     kinds = {"format": str, "round": int, "layout": dict, "exchange": dict, "shards": dict, "progress": dict}
     for name, kind in kinds.items():
-        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
+        if not isinstance(manifest, dict) or type(manifest.get(name)) is not kind:
             raise Damaged(f"manifest.json has no {name}")
     if manifest["format"] != FORMAT:
-        raise Damaged(f"manifest.json says format {manifest['format']}, not {FORMAT}")
+        raise Damaged(f"manifest.json says format '{manifest['format'][:40]}', not {FORMAT}")
     digest = manifest.pop("digest", None)
     if digest != _digest(manifest):
         raise Damaged("manifest.json does not have the digest that it gives")
     if folder_of(folder.parent, manifest["round"]) != folder:
         raise Damaged(f"manifest.json is of round {manifest['round']}")
-    if "server.safetensors" not in manifest["shards"] or any(Path(name).name != name for name in manifest["shards"]):
-        raise Damaged("manifest.json names no server.safetensors, or a file outside its folder")
+    if "server.safetensors" not in manifest["shards"] or not all(_SHARD.fullmatch(name) for name in manifest["shards"]):
+        raise Damaged("manifest.json names no server.safetensors, or a file that is no part of a checkpoint")
+    _require_layout(folder, manifest)
     return manifest
+
+
+def _require_layout(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raise `Damaged` unless the layout is one, and server.safetensors has room for it: what it says is allocated."""
+    layout, exchange = manifest["layout"], manifest["exchange"]
+    if not all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in layout.values()):
+        raise Damaged("the layout in manifest.json is no shape of each tensor")
+    if not (exchange.keys() <= layout.keys() and all(rule in RULES for rule in exchange.values())):
+        raise Damaged(f"the exchange in manifest.json is no rule ({', '.join(RULES)}) of some of its tensors")
+    try:
+        held = (folder / "server.safetensors").stat().st_size
+    except OSError as error:
+        raise Damaged(f"server.safetensors: {error.strerror}") from None
+    # One client's state lies in it. A shape with a 0 has no numbers, however large the rest.
+    if 4 * sum(math.prod(shape) for shape in layout.values()) > held or any(n > held for shape in layout.values() for n in shape):
+        raise Damaged("the layout in manifest.json is larger than server.safetensors")
+
+
+def _require_progress(progress: dict[str, Any]) -> None:
+    """Raise `Damaged` unless ``progress`` has what a resumed run and an export take from it."""
+    kinds: dict[str, Any] = {"config": dict, "template": str, "reads": int, "ledger": dict, "zero_shot": (dict, type(None))}
+    wrong = [name for name, kind in kinds.items() if name not in progress or not isinstance(progress[name], kind)]
+    if wrong or progress["reads"] < 0 or not _all_numbers(progress["ledger"]):
+        raise Damaged(f"the progress in manifest.json has no {wrong[0] if wrong else 'numbers that can be'}")
+    try:
+        tried = Ledger(1)
+        tried.restore(progress["ledger"])
+        tried.totals()
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise Damaged(f"the ledger in manifest.json is none: {error}") from None
+
+
+def _all_numbers(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return all(map(_all_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _digest(manifest: dict[str, Any]) -> str:
@@ -171,23 +215,62 @@ def verify(folder: Path, shards: Iterable[tuple[str, str]]) -> None:
 
 
 def restore(folder: Path, manifest: dict[str, Any], store: ClientStore, ids: Iterable[int]) -> None:
-    """Fill ``store`` with what the server has and the private state of clients ``ids``."""
+    """Fill ``store`` with what the server has and the private state of clients ``ids``.
+
+    Raises:
+        UserError: a shard cannot be read, or holds what does not fit ``store``.
+    """
+    layout = [(name, list(shape)) for name, shape in store.layout.shapes.items()]
+    if list(manifest["layout"].items()) != layout or manifest["exchange"] != store.layout.exchange:
+        raise UserError(f"the checkpoint {folder} is of other tensors than this run's; go on with the settings and the backbone of its run")
+    widths = _widths(store)
     wanted = {str(i) for i in ids}
     states: dict[int, dict[str, Tensor]] = {}
+    missing = set(SERVER)
     for name, tensor in read_tensors(folder, manifest, wanted):
+        client, kind = _place(folder, name)
+        if kind.startswith("optimizer.") and store.optimizer.state == "reset":
+            continue  # of a run that keeps it, for who needs the model alone
+        if kind not in widths or list(tensor.shape) != [widths[kind]] or not tensor.is_floating_point():
+            raise UserError(f"the checkpoint {folder} does not fit its manifest: tensor '{name[:60]}' is one too many, or of another size")
+        missing.discard(name)
         if name in SERVER:
             getattr(store, name).copy_(tensor)
-            continue
-        client, kind = name.split(".", 1)
-        if kind == "private":
-            store.private[int(client)] = tensor
+        elif kind == "private":
+            store.private[client] = tensor.float()
         elif kind == "pool":
-            store.pool.rows[int(client)] = tensor.to(store.device)
+            store.pool.rows[client] = tensor.float().to(store.device)
         else:
-            state = states.setdefault(int(client), {})
-            state[kind.removeprefix("optimizer.")] = tensor
+            state = states.setdefault(client, {})
+            state[kind.removeprefix("optimizer.")] = tensor.float()
             if store.optimizer_state_is_whole(state):
-                store.keep_optimizer_state(int(client), states.pop(int(client)))
+                store.keep_optimizer_state(client, states.pop(client))
+    if missing or states:
+        raise UserError(f"the checkpoint {folder} lacks a part of the state of {'the server' if missing else 'an optimizer'}")
+
+
+def _place(folder: Path, name: str) -> tuple[int, str]:
+    """(client, kind) of the tensor ``name``; (-1, name) of the server's."""
+    if name in SERVER:
+        return -1, name
+    client, _, kind = name.partition(".")
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", client):
+        raise UserError(f"the checkpoint {folder} holds a tensor '{name[:60]}', which is of no client")
+    return int(client), kind
+
+
+def _widths(store: ClientStore) -> dict[str, int]:
+    """How many numbers there are in each kind of tensor."""
+    layout = store.layout
+    pooled = layout.columns.get(POOL, slice(0, 0))
+    state = initial_state(store.optimizer, 1, layout.size, torch.device("meta"))
+    return {
+        "shared": layout.exchanged_size,
+        "initial": layout.size,
+        "private": layout.size - layout.exchanged_size,
+        "pool": pooled.stop - pooled.start,
+        **{f"optimizer.{name}": tensor.shape[1] for name, tensor in state.items()},
+    }
 
 
 def read_tensors(folder: Path, manifest: dict[str, Any], clients: set[str]) -> Iterable[tuple[str, Tensor]]:
@@ -198,8 +281,8 @@ def read_tensors(folder: Path, manifest: dict[str, Any], clients: set[str]) -> I
                 for name in file.keys():  # noqa: SIM118, it is no dict
                     if name in SERVER or name.endswith(".pool") or name.split(".", 1)[0] in clients:
                         yield name, file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot read {folder / shard}: {error}") from None
+        except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:  # odd dtypes
+            raise UserError(f"cannot read {folder / shard}: {str(error)[:200]}") from None
 
 
 def _client_shards(store: ClientStore) -> Iterator[dict[str, Tensor]]:
@@ -215,7 +298,10 @@ def _client_shards(store: ClientStore) -> Iterator[dict[str, Tensor]]:
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    try:
+        write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    except UserError as error:  # of the disk of one node, it may be
+        raise RankFailure(str(error)) from error
 
 
 def _sha256(path: Path) -> str:

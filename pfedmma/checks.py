@@ -13,6 +13,17 @@ def at_least(name: str, value: float, least: float) -> None:
         raise UserError(f"{name}: must be at least {least:g}, not {value:g}")
 
 
+def between(name: str, value: float, least: float, most: float) -> None:
+    at_least(name, value, least)
+    if value > most:
+        raise UserError(f"{name}: must be at most {most:g}, not {value:g}")
+
+
+def below_one(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"{name}: must be at least 0 and less than 1, not {value:g}")
+
+
 def positive(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{name}: must be greater than 0, not {value:g}")

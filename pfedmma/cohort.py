@@ -23,7 +23,7 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.data.images import Pixels, Staged
 from pfedmma.data.partition import Client, cameras
 from pfedmma.data.prefetch import Prefetched, Stopwatch
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure
 from pfedmma.methods.base import SEEDS, Method, Others, State
 from pfedmma.optim import OptimizerConfig
 from pfedmma.stems import StemCache
@@ -69,7 +69,7 @@ class Trainer:
             The mean training loss over each client's steps [C].
 
         Raises:
-            UserError: a loss is not finite; names client, round and batch.
+            RankFailure: a loss is not finite; names client, round and batch.
         """
         if state is None:
             state = optim.initial_state(self.work.optimizer, len(params), params.shape[1], params.device)
@@ -263,9 +263,9 @@ class PassWidth:
         return cls(10) if device.type == "cpu" else cls(MOST_IN_A_PASS, fits=True)
 
     def shrink(self, tried: int) -> None:
-        """After ``tried`` clients were too many. Raises a `UserError` if fewer cannot be tried."""
+        """After ``tried`` clients were too many. Raises a `RankFailure` if fewer cannot be tried."""
         if not self.fits or tried == 1:
-            raise UserError(
+            raise RankFailure(
                 f"out of memory with {tried} clients in a pass; lower federation.batch_size or federation.stems_gb"
                 + ("" if tried == 1 else ", or set federation.clients_per_pass=auto")
             )
@@ -320,6 +320,6 @@ def _name_first_bad(losses: Tensor, finite: Tensor, clients: Sequence[Client], r
     remedy = "lower optimizer.lr, or set optimizer.clip"
     for number, row in (~torch.isfinite(losses)).nonzero().tolist():
         value = losses[number, row].item()
-        raise UserError(f"the training loss of client {clients[row].id} in round {round_}, batch {number + 1} is {value}; {remedy}")
+        raise RankFailure(f"the training loss of client {clients[row].id} in round {round_}, batch {number + 1} is {value}; {remedy}")
     row = int((~finite).nonzero()[0])
-    raise UserError(f"the last batch of client {clients[row].id} in round {round_} left parameters that are not finite; {remedy}")
+    raise RankFailure(f"the last batch of client {clients[row].id} in round {round_} left parameters that are not finite; {remedy}")

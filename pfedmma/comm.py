@@ -10,6 +10,7 @@ import datetime
 import os
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -17,19 +18,24 @@ from accelerate import PartialState
 from torch import Tensor
 
 from pfedmma import checks
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure, UserError
 from pfedmma.ledger import Ledger
+from pfedmma.meeting import fresh_name
+from pfedmma.rollcall import RollCall
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+LONGEST_TIMEOUT = 1e6  # seconds, more than a week
+SAY_SO_AFTER = 1.0  # seconds of waiting, and again after each as many, a rank says for the others that it is here
 
 
 @dataclass(frozen=True)
 class DistributedConfig:
     """How ranks meet. ``backend``: ``auto`` (NCCL on GPUs, gloo on CPUs), ``nccl`` or ``gloo`` (several ranks may then share a GPU).
 
-    ``device``: ``auto``, ``cpu`` or ``cuda``. ``wire``: the dtype in which exchanged tensors travel. ``timeout``: seconds a collective
-    may wait. ``init_method``: ``env://``, or ``file:///path`` of a file that all ranks see, for launchers that open no port.
+    ``device``: ``auto``, ``cpu`` or ``cuda``. ``wire``: the dtype in which exchanged tensors travel. ``timeout``: seconds after which
+    a rank that waits for another one ends, and says for which.
+    ``init_method``: ``env://``, or ``file:///path`` of a file that all ranks see, for launchers that open no port.
     """
 
     backend: str = "auto"
@@ -43,16 +49,18 @@ class DistributedConfig:
         checks.one_of("device", self.device, ("auto", "cpu", "cuda"))
         checks.one_of("wire", self.wire, WIRE_DTYPES)
         checks.positive("timeout", self.timeout)
+        checks.between("timeout", self.timeout, 0, LONGEST_TIMEOUT)
 
 
 class World:
     """One rank's view of all ranks. A world of one does no communication; its ledger counts what it would hand over."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, backend: str = "gloo") -> None:
-        self.rank, self.size, self.device, self.backend = rank, size, device, backend
+    def __init__(self, rank: int, size: int, device: torch.device, backend: str = "gloo", timeout: float = 600.0) -> None:
+        self.rank, self.size, self.device, self.backend, self.timeout = rank, size, device, backend, timeout
         # Which of the ranks on this machine, and how many they are.
         self.local_rank, self.local_size = (int(os.environ.get(n, d)) if size > 1 else int(d) for n, d in _LOCAL)
         self.ledger = Ledger(size)
+        self._come_to = 0  # collectives
 
     def hosts(self, client: int) -> bool:
         """Whether a client lives on this rank: clients are dealt out in turn."""
@@ -66,7 +74,7 @@ class World:
         """Sum of ``flat`` [n] over all ranks, on the device where it came from. Every rank must enter.
 
         Raises:
-            UserError: another rank is gone or did not come within ``distributed.timeout``.
+            RankFailure: another rank is gone or did not come within ``distributed.timeout``; says which.
         """
         start = time.perf_counter()
         total = flat
@@ -74,17 +82,44 @@ class World:
             # NCCL reduces on the GPU; gloo takes host memory.
             carrier = flat.to(self.device if self.backend == "nccl" else "cpu", copy=True)
             try:
-                dist.all_reduce(carrier)
+                self._all_reduce(carrier)
             except RuntimeError as error:
-                raise UserError(
-                    f"rank {self.rank} lost the other ranks while it waited for '{purpose}' ({str(error).splitlines()[0][:200]}); "
-                    f"see their output, and go on with resume=auto"
-                ) from error
+                raise RankFailure(self._who_is_missing(purpose, error)) from error
             if self.backend == "nccl":
                 torch.cuda.synchronize(self.device)
             total = carrier.to(flat.device)
         self.ledger.enter(purpose, flat.numel() * flat.element_size(), time.perf_counter() - start)
         return total
+
+    def _all_reduce(self, carrier: Tensor) -> None:
+        """Sum in place. A rank that waits long says so to the others from time to time."""
+        self._come_to += 1
+        begin = said = time.monotonic()
+        work = dist.all_reduce(carrier, async_op=True)
+        while not _finished(work, self.backend):
+            now = time.monotonic()
+            if now - begin > waiting_time(self.timeout):  # gloo raises by itself, NCCL would end the process without a word
+                raise RuntimeError(f"nothing within {now - begin:.0f} s")
+            if now - said >= SAY_SO_AFTER:
+                self._roll.here(self._come_to)
+                said = now
+
+    def _who_is_missing(self, purpose: str, error: RuntimeError) -> str:
+        """One sentence about a collective that failed."""
+        reason = str(error).splitlines()[0][:200]
+        try:
+            missing = self._roll.missing(self._come_to, 0.8 * (self.timeout - waiting_time(self.timeout)))
+            who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}" if missing else "a connection that broke"
+        except RuntimeError:  # without a launcher's store, rank 0 keeps the one there is
+            who = "rank 0, which is gone"
+        return (
+            f"rank {self.rank} waited in '{purpose}' for {who} ({reason}); "
+            f"see what was said there, raise distributed.timeout if it was only slow, and go on with resume=auto"
+        )
+
+    @cached_property
+    def _roll(self) -> RollCall:
+        return RollCall(dist.distributed_c10d._get_default_store(), self.rank, self.size)
 
     def wait(self, purpose: str) -> None:
         """Return when every rank has come here."""
@@ -94,6 +129,23 @@ class World:
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
             PartialState._reset_state()
+
+
+def waiting_time(timeout: float) -> float:
+    """How long a collective may wait of the ``timeout`` seconds, so that time is left to find out who is missing."""
+    return timeout - min(5.0, 0.2 * timeout)
+
+
+def _finished(work: dist.Work, backend: str) -> bool:
+    """Wait a while for a collective. Raises a RuntimeError if it failed."""
+    if backend == "nccl":  # its own wait would give the communicator up; asking costs microseconds
+        return bool(work.is_completed())
+    try:
+        work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))
+    except RuntimeError:
+        if work.is_completed():  # it has failed, rather than this wait has come to its end
+            raise
+    return bool(work.is_completed())
 
 
 def open_world(config: DistributedConfig) -> World:
@@ -112,13 +164,17 @@ def open_world(config: DistributedConfig) -> World:
     backend = config.backend if config.backend != "auto" else "nccl" if gpu else "gloo"
     options: dict[str, object] = {}
     if "LOCAL_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        timeout = datetime.timedelta(seconds=config.timeout)
+        # NCCL's own watchdog, which ends the process, comes after this module has spoken.
+        timeout = datetime.timedelta(seconds=config.timeout if backend == "nccl" else waiting_time(config.timeout))
         options = {"backend": backend, "timeout": timeout, "init_method": config.init_method}
         if config.init_method != "env://" and gpu:
             options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
     if gpu:
         _claim_gpu(backend)
     try:
+        if options and config.init_method == "env://" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            del options["init_method"]
+            options |= _fresh_store(waiting_time(config.timeout))
         state = PartialState(cpu=not gpu, **options)
     except (RuntimeError, ValueError) as error:
         raise UserError(
@@ -127,7 +183,19 @@ def open_world(config: DistributedConfig) -> World:
         ) from error
     if state.device.type == "cuda":
         torch.cuda.set_device(state.device)
-    return World(state.process_index, state.num_processes, state.device, backend)
+    return World(state.process_index, state.num_processes, state.device, backend, config.timeout)
+
+
+def _fresh_store(timeout: float) -> dict[str, object]:
+    """Where the ranks meet in the launcher's store: not where those met that it started before them. All ranks enter.
+
+    Raises:
+        RuntimeError: a rank did not come within ``timeout`` seconds; says which.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    patience = datetime.timedelta(seconds=timeout)
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
+    return {"store": dist.PrefixStore(fresh_name(store, rank, size, timeout), store), "rank": rank, "world_size": size}
 
 
 def _claim_gpu(backend: str) -> None:

@@ -10,6 +10,8 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from pfedmma import checks, strict, trackers
 from pfedmma.checkpoint import CheckpointConfig
 from pfedmma.clip.backbone import BackboneConfig
 from pfedmma.comm import DistributedConfig
@@ -29,18 +32,22 @@ from pfedmma.evaluation import EvaluationConfig
 from pfedmma.methods import DEFAULTS, MethodConfig
 from pfedmma.optim import OptimizerConfig
 
+MOST_CHARACTERS = 4096  # of a text
+LARGEST = 3.4e38  # number
+
 
 @dataclass(frozen=True)
 class Config:
     """All settings of a run. ``run_dir`` empty: ``runs/<data>-<method>-seed<seed>``.
 
     ``resume``: empty (a new run), ``auto`` (go on from the newest good checkpoint of ``run_dir``, or start), or the
-    folder of a run to go on with.
+    folder of a run to go on with. ``trackers``: who else is told of every round: ``tensorboard``, ``wandb``, ``mlflow``.
     """
 
     seed: int = 0
     run_dir: str = ""
     resume: str = ""
+    trackers: tuple[str, ...] = ()
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -49,6 +56,10 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.trackers:
+            checks.one_of("trackers", name, trackers.NAMES)
 
 
 def load(file: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -69,7 +80,7 @@ def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     for item in overrides:
         name, equals, raw = item.partition("=")
         if not equals:
-            raise UserError(f"'{item}' is no setting; write key=value, for example federation.rounds=10")
+            raise UserError(f"'{shown(item)}' is no setting; write key=value, for example federation.rounds=10")
         _insert(tree, name.strip(), _Raw(raw))
     config = section(Config, tree)
     if own := DEFAULTS.get(config.method.name):
@@ -82,10 +93,10 @@ def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; a file that is missing, broken or no mapping is a `UserError`."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = strict.read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config file {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise UserError(f"the config file {path} is not valid YAML: {error}") from None
     if tree is None:
         return {}
@@ -169,10 +180,10 @@ def section(cls: type, tree: dict[str, Any], prefix: str = "") -> Any:
     for name, value in tree.items():
         full = f"{prefix}{name}"
         if name not in hints:
-            while isinstance(value, dict) and value:  # name the setting, not only its section
+            while isinstance(value, dict) and value and len(full) < 200:  # name the setting, not only its section
                 name, value = next(iter(value.items()))
                 full = f"{full}.{name}"
-            raise _unknown(full)
+            raise _unknown(shown(full))
         if dataclasses.is_dataclass(hints[name]):
             if value is None:
                 value = {}
@@ -191,15 +202,15 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     """``value`` as ``kind``, or a `UserError` that says what was expected."""
     if isinstance(value, _Raw):
         if kind is str:
-            return str(value)
+            return _text(value, name)
         try:
-            value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"{name}: cannot read the value '{value}'; {_wanted(kind)} is expected") from None
+            value = strict.parse_yaml(value)
+        except ValueError:
+            raise UserError(f"{name}: cannot read the value '{shown(value)}'; {_wanted(kind)} is expected") from None
     if kind is str:
         # YAML reads a bare none/12 as something else; a setting that is a string keeps what was written.
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            return str(value)
+            return _text(str(value), name)
         if value is None:
             return ""
     elif kind is bool:
@@ -213,15 +224,41 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
             with contextlib.suppress(ValueError):
                 value = float(value)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if LARGEST < abs(value) < math.inf:
+                raise UserError(f"{name}: a number that float32 holds is expected, not '{shown(value)}'")
             return float(value)
     elif typing.get_origin(kind) is tuple:
+        if isinstance(value, str):  # one item, or several with commas between them
+            value = [item.strip() for item in value.split(",") if item.strip()]
+        if value is None:
+            value = []
         if isinstance(value, (list, tuple)):
             return tuple(_convert(item, typing.get_args(kind)[0], name) for item in value)
     elif isinstance(kind, types.UnionType):
         if value is None:
             return None
         return _convert(value, next(k for k in typing.get_args(kind) if k is not type(None)), name)
-    raise UserError(f"{name}: {_wanted(kind)} is expected, not '{value}'")
+    raise UserError(f"{name}: {_wanted(kind)} is expected, not '{shown(value)}'")
+
+
+def _text(value: str, name: str) -> str:
+    """``value`` as text that a file name, a prompt and a page can hold."""
+    if len(value) > MOST_CHARACTERS:
+        raise UserError(f"{name}: a text of at most {MOST_CHARACTERS} characters is expected, not one of {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: text in UTF-8 is expected, not '{shown(value)}'") from None
+    if "\0" in value:
+        raise UserError(f"{name}: text without a zero character is expected, not '{shown(value)}'")
+    return str(value)
+
+
+def shown(value: Any) -> str:
+    """A value in an error message: its beginning, in characters that can be shown."""
+    text = reprlib.repr(value) if isinstance(value, (list, dict)) else str(value)
+    start = text if len(text) <= 80 else f"{text[:80]}..."
+    return start if start.isprintable() else ascii(start)[1:-1]
 
 
 def _wanted(kind: Any) -> str:

@@ -19,6 +19,7 @@ from pfedmma.comm import WIRE_DTYPES, World
 from pfedmma.data.partition import Client
 from pfedmma.errors import UserError
 from pfedmma.evaluation import EvaluationConfig, Evaluator, summarise
+from pfedmma.interruption import Interruption
 from pfedmma.ledger import EXCHANGE
 from pfedmma.methods.base import POOL, UNIFORM, Method
 from pfedmma.stems import StemCache
@@ -77,10 +78,15 @@ class Engine:
     seed: int
     wire: str = "fp32"
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
+    interruption: Interruption = field(default_factory=Interruption)
     table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
 
-    def run(self, first_round: int, listener: Listener) -> None:
-        """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record."""
+    def run(self, first_round: int, listener: Listener) -> int:
+        """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record.
+
+        Returns:
+            The last round that was done: an interruption of any rank ends the run after its round.
+        """
         for round_ in range(first_round, self.federation.rounds + 1):
             clock = Clock()
             self.world.ledger.open_round()
@@ -89,15 +95,18 @@ class Engine:
             shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.width)
             clock.lap("train")
             clock.laps["input"] = self.trainer.waiting.take()  # the part of training that waited for images
-            loss = self.collect_losses(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
+            loss, interrupted = self.collect(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
             clock.lap("wait")
             self.store.shared = self.exchange(cohort, shared)
             clock.lap("exchange")
             accuracy = self.evaluate() if due(self.evaluation.every, round_, self.federation.rounds) else None
             clock.lap("evaluate")
             listener.round_done(self.record(round_, cohort, read, loss, clock, accuracy))
-            if listener.checkpoint_due(round_):
+            if interrupted or listener.checkpoint_due(round_):
                 listener.save(round_)
+            if interrupted:
+                return round_
+        return self.federation.rounds
 
     def hosted(self, ids: Sequence[int]) -> list[Client]:
         """Those of the clients that live on this rank."""
@@ -134,11 +143,12 @@ class Engine:
         reads = self.trainer.method.reads
         return sum(self.store.pool.readable(i, reads) for i in cohort) * (columns.stop - columns.start)
 
-    def collect_losses(self, cohort: Sequence[int], losses: Tensor) -> float:
-        """The weighted mean of all participants' losses."""
+    def collect(self, cohort: Sequence[int], losses: Tensor) -> tuple[float, bool]:
+        """The weighted mean of all participants' losses, and whether any rank was asked to end."""
         sizes = {i: len(self.clients[i].train) for i in cohort}
         own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
-        return float(self.world.sum(torch.tensor([own], dtype=torch.float64), "metrics")) / sum(sizes.values())
+        loss, asked = self.world.sum(torch.tensor([own, float(bool(self.interruption))], dtype=torch.float64), "metrics").tolist()
+        return loss / sum(sizes.values()), asked > 0
 
     def evaluate(self) -> dict[str, Any]:
         """Accuracy of every client with its current state; keeps the table by client."""

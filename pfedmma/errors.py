@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 
 class UserError(ValueError):
     """Input that cannot be used. The message is one sentence: what is wrong, where, and what would be right."""
+
+
+class RankFailure(UserError):
+    """What befell one rank and not all of them alike: no other rank will say it."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -24,16 +31,42 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's ``main``; a `UserError` ends it with one line on stderr and exit status 2."""
     try:
-        main()
+        with _full_disk_named():
+            main()
+            sys.stdout.flush()  # what is written at the very end may have nobody to read it either
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os._exit(128 + signal.SIGPIPE)  # as a shell shows the end of a program without Python's handler
     except UserError as error:
         # The launcher stops every rank as soon as one ends. Ranks that fail together should say so once:
         # the others leave rank 0 the time to speak, and speak themselves if it had nothing to say.
-        rank = int(os.environ.get("RANK", "0"))
-        if rank != 0:
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankFailure):
             time.sleep(5.0)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # what they go to may be full, or gone
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
         os._exit(2)  # at once: no teardown may wait for a rank that is still in a collective
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)
+
+
+@contextlib.contextmanager
+def _full_disk_named() -> Iterator[None]:
+    """A log on a full disk ends a run as well."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RankFailure(f"cannot write {error.filename or 'the standard output'}: {error.strerror}; make room there") from error
+
+
+def _nobody_reads() -> bool:
+    """Whether the standard output is a pipe whose reader is gone, as in ``... | head``."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False

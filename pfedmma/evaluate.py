@@ -7,10 +7,12 @@ The run folder is only read. Settings on the command line may change what does n
 from __future__ import annotations
 
 from pfedmma import config as configuration
-from pfedmma.comm import open_world
+from pfedmma.comm import World, open_world
+from pfedmma.config import Config
 from pfedmma.console import accuracy_table, show
 from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.files import to_json
+from pfedmma.memory import shortage_named
 from pfedmma.run import assemble, restore
 from pfedmma.runfolder import RunFolder
 from pfedmma.summary import per_client
@@ -25,6 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     folder.require_run()
     config = configuration.load(folder.config, [*args.settings, f"run_dir={args.run}"])
     world = open_world(config.distributed)
+    with shortage_named():
+        evaluate(config, folder, world)
+    world.close()
+
+
+def evaluate(config: Config, folder: RunFolder, world: World) -> None:
+    """All accuracies of the newest checkpoint, shown. All ranks enter."""
     run = assemble(config, world)
     manifest = restore(run, folder)
     if manifest is None:
@@ -32,11 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     accuracy = run.engine.evaluate()
     zero_shot = run.zero_shot()
     if world.is_main:
-        rows = [("zeroshot", zero_shot, ""), (config.method.name, accuracy, "")]
+        rows = [("zeroshot", zero_shot.accuracy, ""), (config.method.name, accuracy, "")]
         show(accuracy_table(f"{folder.path} after round {manifest['round']}, {config.evaluation.split} split (percent)", rows))
-        result = {"round": manifest["round"], "split": config.evaluation.split, "accuracy": accuracy, "zero_shot": zero_shot}
-        print(to_json(result | {"per_client": per_client(run)}), flush=True)
-    world.close()
+        result = {"round": manifest["round"], "split": config.evaluation.split, "accuracy": accuracy, "zero_shot": zero_shot.accuracy}
+        print(to_json(result | {"per_client": per_client(run, zero_shot)}), flush=True)
 
 
 if __name__ == "__main__":

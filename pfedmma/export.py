@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from pfedmma.adapters import file
 from pfedmma.adapters.multimodal import AdapterSpec
 from pfedmma.adapters.stacked import Layout
 from pfedmma.comm import World
+from pfedmma.config import Config
 from pfedmma.errors import ArgumentParser, UserError, run_main
 from pfedmma.methods.adapters import PRESETS
 from pfedmma.methods.base import State
@@ -43,27 +45,48 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
         UserError: no run, no good checkpoint, no such client, a method that trains nothing, an unwritable file.
     """
     folder.require_run()
-    config = configuration.load(folder.config)
-    method, backbone = config.method, config.backbone.name
-    if method.name == "zeroshot":
-        raise UserError(f"the method of {folder.path} is zeroshot, which trains nothing; export a run of another method")
-    if not 0 <= client < config.data.clients:
-        raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
-    found = checkpoint.newest_good(folder.checkpoints, World(0, 1, torch.device("cpu")))
-    if found is None:
-        raise UserError(f"{folder.path} has no good checkpoint to export from; train with checkpoint.every greater than 0")
-    round_, manifest = found
-    tensors, others = client_state(checkpoint.folder_of(folder.checkpoints, round_), manifest, client)
+    kept = kept_of(folder, client)
+    method, backbone = kept.config.method, kept.config.backbone.name
+    if method.name == "zeroshot":
+        raise UserError(f"the method of {folder.path} is zeroshot, which trains nothing; export a run of another method")
     if method.name in PRESETS:
         options = {"scale": method.scale, "activation": method.activation, "rescale": method.rescale}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        file.write(out, tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
+        shapes = {name: tuple(tensor.shape) for name, tensor in kept.tensors.items()}
+        file.write(out, kept.tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
     else:
-        settings = {"name": method.name, method.name: dataclasses.asdict(getattr(method, method.name))}
-        personal.write(out, tensors, others, settings, backbone, manifest["progress"]["template"])
-    return round_
+        settings: dict[str, object] = {"name": method.name}
+        if hasattr(method, method.name):  # methods registered from outside have no section
+            settings[method.name] = dataclasses.asdict(getattr(method, method.name))
+        personal.write(out, kept.tensors, kept.others, settings, backbone, kept.template)
+    return kept.round
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a run's newest good checkpoint, of ``round``, has of a client: ``tensors`` and ``others`` as `client_state` gives them."""
+
+    config: Config
+    round: int
+    tensors: State
+    others: State
+    template: str
+    classes: Any  # as `pfedmma.labels.progress` makes them; None in checkpoints that were written before they were kept
+
+
+def kept_of(folder: RunFolder, client: int) -> Kept:
+    """What a run has of a client. Raises a `UserError`: no run, no such client, no good checkpoint."""
+    folder.require_run()
+    config = configuration.load(folder.config)
+    if not 0 <= client < config.data.clients:
+        raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
+    found = checkpoint.newest_good(folder.checkpoints, World(0, 1, torch.device("cpu")))
+    if found is None:
+        raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
+    round_, manifest = found
+    tensors, others = client_state(checkpoint.folder_of(folder.checkpoints, round_), manifest, client)
+    return Kept(config, round_, tensors, others, manifest["progress"]["template"], manifest["progress"].get("classes"))
 
 
 def client_state(folder: Path, manifest: dict, client: int) -> tuple[State, State]:

@@ -6,10 +6,11 @@ import contextlib
 import json
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure, UserError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,6 +30,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def temporary_folder() -> str:
+    """Where files go that end with the process: TMPDIR if that can be written, or a folder of the system's.
+
+    Raises:
+        RankFailure: there is none on this machine.
+    """
+    try:
+        return tempfile.gettempdir()
+    except OSError as error:
+        raise RankFailure(f"no folder for temporary files can be written ({error.strerror}); set TMPDIR to one with room") from None
 
 
 def sync_folder(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from pfedmma.data.cache import create_shared_file
 from pfedmma.data.images import Pixels
 from pfedmma.data.partition import Client, Federation, without
 from pfedmma.data.sources import Unreadable
+from pfedmma.files import temporary_folder
 
 
 def share_test_images(federation: Federation, pixels: Pixels, world: World, run_dir: str) -> None:
@@ -49,7 +49,7 @@ def _shared_path(run_dir: str, split: str) -> Path:
     """The same on all ranks of a node, and different for two runs at once."""
     launch = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")]
     key = hashlib.sha256("\n".join([os.path.abspath(run_dir), *launch]).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"pfedmma-{key}-{split}.pixels"
+    return Path(temporary_folder()) / f"pfedmma-{key}-{split}.pixels"
 
 
 def leave_out_unreadable(federation: Federation, pixels: Pixels, world: World, hosted: list[Client]) -> tuple[Federation, int]:

@@ -36,8 +36,10 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, ("sgd", "adam", "adamw"))
         checks.one_of("state", self.state, ("reset", "persist"))
-        for name in ("lr", "momentum", "weight_decay", "beta1", "beta2", "clip"):
+        for name in ("lr", "weight_decay", "clip"):
             checks.at_least(name, getattr(self, name), 0)
+        for name in ("momentum", "beta1", "beta2"):
+            checks.below_one(name, getattr(self, name))
         checks.positive("eps", self.eps)
 
 

@@ -18,11 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pfedmma import config as configuration
-from pfedmma import methods
+from pfedmma import methods, strict
 from pfedmma.adapters import file
 from pfedmma.adapters.module import refuse_misfit
 from pfedmma.clip.backbone import Backbone, own_tokenizer
-from pfedmma.data.sources import GENERIC_TEMPLATE
+from pfedmma.data.sources import GENERIC_TEMPLATE, template_problem
 from pfedmma.errors import UserError
 from pfedmma.files import write_atomically
 from pfedmma.methods.adapters import MultiModalAdapters
@@ -41,17 +41,32 @@ class PersonalCLIP:
     others: Others | None
     template: str
 
+    @classmethod
+    def of(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:
+        """From one client's tensors {name: [*shape]} and what it reads of E others {name: [E, *shape]}, on any device."""
+        device = method.backbone.device
+        state, others = ({name: x.to(device).float().unsqueeze(0) for name, x in found.items()} for found in (tensors, read))
+        if not others:
+            return cls(method, state, None, template)
+        present = torch.ones(1, next(iter(others.values())).shape[1], dtype=torch.bool, device=device)
+        return cls(method, state, Others(others, present), template)
+
     @torch.no_grad()
     def classifier(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
         """From preprocessed images [N,3,S,S] to logits [N,K] over the classes ``names``; their text features are computed once."""
-        stem = self.method.text_stem(self.method.backbone.prompts(self.template, tuple(names)))
-        state = {**self.state, **self.method.fixed(self.state, self.others, stem)}
-        texts = self.method.text_features(state, stem)
+        backbone = self.method.backbone
+        with backbone.autocast():
+            stem = self.method.text_stem(backbone.prompts(self.template, tuple(names)))
+        with backbone.autocast():
+            state = {**self.state, **self.method.fixed(self.state, self.others, stem)}
+        with backbone.autocast():
+            texts = self.method.text_features(state, stem)
 
         @torch.no_grad()
         def classify(images: Tensor) -> Tensor:
-            features = self.method.image_features(state, self.method.image_stem(images.float()))
-            return self.method.logits(state, features, texts)[0]
+            with backbone.autocast():
+                features = self.method.image_features(state, self.method.image_stem(images.float()))
+                return self.method.logits(state, features, texts)[0]
 
         return classify
 
@@ -90,14 +105,7 @@ def load_client(clip: Any, path: str | Path, template: str | None = None) -> Per
         tensors = {name: tensor for name, tensor in found.items() if not name.startswith(_OTHERS)}
         read = {name.removeprefix(_OTHERS): tensor for name, tensor in found.items() if name.startswith(_OTHERS)}
     _require(path, method, tensors, read)
-    device = backbone.device
-    state = {name: tensor.to(device).float().unsqueeze(0) for name, tensor in tensors.items()}
-    others = None
-    if read:
-        count = len(next(iter(read.values())))
-        present = torch.ones(1, count, dtype=torch.bool, device=device)
-        others = Others({name: tensor.to(device).float().unsqueeze(0) for name, tensor in read.items()}, present)
-    return PersonalCLIP(method, state, others, template)
+    return PersonalCLIP.of(method, tensors, read, template)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,33 +114,29 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"there is no client file {path}") from None
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from None
+        raise UserError(f"{path} is not a safetensors file: {str(error)[:200]}") from None
     if metadata.get("format") not in (FORMAT, file.FORMAT):
-        raise UserError(f"{path} has format '{metadata.get('format')}', not '{FORMAT}'; write client files with python -m pfedmma.export")
+        found = str(metadata.get("format"))[:40]
+        raise UserError(f"{path} has format '{found}', not '{FORMAT}'; write client files with python -m pfedmma.export")
     return tensors, metadata
 
 
 def _settings(path: str | Path, metadata: dict[str, str]) -> methods.MethodConfig:
     try:
-        tree = json.loads(metadata["method"])
+        tree = strict.parse_json(metadata["method"])
         if not isinstance(tree, dict):
             raise ValueError("no mapping")
-        json.dumps(tree, ensure_ascii=False).encode()  # a tokenizer takes no lone surrogates
-    except (KeyError, ValueError, RecursionError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not say its method's settings ({error}); write client files with python -m pfedmma.export") from None
     try:
         return configuration.section(methods.MethodConfig, tree, "method.")
-    except (UserError, OverflowError) as error:
+    except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
 
 def _require_template(path: str | Path, template: str) -> None:
-    try:
-        texts = {template.format(name).encode() for name in ("a", "b")}
-    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise UserError(f"{path}: the class prompt '{template}' cannot be filled in ({error}); write one with {{}} for the name") from None
-    if len(texts) < 2:
-        raise UserError(f"{path}: the class prompt '{template}' has no place for the name; write one with {{}} for the name")
+    if problem := template_problem(template):
+        raise UserError(f"{path}: the class prompt '{template[:80]}' {problem}; write one with {{}} for the name")
 
 
 def _require(path: str | Path, method: Method, tensors: State, read: State) -> None:
@@ -149,4 +153,5 @@ def _require(path: str | Path, method: Method, tensors: State, read: State) -> N
         if tuple(tensor.shape[1:]) != shapes.get(name) or not 0 < counts[name] <= method.reads or len(set(counts.values())) > 1
     )
     if wrong:
-        raise UserError(f"{path} does not fit {method.backbone.name}: tensor {wrong[0]} is not of the shape that its method has there")
+        raise UserError(f"{path} does not fit {method.backbone.name}: tensor {wrong[0][:60]} is not of the shape that its method has there")
+    file.require_numbers(path, {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in read.items()}})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pfedmma import checkpoint, data, methods, rng
 from pfedmma.adapters.stacked import Layout
@@ -18,9 +17,11 @@ from pfedmma.engine import Engine
 from pfedmma.errors import UserError
 from pfedmma.evaluation import Evaluator
 from pfedmma.intake import leave_out_unreadable, make_test_images, share_test_images
+from pfedmma.memory import keep_freed_memory
 from pfedmma.methods.base import Method
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.optim import OptimizerConfig
+from pfedmma.reference import Reference
 from pfedmma.runfolder import RunFolder
 from pfedmma.stems import StemCache
 from pfedmma.store import ClientStore
@@ -31,7 +32,7 @@ MOST_TESTED_AT_ONCE = 32  # clients of one pass in evaluation; more share no fur
 # What may change between the parts of one run without making it another run.
 FREE_ON_RESUME = (
     "federation.rounds", *HOUSEKEEPING, "evaluation.", "checkpoint.",
-    "distributed.", "data.root", "data.cache_gb", "data.download",
+    "distributed.", "data.root", "data.cache_gb", "data.download", "backbone.allow_torchscript",
 )  # fmt: skip
 
 
@@ -45,11 +46,12 @@ class Run:
     engine: Engine
     skipped_images: int = 0  # unreadable ones that were left out
 
-    def zero_shot(self) -> dict[str, Any]:
+    def zero_shot(self) -> Reference:
         """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
         method = ZeroShot(self.backbone)
         store = new_store(method, self.config.optimizer, self.config.seed, self.engine.world)
-        return self.engine.summarise(self.engine.evaluate_all(method, store))
+        table = self.engine.evaluate_all(method, store)
+        return Reference(self.engine.summarise(table), table)
 
 
 def assemble(config: Config, world: World) -> Run:
@@ -58,6 +60,8 @@ def assemble(config: Config, world: World) -> Run:
     Raises:
         UserError: anything in ``config`` that cannot be had here.
     """
+    if world.device.type == "cpu":
+        keep_freed_memory()
     backbone = clip.load(config.backbone, config.seed, world.device)
     federation, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world.device)
     share_test_images(federation, pixels, world, config.run_dir)
@@ -130,6 +134,9 @@ def comparable(config: Config) -> dict:
 
 
 def settings(config: Config) -> dict:
-    """All settings {"federation.rounds": 50, ...} as JSON keeps them, but for where the run lies and methods that do not take part."""
-    left_out = ("run_dir", "resume", *(f"method.{name}." for name in methods.OTHERS if name != config.method.name))
+    """All settings {"federation.rounds": 50, ...} as JSON keeps them.
+
+    But for where the run lies and is followed, and methods that do not take part.
+    """
+    left_out = ("run_dir", "resume", "trackers", *(f"method.{name}." for name in methods.OTHERS if name != config.method.name))
     return {name: list(v) if isinstance(v, tuple) else v for name, v in flatten(config).items() if not name.startswith(left_out)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from typing import Any
 
 import accelerate
@@ -12,13 +13,18 @@ import torch
 import torchvision
 
 import pfedmma
+from pfedmma import methods
+from pfedmma.adapters.stacked import Layout
 from pfedmma.comm import WIRE_DTYPES
 from pfedmma.evaluation import COLUMNS
+from pfedmma.methods.adapters import PRESETS
 from pfedmma.methods.base import POOL
+from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
+from pfedmma.reference import Reference
 from pfedmma.run import Run, settings
 
 
-def build_summary(run: Run, zero_shot: dict[str, Any] | None, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+def build_summary(run: Run, zero_shot: Reference, metrics: list[dict[str, Any]]) -> dict[str, Any]:
     """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput."""
     config, engine = run.config, run.engine
     layout, method = engine.trainer.layout, engine.trainer.method
@@ -36,13 +42,15 @@ def build_summary(run: Run, zero_shot: dict[str, Any] | None, metrics: list[dict
         "skipped_images": run.skipped_images,
         "rounds": config.federation.rounds,
         "world_size": engine.world.size,
+        "device": engine.world.device.type,
         "accuracy": None if engine.table is None else engine.summarise(engine.table),
-        "zero_shot": zero_shot,
-        "per_client": per_client(run),
+        "zero_shot": zero_shot.accuracy,
+        "per_client": per_client(run, zero_shot),
         "trained_parameters": layout.size,
         "shared_parameters": layout.exchanged_size,
         "bytes_per_client_round": layout.exchanged_size * wire_bytes,
         "bytes_down_per_client_round": received * wire_bytes,
+        "alternatives": alternatives(run, wire_bytes),
         "comm": engine.world.ledger.totals(),
         "throughput": throughput(metrics, config.federation.local_epochs),
         "versions": versions(),
@@ -50,15 +58,27 @@ def build_summary(run: Run, zero_shot: dict[str, Any] | None, metrics: list[dict
     }
 
 
-def per_client(run: Run) -> list[dict[str, Any]]:
-    """id, names of the classes held, sizes and accuracies of each client."""
+def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
+    """Bytes each way, a client and round, of what might travel instead: all adapters (as wide as the run's), one prompt."""
+    config = run.config.method if run.config.method.name in PRESETS else methods.MethodConfig()
+    others = {
+        "all adapters": methods.build(replace(config, name="fedavg_mma", exchange=""), run.backbone),
+        "one prompt": PromptFL.of(PromptFLConfig(), run.backbone),
+    }
+    return {name: Layout(method.shapes, method.exchange).exchanged_size * wire_bytes for name, method in others.items()}
+
+
+def per_client(run: Run, zero_shot: Reference) -> list[dict[str, Any]]:
+    """id, names of the classes held, sizes and accuracies of each client; those of CLIP as it comes are None where nobody knows them."""
+    reference = None if zero_shot.table is None else zero_shot.table.tolist()
     rows = []
     for client in run.federation.clients:
         held = [run.federation.base.classes[label] for label in client.classes]
         row = {"id": client.id, "domain": client.domain, "classes": held}
         row |= {"train_samples": len(client.train), "test_samples": len(client.test)}
         values = [None] * len(COLUMNS) if run.engine.table is None else run.engine.table[client.id].tolist()
-        rows.append(row | dict(zip(COLUMNS, values, strict=True)))
+        known = None if reference is None else dict(zip(COLUMNS[:3], reference[client.id][:3], strict=True))
+        rows.append(row | dict(zip(COLUMNS, values, strict=True)) | {"zero_shot": known})
     return rows
 
 

@@ -7,16 +7,20 @@ import dataclasses
 import sys
 from typing import Any
 
-from pfedmma import checkpoint
+from pfedmma import checkpoint, labels
 from pfedmma import config as configuration
 from pfedmma.comm import World, open_world
 from pfedmma.config import Config
 from pfedmma.console import Progression, accuracy_table, megabytes, show
 from pfedmma.engine import due
 from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.run import Run, assemble, comparable, restore
+from pfedmma.memory import shortage_named
+from pfedmma.reference import Reference
+from pfedmma.run import Run, assemble, comparable, restore, settings
 from pfedmma.runfolder import RunFolder
 from pfedmma.summary import build_summary
+from pfedmma.trackers import Trackers
+from pfedmma.trackers import require as require_trackers
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,11 +30,13 @@ def main(argv: list[str] | None = None) -> None:
     if not config.resume:
         folder.refuse_overwriting()
     folder.require_writable()
+    require_trackers(config.trackers)
     world = open_world(config.distributed)
-    run = assemble(config, world)
-    manifest = restore(run, folder) if config.resume else None
-    world.wait("start")
-    train(run, folder, manifest)
+    with shortage_named():
+        run = assemble(config, world)
+        manifest = restore(run, folder) if config.resume else None
+        world.wait("start")
+        train(run, folder, manifest)
     world.close()
 
 
@@ -69,17 +75,26 @@ def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
     done = manifest["round"] if manifest else 0
     if done > run.config.federation.rounds:
         raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {run.config.federation.rounds}")
-    zero_shot = manifest["progress"]["zero_shot"] if manifest else None
+    zero_shot = Reference.of_progress(manifest["progress"], len(engine.clients)) if manifest else Reference()
+    trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with Progression(run.config.federation.rounds, done, world.is_main) as progression:
         progression.say(headline(run, done))
-        if zero_shot is None and run.config.evaluation.every:
+        if zero_shot.accuracy is None and run.config.evaluation.every:
             zero_shot = run.zero_shot()
-        engine.run(done + 1, Recorder(run, folder, progression, zero_shot, done))
+        with engine.interruption:
+            last = engine.run(done + 1, Recorder(run, folder, progression, trackers, zero_shot, done))
+        if last < run.config.federation.rounds:
+            by = f" by {engine.interruption.by}" if engine.interruption else ""
+            progression.say(f"interrupted{by} after round {last} of {run.config.federation.rounds}, to be continued: resume=auto")
+            trackers.close()
+            return
     if run.config.evaluation.every and engine.table is None:  # nothing was left to train
         engine.evaluate()
     if world.is_main:
         summary = build_summary(run, zero_shot, folder.read_metrics())
         folder.write_summary(summary)
+        trackers.run_done(done, summary)
+        trackers.close()
         show_result(summary, folder)
 
 
@@ -90,7 +105,8 @@ class Recorder:
     run: Run
     folder: RunFolder
     progression: Progression
-    zero_shot: dict[str, Any] | None
+    trackers: Trackers
+    zero_shot: Reference
     done: int  # rounds that stand before this part of the run
     started: bool = False
 
@@ -101,8 +117,10 @@ class Recorder:
                 self.folder.keep_rounds(self.done)
                 if (made := self.run.engine.trainer.pixels.source.made_split) is not None:
                     self.folder.keep_split(made)
+                self.trackers.start(self.done)
                 self.started = True
             self.folder.append_metrics(row)
+            self.trackers.round_done(row)
         self.progression.round_done(row)
 
     def checkpoint_due(self, round_: int) -> bool:
@@ -113,11 +131,13 @@ class Recorder:
         progress = {
             "config": comparable(self.run.config),
             "ledger": engine.world.ledger.state(),
-            "zero_shot": self.zero_shot,
             "reads": engine.trainer.method.reads,
             "template": self.run.federation.template,
-        }
+            "classes": labels.progress(self.run.federation),
+        } | self.zero_shot.progress()
         keep = self.run.config.checkpoint.keep
+        if engine.world.is_main:
+            self.folder.sync_metrics()
         checkpoint.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
 
 

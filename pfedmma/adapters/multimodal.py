@@ -58,13 +58,16 @@ class AdapterSpec:
             visual_width, text_width = (
                 shapes[f"{tower}.{first}.down.weight"][1] if blocks[tower] else 0 for tower, first in zip(TOWERS, pairs[0], strict=True)
             )
+            ends = [(pairs[0][k], pairs[-1][k]) for k, tower in enumerate(TOWERS) if blocks[tower]]
+            if dim < 1 or any(first < 1 or last - first + 1 != len(pairs) for first, last in ends):
+                raise ValueError("they must have a dimension, and sit in blocks in a row that count from 1")
         except (KeyError, IndexError, ValueError) as error:
             raise ValueError(f"the tensor names are not those of paired adapters ({error})") from None
         spec = cls(pairs, visual_width, text_width, dim, **options)
         wanted = spec.shapes()
         wrong = sorted(n for n in wanted.keys() | shapes.keys() if tuple(shapes.get(n, ())) != wanted.get(n))
         if wrong:
-            raise ValueError(f"tensor {wrong[0]} is {list(shapes.get(wrong[0], ()))}, not {list(wanted.get(wrong[0], ()))}")
+            raise ValueError(f"tensor '{wrong[0][:60]}' is {list(shapes.get(wrong[0], ()))}, not {list(wanted.get(wrong[0], ()))}")
         return spec
 
     def first(self, tower: str) -> int:

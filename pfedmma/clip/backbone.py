@@ -16,7 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Visio
 from torch import Tensor, nn
 
 from pfedmma import checks, rng
-from pfedmma.clip import tiny
+from pfedmma.clip import tiny, weights
 from pfedmma.clip.towers import Features, Stem, TextTower, VisualTower
 from pfedmma.errors import UserError
 
@@ -30,11 +30,13 @@ class BackboneConfig:
     ``name``: ``tiny`` (shipped) or an open_clip ViT name. ``pretrained``: an open_clip tag, a local checkpoint file, ``none``
     (random weights from the seed) or ``auto`` (the shipped weights of ``tiny``, OpenAI's of anything else). With a file of
     OpenAI's weights, name the ``-quickgelu`` model: a file does not say which activation it was trained with.
+    ``allow_torchscript``: also take a file that is a TorchScript archive, which can hold code, as OpenAI's own are.
     ``precision``: of the frozen matrix products; adapters and optimizer state are always fp32.
     """
 
     name: str = "tiny"
     pretrained: str = "auto"
+    allow_torchscript: bool = False
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
@@ -195,7 +197,9 @@ def create_model(config: BackboneConfig, seed: int) -> nn.Module:
         try:
             model = open_clip.create_model(name, **options)
             if file is not None:
-                open_clip.load_checkpoint(model, file)
+                weights.load_into(model, str(file), config.allow_torchscript)
+        except UserError:
+            raise
         except Exception as error:  # open_clip, torch and the hub each raise their own kinds
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             raise UserError(f"backbone.pretrained: cannot load '{config.pretrained}' into {config.name}: {reason}") from error

@@ -15,17 +15,19 @@ A label that does not set ``method.name`` (``data.name``) is itself the name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pfedmma import config as configuration
-from pfedmma.config import Config
+from pfedmma.config import Config, shown
 from pfedmma.errors import UserError
 
 KEYS = ("config", "settings", "methods", "datasets", "shots", "seeds")
 ROOT = Path("runs") / "compare"
+MOST_RUNS = 2000
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,23 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
     tree = configuration.read_yaml(file)
     for key in tree:
         if key not in KEYS:
-            raise UserError(f"{file}: unknown key '{key}'; a compare file has {', '.join(KEYS)}")
+            raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
     start = tree.get("config") or ""
     if not isinstance(start, str):
-        raise UserError(f"{file}: 'config' must be the path of a config file, not '{start}'")
+        raise UserError(f"{file}: 'config' must be the path of a config file, not '{shown(start)}'")
     common = configuration.read_yaml(file.parent / start) if start else {}
     common = configuration.merged(common, _mapping(file, "settings", tree.get("settings") or {}))
     methods = _labels(file, "methods", tree.get("methods"), "method")
     data_name = _section(file, common, "data").get("name", "shapes")
     datasets = _labels(file, "datasets", tree.get("datasets") or [data_name], "data")
-    plans = []
+    plans: list[Plan] = []
     for dataset, data in datasets.items():
         usual = _section(file, configuration.merged(common, data), "data").get("shots")
         for shots in _numbers(file, "shots", tree.get("shots"), usual):
             for method, own in methods.items():
                 for seed in _numbers(file, "seeds", tree.get("seeds"), common.get("seed", 0)):
+                    if len(plans) == MOST_RUNS:
+                        raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
                     parts = [dataset, f"{shots}-shot" if shots is not None else "", method, f"seed{seed}"]
                     varied: dict[str, Any] = {"seed": seed, "run_dir": str((out or ROOT / file.stem) / _slug(parts))}
                     if shots is not None:
@@ -92,8 +96,8 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
 
 def refuse_shared_folders(plans: Sequence[Plan]) -> None:
     """Raise a `UserError` if two of the runs, which may come from several files, would share a folder."""
-    folders = [plan.config.run_dir for plan in plans]
-    twice = next((plan.name for plan in plans if folders.count(plan.config.run_dir) > 1), None)
+    folders = Counter(plan.config.run_dir for plan in plans)
+    twice = next((plan.name for plan in plans if folders[plan.config.run_dir] > 1), None)
     if twice is not None:
         raise UserError(f"two runs would share the folder {twice}; give their labels other names")
 
@@ -129,14 +133,14 @@ def _section(file: Path, tree: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _mapping(file: Path, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{file}: '{key}' must be a mapping of settings, not '{value}'")
+        raise UserError(f"{file}: '{key}' must be a mapping of settings, not '{shown(value)}'")
     return configuration.dotted(value)
 
 
 def _numbers(file: Path, key: str, value: Any, otherwise: Any) -> list[Any]:
     value = [otherwise] if value is None else value
     if not isinstance(value, list) or not value or not all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in value):
-        raise UserError(f"{file}: '{key}' must be a list of whole numbers, not '{value}'")
+        raise UserError(f"{file}: '{key}' must be a list of whole numbers, not '{shown(value)}'")
     return value
 
 

@@ -15,7 +15,7 @@ from pfedmma.data import cifar, coop, folders, lists, partition_file, shapes
 from pfedmma.data.images import Pixels, camera
 from pfedmma.data.partition import Federation, base_to_novel
 from pfedmma.data.protocols import spread
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source
+from pfedmma.data.sources import GENERIC_TEMPLATE, Source, template_problem
 from pfedmma.errors import UserError
 
 SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
@@ -72,8 +72,8 @@ class DataConfig:
         checks.share_or_default("camera", self.camera, -1.0)
         checks.one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
         checks.at_least("cache_gb", self.cache_gb, 0)
-        if self.template not in ("generic", "dataset") and self.template.count("{}") != 1:
-            raise UserError(f"template: '{self.template}' must be 'generic', 'dataset' or a text with one {{}} for the class name")
+        if self.template not in ("generic", "dataset") and (self.template.count("{}") != 1 or template_problem(self.template)):
+            raise UserError(f"template: '{self.template[:80]}' must be 'generic', 'dataset' or a text with one {{}} for the class name")
         if self.held_out_domain and self.protocol == "base_to_novel":
             raise UserError("held_out_domain: base_to_novel has no unseen domain; use data.protocol=domains, dirichlet or iid")
 

@@ -6,11 +6,12 @@ images of one size as one tensor, which the ranks of a node can share.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -18,7 +19,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure
+from pfedmma.files import temporary_folder
 
 
 class DecodedImages:
@@ -64,15 +66,16 @@ class DecodedImages:
             self._spill(index, image)
 
     def _spill(self, index: int, image: Tensor) -> None:
+        folder = temporary_folder()
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="pfedmma-")  # noqa: SIM115, it lives as long as the cache
+                self._file = tempfile.TemporaryFile(prefix="pfedmma-", dir=folder)  # noqa: SIM115, it lives as long as the cache
             self._file.seek(self.bytes_spilled)
             self._file.write(image.numpy().tobytes())
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"data.cache_gb: decoded images beyond it cannot be kept in {tempfile.gettempdir()} ({error.strerror}); "
+            raise RankFailure(
+                f"data.cache_gb: decoded images beyond it cannot be kept in {folder} ({error.strerror}); "
                 f"raise data.cache_gb, or set TMPDIR to a larger disk"
             ) from error
         self._spilled[index] = (self.bytes_spilled, tuple(image.shape))
@@ -88,16 +91,19 @@ class FittedImages:
     """uint8 [n,3,S,S]: images of one size by position; ``make`` makes one that is asked for the first time.
 
     Only rows that are used take memory. With ``share``, a path that all ranks of a node name, the rows lie in one file that they map:
-    a row made by one rank is there for all.
+    a row made by one rank is there for all. Rows are written to the file and only read through the map: there, a full disk would
+    end the process by a signal.
     """
 
     def __init__(self, count: int, size: int, make: Callable[[int], Tensor], share: Path | None = None) -> None:
         self._make = make
+        self._file: IO[bytes] | None = None
         shape, bytes_ = (count, 3, size, size), count * 3 * size * size
         if share is None or count == 0:
             self._pixels = torch.empty(shape, dtype=torch.uint8)
             self._made = torch.zeros(count, dtype=torch.uint8)
         else:
+            self._file = open(share, "r+b")  # noqa: SIM115, it lives as long as the images
             whole = torch.from_file(str(share), shared=True, size=bytes_ + count, dtype=torch.uint8)
             self._pixels, self._made = whole[:bytes_].view(shape), whole[bytes_:]
         self._lock = threading.Lock()
@@ -113,14 +119,32 @@ class FittedImages:
         with self._lock:
             for index in indices[self._made[indices] == 0].tolist():
                 if not self._made[index]:
-                    self._pixels[index] = self._make(index)
+                    self._keep(index, self._make(index))
                     self._made[index] = 1
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        if self._file is None:
+            self._pixels[index] = image
+            return
+        with _kept_in_full():
+            self._file.seek(index * image.numel())
+            self._file.write(image.numpy().tobytes())
+            self._file.flush()
 
 
 def create_shared_file(path: Path, count: int, size: int) -> None:
-    """An empty file for `FittedImages`; sparse, so it takes room only as rows are made."""
+    """An empty file for `FittedImages`; sparse but for the marks at its end, so it takes room only as rows are made."""
+    with _kept_in_full(), open(path, "wb") as file:
+        file.truncate(count * 3 * size * size)
+        file.seek(0, os.SEEK_END)
+        file.write(bytes(count))
+
+
+@contextlib.contextmanager
+def _kept_in_full() -> Iterator[None]:
     try:
-        with open(path, "wb") as file:
-            file.truncate(count * (3 * size * size + 1))
+        yield
     except OSError as error:
-        raise UserError(f"cannot keep decoded test images in {path.parent} ({error.strerror}); set TMPDIR to another folder") from error
+        raise RankFailure(
+            f"cannot keep decoded test images in {temporary_folder()} ({error.strerror}); set TMPDIR to a folder with more room"
+        ) from error

@@ -6,13 +6,14 @@ rule for that data set is applied once, always with the same draw, and the resul
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfedmma import strict
 from pfedmma.data import coop_splits
-from pfedmma.data.folders import Entry, class_folders, data_root, files, listing, require, split
+from pfedmma.data.folders import LONGEST_NAME, Entry, class_folders, data_root, files, listing, require, split
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
 
@@ -116,8 +117,8 @@ def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[li
 def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
     """{"train" | "val" | "test": [(path, label, class name), ...]}, checked."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = strict.read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read the split file {path}: {error}") from None
     return _checked(content, path)
 
@@ -137,7 +138,8 @@ def _is_entry(row: object) -> bool:
         return False
     file, label, name = row
     inside = isinstance(file, str) and not Path(file).is_absolute() and ".." not in Path(file).parts
-    return inside and isinstance(label, int) and not isinstance(label, bool) and isinstance(name, str)
+    named = isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()
+    return inside and isinstance(label, int) and not isinstance(label, bool) and named
 
 
 def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tup
         raise UserError(f"the labels in the split file {path} must be 0 .. {len(names) - 1} without a gap")
     ordered = tuple(names[label] for label in range(len(names)))
     spoken = [name.replace("_", " ") for name in ordered]  # as prompts say them
-    twice = {name for name in spoken if spoken.count(name) > 1}
+    twice = {name for name, count in Counter(spoken).items() if count > 1}
     if not ordered:
         raise UserError(f"the split file {path} lists no image")
     if twice:

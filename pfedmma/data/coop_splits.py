@@ -6,7 +6,6 @@ Flowers CoOp takes half, a fifth and the rest of each class. The draw is by seed
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pfedmma import rng
+from pfedmma import rng, strict
 from pfedmma.data.lists import read_lines
 from pfedmma.errors import UserError
 
@@ -110,9 +109,9 @@ def flowers(folder: Path, seed: int) -> dict[str, list[Row]]:
 
     try:
         labels = [int(label) for label in loadmat(str(folder / "imagelabels.mat"))["labels"].ravel()]
-        names = json.loads((folder / "cat_to_name.json").read_text(encoding="utf-8"))
+        names = strict.read_json(folder / "cat_to_name.json")
         rows = [[f"image_{i:05d}.jpg", label - 1, str(names[str(label)])] for i, label in enumerate(labels, start=1)]
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # a broken .mat makes scipy raise a dozen kinds
         raise UserError(f"data.root: looked for imagelabels.mat and cat_to_name.json in {folder}: {error}") from None
     return shares_of_each_class(rows, seed, TRAIN_SHARE, VAL_SHARE)
 
@@ -130,6 +129,6 @@ def _fields(line: str, least: int, file: str) -> list[str]:
 
 
 def _number(text: str, file: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
         raise UserError(f"data.root: {file} must number classes from 1, not '{text}'")
     return int(text)

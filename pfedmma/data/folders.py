@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pfedmma.data.sources import Source, Split
 from pfedmma.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+LONGEST_NAME = 300  # of a class; what a prompt has no room for is cut off anyway
 Entry = tuple[Path, int, int]  # (file, label, domain)
 
 
@@ -67,14 +69,14 @@ def data_root(root: str, holds: str) -> Path:
     if not root:
         raise UserError(f"data.root: this data set is read from disk; give the folder that holds {holds}/")
     base = Path(os.path.expanduser(root))  # leaves ~nobody as it is
-    if not base.is_dir():
+    if not os.path.isdir(base):  # unlike Path.is_dir, no error on a name that cannot be
         raise UserError(f"data.root: there is no folder '{root}'")
     return base
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the folders in ``folder``, sorted; a `UserError` if there is none."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"data.root: there is no folder '{folder}'")
     names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not names:
@@ -84,7 +86,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 def files(folder: Path, label: int, domain: int) -> list[Entry]:
     """The images of one class folder in order of name."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     return [(p, label, domain) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
 
@@ -109,7 +111,7 @@ def split(entries: Sequence[Entry]) -> Split:
 
 def require(entries: list[Entry], listed_in: str, folder: Path) -> list[Entry]:
     """The entries, if all their files are there; a `UserError` says how many are not and names the first few."""
-    missing = [path for path, _, _ in entries if not path.is_file()]
+    missing = [path for path, _, _ in entries if not os.path.isfile(path)]
     if missing:
         few = ", ".join(str(path) for path in missing[:3])
         raise UserError(
@@ -120,9 +122,12 @@ def require(entries: list[Entry], listed_in: str, folder: Path) -> list[Entry]:
 
 
 def distinct(names: Sequence[str], where: str) -> None:
-    """A `UserError` where two classes would be the same in a prompt."""
-    spoken = [name.replace("_", " ") for name in names]
-    twice = next((name for name in spoken if spoken.count(name) > 1), None)
+    """A `UserError` where two classes would be the same in a prompt, or a name is none."""
+    odd = next((name for name in names if len(name) > LONGEST_NAME or not name.isprintable()), None)
+    if odd is not None:
+        raise UserError(f"data.root: {where} give the class name {odd[:60]!a}; up to {LONGEST_NAME} printable characters make a name")
+    spoken = Counter(name.replace("_", " ") for name in names)
+    twice = next((name for name, count in spoken.items() if count > 1), None)
     if twice:
         raise UserError(f"data.root: {where} give the class name '{twice}' to two classes")
 

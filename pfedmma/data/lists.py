@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from pfedmma.data.folders import Entry, data_root, distinct, files, listing, require, split
@@ -17,7 +18,9 @@ def read_lines(path: Path, what: str) -> list[str]:
     """The lines of a list file that are not empty; a `UserError` that says where it should be."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError as error:
+        raise UserError(f"data.root: looked for {what} at {path}, which is no text in UTF-8: {error}") from None
+    except (OSError, ValueError):
         held = listing(path.parent) if path.parent.is_dir() else "nothing"
         raise UserError(f"data.root: looked for {what} at {path}; that folder holds {held}") from None
 
@@ -41,6 +44,8 @@ def aircraft(root: str) -> Source:
             image, _, name = line.partition(" ")
             if name not in label:
                 raise UserError(f"data.root: images_variant_{part}.txt names the variant '{name}', which variants.txt does not")
+            if Path(image).name != image:
+                raise UserError(f"data.root: images_variant_{part}.txt must name files in images/, not '{image[:80]}'")
             entries.append((folder / "images" / f"{image}.jpg", label[name], 0))
         splits[part] = split(require(entries, f"images_variant_{part}.txt", folder / "images"))
     return Source("fgvc_aircraft", names, splits, own_template="a photo of a {}, a type of aircraft.")
@@ -53,8 +58,11 @@ def imagenet(root: str) -> Source:
     bad = next((p for p in pairs if len(p) != 2), None)
     if bad:
         raise UserError(f"data.root: classnames.txt must give a folder and a name on each line, not '{bad[0]}'")
-    folders = [wnid for wnid, _ in pairs]
-    twice = next((wnid for wnid in folders if folders.count(wnid) > 1), None)
+    folders = Counter(wnid for wnid, _ in pairs)
+    outside = next((wnid for wnid in folders if Path(wnid).name != wnid or wnid == ".."), None)
+    if outside:
+        raise UserError(f"data.root: classnames.txt must name folders in images/train/, not '{outside[:80]}'")
+    twice = next((wnid for wnid, count in folders.items() if count > 1), None)
     if twice:
         raise UserError(f"data.root: classnames.txt names the folder '{twice}' on two lines")
     splits = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pfedmma import strict
 from pfedmma.data.partition import Client, EvaluationSet, Federation
 from pfedmma.data.sources import Source
 from pfedmma.errors import UserError
@@ -49,8 +49,8 @@ def read(path: Path, source: Source) -> Federation:
         UserError: unreadable or malformed, made for other data, an image given twice, a client without images.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = strict.read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"data.partition_file: cannot read {path}: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"data.partition_file: {path} is no partition file ({FORMAT}); python -m pfedmma.data describe writes one")
@@ -72,8 +72,9 @@ def _build(content: dict[str, Any], source: Source) -> Federation:
     train = source.splits["train"].labels
     clients = []
     for place, row in enumerate(content["clients"]):
-        if row["id"] != place:
-            raise ValueError(f"clients must be numbered 0 .. {len(content['clients']) - 1} in order, found id {row['id']} at place {place}")
+        if type(row["id"]) is not int or row["id"] != place:
+            found = repr(row["id"])[:40]
+            raise ValueError(f"clients must be numbered 0 .. {len(content['clients']) - 1} in order, found id {found} at place {place}")
         if row["domain"] is not None and row["domain"] not in source.domains:
             raise ValueError(f"client {place} is of domain '{row['domain']}', which {source.name} has not")
         own, test = _positions(row["train"], len(train)), _positions(row["test"], len(base.indices))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfedmma.errors import UserError
+from pfedmma.errors import RankFailure, UserError
 
 
-class Unreadable(UserError):
+class Unreadable(RankFailure):
     """An image file that cannot be decoded; the message names it."""
 
 
 GENERIC_TEMPLATE = "a photo of a {}."
+LONGEST_TEMPLATE = 1000
+
+
+def template_problem(template: str) -> str:
+    """What is wrong with a class prompt, after "the class prompt"; empty if it is a text with a place for the class name."""
+    if len(template) > LONGEST_TEMPLATE:
+        return f"is longer than {LONGEST_TEMPLATE} characters"
+    try:
+        # A width is filled up, and so may fill the memory.
+        if any(re.search(r"\d{4}", spec or "") for _, _, spec, _ in string.Formatter().parse(template)):
+            return "fills the name up to more than 999 characters"
+        texts = {template.format(name).encode() for name in ("a", "b")}
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        return f"cannot be filled in ({error})"
+    return "" if len(texts) == 2 else "has no place for the name"
 
 
 @dataclass(frozen=True)

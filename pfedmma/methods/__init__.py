@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ OTHERS: dict[str, Callable[[Any, Backbone], Method]] = {  # name -> from its own
     "fedlora": FedLoRA.of,
 }
 NAMES = ("zeroshot", *PRESETS, *OTHERS)
+REGISTERED: dict[str, Callable[[Backbone], Method]] = {}  # methods of programs outside this package
 
 # Published optimizers that differ from the common one (SGD, see `pfedmma.optim.OptimizerConfig`): the defaults of these methods.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -66,8 +67,8 @@ class MethodConfig:
     fedlora: FedLoRAConfig = field(default_factory=FedLoRAConfig)
 
     def __post_init__(self) -> None:
-        checks.one_of("name", self.name, NAMES)
-        checks.at_least("dim", self.dim, 1)
+        checks.one_of("name", self.name, (*NAMES, *REGISTERED))
+        checks.between("dim", self.dim, 1, 4096)
         checks.at_least("scale", self.scale, 0)
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.at_least("blocks", self.blocks, 0)
@@ -82,4 +83,22 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
         return ZeroShot(backbone)
     if config.name in PRESETS:
         return MultiModalAdapters.preset(config, backbone)
+    if config.name in REGISTERED:
+        return REGISTERED[config.name](backbone)
     return OTHERS[config.name](getattr(config, config.name), backbone)
+
+
+def register(name: str, build: Callable[[Backbone], Method], optimizer: Mapping[str, Any] | None = None) -> None:
+    """Make a method of your own known as ``method.name=<name>`` in this process, before its ``main`` reads the settings.
+
+    Args:
+        build: the method on a frozen backbone; a subclass of `Method` without fields of its own is one.
+        optimizer: its defaults for the settings ``optimizer.*``.
+
+    Raises:
+        UserError: the name is one of the methods here.
+    """
+    if name in NAMES:
+        raise UserError(f"'{name}' is a method of pfedmma; register your own under another name")
+    REGISTERED[name] = build
+    DEFAULTS[name] = {"optimizer": dict(optimizer or {})}

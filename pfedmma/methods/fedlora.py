@@ -27,7 +27,6 @@ from pfedmma import checks, noise
 from pfedmma.adapters.multimodal import TOWERS
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Places, Stem
-from pfedmma.errors import UserError
 from pfedmma.methods.base import MEAN, SEEDS, Method, State, count, per_client
 
 PARTS = ("q", "k", "v")
@@ -42,10 +41,9 @@ class FedLoRAConfig:
     dropout: float = 0.25
 
     def __post_init__(self) -> None:
-        checks.at_least("rank", self.rank, 1)
+        checks.between("rank", self.rank, 1, 4096)
         checks.at_least("alpha", self.alpha, 0)
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout: must be at least 0 and less than 1, not {self.dropout:g}")
+        checks.below_one("dropout", self.dropout)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class FedOTPConfig:
         checks.at_least("context", self.context, 0)
         checks.in_unit_interval("gamma", self.gamma)
         checks.at_least("eps", self.eps, 1e-3)  # below it, fp32 resolves the exponents no more
-        checks.at_least("iterations", self.iterations, 1)
+        checks.between("iterations", self.iterations, 1, 10_000)
 
 
 @dataclass(frozen=True)

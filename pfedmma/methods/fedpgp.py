@@ -46,7 +46,7 @@ class FedPGPConfig:
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 0)
-        checks.at_least("rank", self.rank, 1)
+        checks.between("rank", self.rank, 1, 4096)
         checks.at_least("mu", self.mu, 0)
         checks.positive("tau", self.tau)
         checks.one_of("anchor", self.anchor, ANCHORS)

@@ -161,7 +161,7 @@ def test_the_servers_mean_is_plain(tmp_path: Path) -> None:
     mean = engine.exchange([0, 1], shared)
     torch.testing.assert_close(mean, shared.mean(dim=0), rtol=1e-6, atol=1e-6)
     assert (mean - (shared[0] + 3 * shared[1]) / 4).abs().max() > 0.1
-    assert engine.collect_losses([0, 1], torch.tensor([0.0, 4.0])) == pytest.approx(3.0)
+    assert engine.collect([0, 1], torch.tensor([0.0, 4.0])) == (pytest.approx(3.0), False)
     torch.testing.assert_close(engine.exchange([1], shared[1:]), shared[1])
 
 

@@ -1,0 +1,44 @@
+"""A polite request to end: the first SIGTERM, SIGINT or SIGUSR1 lets a run finish its round and keep it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+# SIGUSR1 is what batch systems are asked to send before the time is up.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# A launcher passes on what the terminal or the batch system has sent to all processes already: the same request twice.
+AGAIN_AFTER = 5.0  # seconds
+
+
+class Interruption:
+    """Notes the request while it is entered (a context manager); a second one, some seconds later, ends the process as if unhandled."""
+
+    def __init__(self) -> None:
+        self.by = ""  # name of the signal
+        self._at = 0.0
+        self._earlier: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.by)
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+        self._earlier = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.by:
+            self.by, self._at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._at > AGAIN_AFTER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
