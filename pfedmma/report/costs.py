@@ -1,0 +1,179 @@
+"""What a run costs: bytes, the ledger's four numbers kept apart, and seconds."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from pfedmma.console import megabytes
+from pfedmma.report import charts
+from pfedmma.report.charts import Curve
+from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
+from pfedmma.report.runs import Report, Round, ratio, with_looks
+from pfedmma.report.wire import Wire
+
+PARTS = {"compute": "train", "input": "input", "wait": "wait", "exchange": "exchange", "evaluate": "evaluate"}
+NONE = "-"
+
+
+def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
+    """Bytes between clients and server, against alternatives; then what collectives carried, and how long."""
+    blocks: list[Block] = [_clients_bytes(runs), _against(runs)]
+    drawn = with_looks(runs)
+    others = [(name, each) for name, each in _alternatives(runs) if each > 0]
+    panels = [("Bytes up a client and round", charts.bars(_bars(runs)))]
+    if drawn:
+        references = [Curve(name, _cumulative(drawn[0][1].rounds, 2 * each), None) for name, each in others]
+        lines = [*references, *(Curve(run.label, _moved(run.rounds), i) for i, run in drawn)]
+        panels.append(("Bytes up and down so far, all participants", charts.line_chart(lines, brief, logarithmic=True)))
+    blocks.append(Figure(panels, charts.key([(i, run.label) for i, run in drawn])))
+    nothing = [run.label for run in runs if run.up == 0 and run.method != "zeroshot"]
+    if nothing:
+        blocks.append(Text(f"{', '.join(nothing)}: nothing travels, which has no place on a logarithmic axis."))
+    blocks += [_collectives(runs), _times(runs)]
+    if wire:
+        blocks.append(wire.table())
+    return Section("communication", "Communication", blocks)
+
+
+def _clients_bytes(runs: Sequence[Report]) -> Table:
+    rows = []
+    for run in runs:
+        each = [_mean(run.rounds, key) for key in ("uplink_bytes", "downlink_bytes")]
+        participants = statistics.fmean(row.participants for row in run.rounds) if run.rounds else None
+        down = run.down if run.down is not None else ratio(each[1], participants)
+        totals = [run.comm.get("uplink_bytes"), run.comm.get("downlink_bytes")]
+        people = NONE if participants is None else f"{participants:g}"
+        rows.append([run.label, exact(run.up), exact(down), people, *map(size, each), *map(size, totals)])
+    columns = (
+        "run",
+        "up / client / round",
+        "down / client / round",
+        "participants",
+        "up / round",
+        "down / round",
+        "up, all rounds",
+        "down, all rounds",
+    )
+    return Table("What clients send and receive: participants x exchanged bytes, whatever the number of ranks", columns, rows)
+
+
+def _against(runs: Sequence[Report]) -> Table:
+    others = _alternatives(runs)
+    whole = max((each for name, each in others if name.startswith("all adapters")), default=None)
+    own = [(run.label, run.up) for run in runs if run.up is not None and run.method != "zeroshot"]
+    nothing = [] if any(each == 0 for _, each in own) else [("nothing (local)", 0.0)]
+    entries = sorted({*others, *own, *nothing}, key=lambda entry: (entry[1], entry[0]))
+    rows = [[name, exact(each), NONE if whole is None else f"{100 * each / whole:.2f} %"] for name, each in entries]
+    caption = "Against alternatives on the same backbone: up a client and round"
+    return Table(
+        caption if others else f"{caption} (the sizes of alternatives are not recorded)",
+        ("what travels", "bytes", "of all adapters"),
+        rows,
+    )
+
+
+def _alternatives(runs: Sequence[Report]) -> list[tuple[str, float]]:
+    """(name, bytes) of what the runs might have sent instead; with the run's name where runs differ."""
+    found: dict[str, dict[float, str]] = {}
+    for run in runs:
+        for name, each in run.alternatives.items():
+            found.setdefault(name, {}).setdefault(each, run.label)
+    return [(name if len(sizes) == 1 else f"{name} ({label})", each) for name, sizes in found.items() for each, label in sizes.items()]
+
+
+def _bars(runs: Sequence[Report]) -> list[tuple[str, float, str, str]]:
+    own = [(run.label, run.up, exact(run.up), f"s{i % charts.COLOURS}") for i, run in enumerate(runs) if run.up is not None]
+    others = [(name, each, exact(each), "other") for name, each in _alternatives(runs)]
+    return sorted([*own, *others], key=lambda row: row[1])
+
+
+def _moved(rounds: Sequence[Round]) -> list[tuple[float, float | None]]:
+    each = [(row.comm.get("uplink_bytes") or 0.0) + (row.comm.get("downlink_bytes") or 0.0) for row in rounds]
+    return [(float(row.number), moved) for row, moved in zip(rounds, itertools.accumulate(each), strict=True)]
+
+
+def _cumulative(rounds: Sequence[Round], each: float) -> list[tuple[float, float | None]]:
+    moved = itertools.accumulate(row.participants * each for row in rounds)
+    return [(float(row.number), value) for row, value in zip(rounds, moved, strict=True)]
+
+
+def _collectives(runs: Sequence[Report]) -> Table:
+    rows = []
+    for run in runs:
+        each = [_mean(run.rounds, key) for key in ("payload_bytes", "ring_bytes_per_rank")]
+        totals = [run.comm.get("payload_bytes"), run.comm.get("ring_bytes_per_rank")]
+        book = size(sum(v or 0.0 for v in run.bookkeeping.values())) if run.bookkeeping else NONE
+        counts = [NONE if v is None else f"{v:,.0f}" for v in (run.world_size, run.comm.get("collectives"))]
+        rows.append([run.label, *counts, exact(each[0]), size(totals[0]), exact(each[1]), size(totals[1]), book])
+    columns = (
+        "run", "ranks", "exchanges", "payload / round", "payload, all rounds",
+        "ring model / rank / round", "ring model / rank, all rounds", "bookkeeping payload",
+    )  # fmt: skip
+    return Table("What ranks hand to collectives; the ring model, 2 (n-1)/n x payload, is what a ring moves per rank", columns, rows)
+
+
+def _times(runs: Sequence[Report]) -> Table:
+    names = {"p50, µs": "time_us_p50", "p95, µs": "time_us_p95", "algbw, GB/s": "algbw_gb_per_s", "busbw, GB/s": "busbw_gb_per_s"}
+    rows = []
+    for run in runs:
+        moved = bool(run.comm.get("collectives"))
+        alone = run.world_size == 1  # one rank moves nothing, so it has no bandwidth
+        values = [run.comm.get(key) if moved and not (alone and "bw_" in key) else None for key in names.values()]
+        rows.append([run.label, *(NONE if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values)])
+    return Table("Measured time of an exchange, after every rank has arrived; bandwidths at p50", ("run", *names), rows)
+
+
+def times(runs: Sequence[Report]) -> Section:
+    """Where the seconds of a round go; the first round, which warms up, is left out where there are others."""
+    drawn = with_looks(runs)
+    if not drawn:
+        return Section("time", "Time", [Text("There is no metrics.jsonl, so there are no times of rounds.")])
+    rows: list[list[Cell | str]] = []
+    stacks = []
+    for _, run in drawn:
+        parts = split(run.rounds[1:] or run.rounds)
+        total = sum(parts.values())
+        cells = [Cell(duration(value), f"{100 * value / total:.1f} %" if total else "") for value in parts.values()]
+        speed = NONE if run.images_per_second is None else f"{run.images_per_second:,.0f}"
+        rows.append([run.label, duration(total), *cells, speed])
+        stacks.append((run.label, f"{duration(total)} a round", list(parts.items())))
+    seconds = [Curve(run.label, [(float(row.number), row.seconds.get("total")) for row in run.rounds], i) for i, run in drawn]
+    panels = [
+        ("Where a round's seconds go, mean over rounds", charts.stacked(stacks)),
+        ("Seconds of each round", charts.line_chart(seconds, lambda v: f"{v:.3g}")),
+    ]
+    caption = "Seconds of a round, mean over rounds without the first; compute and input together are training"
+    table = Table(caption, ("run", "a round", *PARTS, "training images / s"), rows)
+    return Section("time", "Time", [table, Figure(panels, charts.key([(i, run.label) for i, run in drawn]))])
+
+
+def split(rounds: Sequence[Round]) -> dict[str, float]:
+    """Mean seconds of the parts of a round; ``input`` is the part of training that waited for images."""
+    means = {name: statistics.fmean(row.seconds.get(key) or 0.0 for row in rounds) for name, key in PARTS.items()}
+    return means | {"compute": max(0.0, means["compute"] - means["input"])}
+
+
+def exact(count: float | None) -> str:
+    return NONE if count is None else f"{count:,.0f} B"
+
+
+def brief(count: float) -> str:
+    """Bytes with the three digits that a drawing has room for."""
+    unit, name = next(((unit, name) for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if count >= unit), (1.0, "B"))
+    return f"{count / unit:.3g} {name}"
+
+
+def duration(seconds: float) -> str:
+    unit, name = next(((unit, name) for unit, name in ((1.0, "s"), (1e-3, "ms")) if seconds >= unit), (1e-6, "µs"))
+    return f"{seconds / unit:.3g} {name}"
+
+
+def size(count: float | None) -> str:
+    return NONE if count is None else megabytes(count)
+
+
+def _mean(rounds: Sequence[Round], key: str) -> float | None:
+    values = [v for row in rounds if (v := row.comm.get(key)) is not None]
+    return statistics.fmean(values) if values else None

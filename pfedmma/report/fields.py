@@ -1,0 +1,114 @@
+"""Reading JSON that may be anything: each value is checked where it is taken, and one sentence says what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pfedmma import strict
+from pfedmma.errors import UserError
+
+
+class Fields:
+    """An object ({...}) found at ``place``, for example "summary.json: per_client[3]"."""
+
+    def __init__(self, value: Any, place: str) -> None:
+        if not isinstance(value, dict):
+            raise UserError(f"{place} must be an object, not {_kind(value)}")
+        self.values, self.place = value, place
+
+    @classmethod
+    def of_file(cls, path: Path) -> Fields:
+        """The object that a JSON file holds."""
+        try:
+            value = strict.read_json(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON: {error}") from None
+        return cls(value, str(path))
+
+    def has(self, key: str) -> bool:
+        """Whether there is more than null."""
+        return self.values.get(key) is not None
+
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = finite(self._take(key))
+        if value is None:
+            raise self._wrong(key, "a number")
+        return value
+
+    def score(self, key: str) -> float | None:
+        """A number, or None for null and what is not finite."""
+        value = self._take(key)
+        if value is not None and not _is_number(value):
+            raise self._wrong(key, "a number or null")
+        return finite(value)
+
+    def text(self, key: str) -> str:
+        value = self._take(key)
+        if not isinstance(value, str):
+            raise self._wrong(key, "a text")
+        return value
+
+    def part(self, key: str) -> Fields:
+        return Fields(self._take(key), f"{self.place}: {key}")
+
+    def part_or_none(self, key: str) -> Fields | None:
+        return None if self._take(key) is None else self.part(key)
+
+    def parts(self, key: str) -> list[Fields]:
+        return [Fields(value, f"{self.place}: {key}[{i}]") for i, value in enumerate(self._list(key))]
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self._list(key)
+        if not all(isinstance(value, str) for value in values):
+            raise self._wrong(key, "a list of texts")
+        return tuple(values)
+
+    def numbers(self, key: str, alone: bool = False) -> list[float]:
+        """A list of finite numbers; with ``alone`` also a number that stands for a list of one."""
+        values = [finite(value) for value in ([self._take(key)] if alone and not isinstance(self._take(key), list) else self._list(key))]
+        if None in values:
+            raise self._wrong(key, "a list of numbers")
+        return [value for value in values if value is not None]
+
+    def scores(self) -> dict[str, float | None]:
+        """Every number of the object, and None for each null; what else it holds is left out."""
+        return {key: finite(value) for key, value in self.values.items() if value is None or _is_number(value)}
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._take(key)
+        if not isinstance(value, list):
+            raise self._wrong(key, "a list")
+        return value
+
+    def _take(self, key: str) -> Any:
+        if key not in self.values:
+            raise UserError(f"{self.place} has no '{key}'; a file as the program that makes it leaves it would be right")
+        return self.values[key]
+
+    def _wrong(self, key: str, wanted: str) -> UserError:
+        return UserError(f"{self.place}: {key} must be {wanted}, not {_kind(self.values[key])}")
+
+
+def finite(value: Any) -> float | None:
+    """The number, or None where there is none or it is not finite."""
+    if not _is_number(value):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or type(value) is int  # bool is none
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
