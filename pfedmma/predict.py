@@ -1,0 +1,238 @@
+"""What one client's model sees in images: ``python -m pfedmma.predict RUN --client 3 IMAGE...``
+
+Images are files, or folders that are searched for images. They are resized and cut to the middle as at evaluation, and seen as they are:
+with data.name=shapes clients are trained and tested behind cameras of their own, which are not applied here. RUN may be finished or
+interrupted; its newest good checkpoint is read, its data are not.
+
+exit status: 0; 1 if some of the images could not be read (they are named, the others are answered); 2 if there is no answer at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pfedmma import labels, methods
+from pfedmma.clip import backbone as clip
+from pfedmma.data.folders import SUFFIXES
+from pfedmma.data.images import Pixels, decode, fit
+from pfedmma.data.prefetch import Prefetched, Stopwatch
+from pfedmma.data.sources import Source, Split, Unreadable
+from pfedmma.errors import ArgumentParser, UserError, run_main
+from pfedmma.export import Kept, kept_of
+from pfedmma.files import to_json
+from pfedmma.personal import PersonalCLIP
+from pfedmma.runfolder import RunFolder
+
+T = TypeVar("T")
+LABEL_SPACES = ("all", "base", "novel", "own")
+Answer = tuple[Path, Tensor | Unreadable]  # probabilities of the classes [K], or why there are none
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    folder, paths = RunFolder(args.run), find_images(args.images)
+    device = device_of(args.device)
+    kept = kept_of(folder, args.client)
+    names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
+    backbone = clip.load(kept.config.backbone, kept.config.seed, device)
+    model = PersonalCLIP.of(methods.build(kept.config.method, backbone), kept.tensors, kept.others, kept.template)
+    answers = predict(model, names, paths, args.batch_size)
+    if not args.json:
+        print(f"client {args.client} of {folder.path} after round {kept.round} ({kept.config.method.name}), {len(names)} classes")
+    unread = 0
+    with Bar(len(paths), len(paths) > args.batch_size) as bar:
+        for path, answer in answers:
+            if isinstance(answer, Unreadable):
+                if len(paths) == 1:
+                    raise answer
+                bar.complain(f"error: {answer}")
+                unread += 1
+            else:
+                best = top(names, answer, args.top)
+                row = {"image": str(path), "client": args.client, "round": kept.round, "top": best}
+                bar.say(to_json(row) if args.json else readable(path, best))
+            bar.advance()
+    if unread == len(paths):
+        raise UserError(f"none of the {unread} images can be read; repair or replace them")
+    if unread:
+        print(f"error: {unread} of {len(paths)} images could not be read", file=sys.stderr)
+        sys.stdout.flush()
+        raise SystemExit(1)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m pfedmma.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a run")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that are searched for images")
+    parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
+    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes are shown (default 5)")
+    spaces = parser.add_mutually_exclusive_group()
+    spaces.add_argument(
+        "--classes",
+        choices=LABEL_SPACES,
+        default="all",
+        help="the run's base classes, its novel ones, all (default), or those that the client holds",
+    )
+    spaces.add_argument("--names", help="other classes, separated by commas")
+    spaces.add_argument("--names-file", type=Path, metavar="FILE", help="other classes, one a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, as soon as it is known")
+    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images of one pass (default 32)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
+    return parser.parse_intermixed_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
+    return int(text)
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
+    """The files among ``given``, and the images below its folders in order of their paths.
+
+    Raises:
+        UserError: something is not there, or a folder holds no image.
+    """
+    paths: list[Path] = []
+    for name in given:
+        path = Path(name)
+        if os.path.isdir(path):
+            below = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+            if not below:
+                raise UserError(f"there is no image in the folder {name}; looked for {', '.join(sorted(SUFFIXES))}")
+            paths += below
+        elif os.path.exists(path):
+            paths.append(path)
+        else:
+            raise UserError(f"there is no image {name}")
+    return paths
+
+
+def device_of(name: str) -> torch.device:
+    gpu = torch.cuda.is_available()
+    if name == "cuda" and not gpu:
+        raise UserError("--device: 'cuda' is asked for, but torch sees no GPU here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if gpu and name != "cpu" else "cpu")
+
+
+def given_names(args: argparse.Namespace) -> tuple[str, ...]:
+    """The classes of ``--names`` or ``--names-file``, each once; empty if neither is given."""
+    if args.names is None and args.names_file is None:
+        return ()
+    option = "--names" if args.names_file is None else "--names-file"
+    try:
+        parts = args.names.split(",") if args.names_file is None else args.names_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option}: cannot read {args.names_file}: {getattr(error, 'strerror', None) or error}") from None
+    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+    if not names:
+        raise UserError(f"{option}: gives no class name; write for example --names 'cat,dog'")
+    for name in names:
+        if not name.isprintable():  # halves of characters among them, which a tokenizer takes no more than a terminal
+            raise UserError(f"{option}: {name[:80]!a} is no class name; write plain text")
+    return names
+
+
+def classes_of(folder: RunFolder, kept: Kept, client: int, space: str) -> list[str]:
+    """The run's own classes: ``all``, ``base``, ``novel``, or ``own``, those that ``client`` holds."""
+    try:
+        classes = labels.of_client(kept.classes, client, kept.config.data.clients)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"the checkpoint in {folder.path} does not say the run's classes ({error}); name some by --names") from None
+    found = [*classes["base"], *classes["novel"]] if space == "all" else classes[space]
+    if not found:
+        raise UserError(f"--classes: {folder.path} has no {space} classes, its protocol is {kept.config.data.protocol}; use base or all")
+    return found
+
+
+def predict(model: PersonalCLIP, names: Sequence[str], paths: Sequence[Path], size: int) -> Iterator[Answer]:
+    """Each image's probabilities of the classes ``names``, in order; images are read while earlier ones are in the model."""
+    backbone = model.method.backbone
+    classify = model.classifier(names)
+    files = Split(torch.zeros(len(paths), dtype=torch.long), lambda i: decode(paths[i]))
+    pixels = Pixels(Source("files", tuple(names), {"train": files}), backbone.preprocess, "none", backbone.device)
+
+    def read(index: int) -> Answer:
+        try:
+            return paths[index], fit(files.read(index), backbone.preprocess)
+        except Unreadable as error:
+            return paths[index], error
+
+    for batch in Prefetched(batches(read, len(paths), size), Stopwatch()):
+        images = [image for _, image in batch if isinstance(image, Tensor)]
+        rows = iter(classify(pixels.normalise(torch.stack(images))).float().softmax(dim=-1).cpu() if images else ())
+        for path, image in batch:
+            yield path, next(rows) if isinstance(image, Tensor) else image
+
+
+def batches(read: Callable[[int], T], count: int, size: int) -> Iterator[list[T]]:
+    """What ``read`` makes of 0 .. ``count`` - 1, ``size`` at a time, several of them side by side."""
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pfedmma-decode") as threads:
+        for start in range(0, count, size):
+            yield list(threads.map(read, range(start, min(start + size, count))))
+
+
+def top(names: Sequence[str], probabilities: Tensor, count: int) -> list[dict[str, Any]]:
+    """The most probable classes, at most ``count``, first the first of equals."""
+    values, places = probabilities.sort(descending=True, stable=True)
+    best = zip(places[:count].tolist(), values[:count].tolist(), strict=True)
+    return [{"class": names[place], "probability": value} for place, value in best]
+
+
+def readable(path: Path, best: Sequence[dict[str, Any]]) -> str:
+    shown = os.fsencode(path).decode("utf-8", "replace")
+    return "\n".join([shown, *(f"  {100.0 * row['probability']:6.2f} %  {row['class']}" for row in best)])
+
+
+class Bar:
+    """Where answers go, and a progress bar for many images at a terminal. A context manager."""
+
+    def __init__(self, count: int, many: bool) -> None:
+        self.shown = sys.stdout.isatty()  # answers and the bar share the terminal
+        console = Console(stderr=not self.shown)
+        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.progress = Progress(
+            *columns,
+            console=console,
+            disable=not (many and console.is_terminal),
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr.isatty(),
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=count)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def complain(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)
+
+
+if __name__ == "__main__":
+    run_main(main)
