@@ -1,0 +1,487 @@
+"""What a run moves between its ranks, counted at network interfaces, beside what its ledger says.
+
+    python benchmarks/wire.py [--ranks 3] [--rounds 3] [--backbone ViT-B-16] [--methods pfedmma,fedavg_mma] [--out FILE]
+
+Needs Linux, root and ``ip`` (iproute2). Every rank runs ``pfedmma.train`` in a network namespace of its own; the namespaces are joined by a
+bridge, so that all which ranks tell each other passes their interfaces, and nothing else does. They are made anew for every run: counters
+begin at zero. Each method runs twice on a few drawn images, with an evaluation and a checkpoint after every round:
+
+- metered: each rank reads its interface after every collective, with a pause on both sides in which nobody sends. What came since the
+  reading before belongs to that collective, so the parts add up to the interface's counter whatever it was that travelled.
+- as it is: ``python -m pfedmma.train`` with the same settings; its counters are read at the end alone and must come to the same total.
+
+Counters hold whole frames. Besides payload these are Ethernet, IP and TCP headers, acknowledgements, and what gloo says: it cuts an
+all-reduce into 4 (n-1) pieces a rank or more, and both sides announce each. The kernel hands up to 64 kB at once to these interfaces, and
+a header counts once in it; with ``--frames`` once a frame, as on a wire. A rank that waits for others for a second says so in the store
+where ranks meet; that counts, too. A table for each method, JSON on the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from machine import machine
+from rich.table import Table
+from round_time import write_files
+from torch import Tensor
+
+from pfedmma import checkpoint, train
+from pfedmma.comm import World
+from pfedmma.console import show
+from pfedmma.engine import Engine
+from pfedmma.errors import ArgumentParser, UserError, run_main
+from pfedmma.files import write_atomically
+from pfedmma.ledger import EXCHANGE, ring_bytes
+from pfedmma.runfolder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+INTERFACE = "eth0"  # of every rank, in its own namespace
+PORT = 29500
+SETTLE = 0.25  # seconds; a delayed acknowledgement comes within 0.2
+PHASES = ("startup", "rounds", "evaluation", "checkpoint", "shutdown")
+COUNTERS = ("rx_bytes", "tx_bytes", "rx_packets")
+BOUNDS = {"pfedmma": 0.10, "fedavg_mma": 0.01}  # how far from the ring model an exchange may be, at the sizes of ViT-B/16
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+MEASURED = "bytes that arrived at a rank's interface, whole frames; of a round: with its exchange, and the losses before it apart"
+MODEL = "ring_bytes_per_rank = 2(n-1)/n x payload of a round's exchange, as the run's ledger gives it"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What passed a rank's interface from the collective before up to and with this one. ``payload``: the bytes handed to it."""
+
+    phase: str
+    purpose: str
+    payload: int
+    rx_bytes: int
+    tx_bytes: int
+    rx_packets: int
+
+
+@dataclass
+class Meter:
+    """Reads the interface of this rank after every collective."""
+
+    settle: float
+    folder: Path = Path("/sys/class/net") / INTERFACE / "statistics"
+    phase: str = "startup"
+    readings: list[Reading] = field(default_factory=list)
+    before: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+
+    def attach(self) -> None:
+        """Count every `World.sum` of this process, by the part of the run that it is in."""
+        plain = World.sum
+
+        def counted(world: World, flat: Tensor, purpose: str, *more: Any, **options: Any) -> Tensor:
+            total = plain(world, flat, purpose, *more, **options)
+            self.read(purpose, flat.nbytes)
+            return total
+
+        setattr(World, "sum", counted)  # noqa: B010, a type checker refuses the plain form
+        self.within(Engine, "run", "rounds")
+        self.within(Engine, "evaluate_all", "evaluation")
+        self.within(checkpoint, "save_checkpoint", "checkpoint")
+
+    def within(self, owner: object, function: str, phase: str) -> None:
+        """What is summed while ``function`` of ``owner`` runs belongs to ``phase``."""
+        plain = getattr(owner, function)
+
+        @functools.wraps(plain)
+        def named(*args: Any, **options: Any) -> Any:
+            outer, self.phase = self.phase, phase
+            try:
+                return plain(*args, **options)
+            finally:
+                self.phase = outer
+
+        setattr(owner, function, named)
+
+    def read(self, purpose: str, payload: int) -> None:
+        """Book what has come since the reading before, within a pause that all ranks make."""
+        time.sleep(self.settle)
+        now = {name: int((self.folder / name).read_text()) for name in COUNTERS}
+        self.readings.append(Reading(self.phase, purpose, payload, **{name: now[name] - self.before[name] for name in COUNTERS}))
+        self.before = now
+        time.sleep(self.settle)
+
+
+def worker(job: dict[str, Any]) -> None:
+    """One rank of the metered run."""
+    meter = Meter(job["settle"])
+    meter.attach()
+    train.main(job["settings"])
+    write_atomically(Path(job["readings"]), json.dumps([asdict(reading) for reading in meter.readings]).encode())
+
+
+@dataclass(frozen=True)
+class Network:
+    """A namespace for each rank, joined by a bridge that lies in one more. Nothing outside them changes."""
+
+    hub: str
+    ranks: tuple[str, ...]
+
+    def address(self, rank: int) -> str:
+        return f"10.0.{rank // 250}.{rank % 250 + 1}"
+
+    def interface(self, rank: int) -> dict[str, Any]:
+        """A rank's interface, from outside."""
+        found: list[dict[str, Any]] = json.loads(ip("-n", self.ranks[rank], "-s", "-d", "-j", "link", "show", "dev", INTERFACE))
+        return found[0]
+
+    def counters(self) -> list[dict[str, int]]:
+        """`COUNTERS` of each rank."""
+        found = [self.interface(rank)["stats64"] for rank in range(len(self.ranks))]
+        return [{name: stats[name[:2]][name[3:]] for name in COUNTERS} for stats in found]
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of a packet at most; bytes (and packets) that the kernel hands over at once and whose header counts once."""
+        link = self.interface(0)
+        return {name: link[name] for name in ("mtu", "gso_max_size", "gso_max_segs")}
+
+
+def ip(*words: str) -> str:
+    """What ``ip`` says; a `UserError` if it cannot do what it is told."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise UserError(f"'ip {' '.join(words)}' failed ({why}); network namespaces need root with CAP_SYS_ADMIN and CAP_NET_ADMIN")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def network(ranks: int, frames: bool) -> Iterator[Network]:
+    """Namespaces for ``ranks``, named by this process; they go however it ends. ``frames``: nothing larger than a frame is handed over.
+
+    IPv6 gets no addresses: its neighbour discovery would send on its own.
+    """
+    name = f"pfedmma-{os.getpid()}"
+    net = Network(f"{name}-hub", tuple(f"{name}-{rank}" for rank in range(ranks)))
+    up = ("addrgenmode", "none", "up")
+    try:
+        for namespace in (net.hub, *net.ranks):
+            ip("netns", "add", namespace)
+        ip("-n", net.hub, "link", "add", "bridge", "type", "bridge")
+        ip("-n", net.hub, "link", "set", "bridge", *up)
+        for rank, namespace in enumerate(net.ranks):
+            port = f"rank{rank}"
+            ip("-n", net.hub, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", namespace)
+            ip("-n", net.hub, "link", "set", port, "master", "bridge", *up)
+            ip("-n", namespace, "addr", "add", f"{net.address(rank)}/16", "dev", INTERFACE)
+            ip("-n", namespace, "link", "set", "lo", "up")
+            ip("-n", namespace, "link", "set", INTERFACE, *(("gso_max_segs", "1") if frames else ()), *up)
+        yield net
+    finally:
+        for namespace in (net.hub, *net.ranks):
+            remove(namespace)
+
+
+def remove(namespace: str) -> None:
+    """End what still runs in ``namespace`` and delete it, and its interfaces with it; nothing happens where there is none.
+
+    ``ip`` gets sessions of its own, which Ctrl-C at a terminal does not reach.
+    """
+    running = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, start_new_session=True)
+    for process in running.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, start_new_session=True)
+
+
+def run_ranks(net: Network, folder: Path, args: argparse.Namespace, command: Callable[[int], Sequence[str]]) -> None:
+    """Run Python with the words of ``command(rank)`` in every rank's namespace to its end; what they print is kept in ``folder``."""
+    env = {k: v for k, v in os.environ.items() if k not in LAUNCHER}
+    env |= {
+        "MASTER_ADDR": net.address(0),
+        "MASTER_PORT": str(PORT),
+        "GLOO_SOCKET_IFNAME": INTERFACE,
+        "WORLD_SIZE": str(len(net.ranks)),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": str(args.threads),
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank, namespace in enumerate(net.ranks):
+            words = ["ip", "netns", "exec", namespace, sys.executable, *command(rank)]
+            own = env | {"RANK": str(rank)}
+            with open(folder / f"output-{rank}.txt", "wb") as file:
+                processes.append(subprocess.Popen(words, env=own, stdout=file, stderr=subprocess.STDOUT, start_new_session=True))
+        failed = await_all(processes, time.monotonic() + args.limit)
+        status = None if failed is None else processes[failed].poll()
+    finally:
+        for process in processes:
+            process.kill()  # nothing happens to one that has ended
+            process.wait()
+    if failed is not None:
+        said = (folder / f"output-{failed}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        why = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), said[-1])
+        how = f"is not done within {args.limit:g} s" if status is None else f"ended with status {status}"
+        raise UserError(f"rank {failed} of {folder.name} {how}: {why}")
+
+
+def await_all(processes: Sequence[subprocess.Popen[bytes]], deadline: float) -> int | None:
+    """The rank that fails first, or is not done at ``deadline``; None once all have ended well."""
+    while time.monotonic() < deadline:
+        statuses = [process.poll() for process in processes]
+        if any(statuses):
+            return next(rank for rank, status in enumerate(statuses) if status)
+        if None not in statuses:
+            return None
+        time.sleep(0.05)
+    return next((rank for rank, process in enumerate(processes) if process.poll() is None), None)
+
+
+def settings(args: argparse.Namespace, method: str, root: Path, run_dir: Path) -> list[str]:
+    """One client a rank, one image a client: what travels depends on neither."""
+    return [
+        f"method.name={method}",
+        f"backbone.name={args.backbone}",
+        "backbone.pretrained=none",
+        "data.name=caltech101",
+        f"data.root={root}",
+        f"data.clients={args.ranks}",
+        "data.shots=1",
+        f"federation.rounds={args.rounds}",
+        "federation.local_epochs=1",
+        "evaluation.every=1",
+        "checkpoint.every=1",
+        "distributed.backend=gloo",
+        "distributed.device=cpu",
+        f"run_dir={run_dir}",
+    ]
+
+
+def measure(args: argparse.Namespace, method: str, root: Path, work: Path) -> dict[str, Any]:
+    """Both runs of ``method``, and what their counters and ledgers come to."""
+    metered, plain = (work / f"{method}-{kind}" for kind in ("metered", "plain"))
+    for folder in (metered, plain):
+        folder.mkdir()
+    notes = [metered / f"readings-{rank}.json" for rank in range(args.ranks)]
+    job = {"settings": settings(args, method, root, metered / "run"), "settle": args.settle}
+    this = str(Path(__file__).resolve())
+    with network(args.ranks, args.frames) as net:
+        sizes = net.sizes()
+        run_ranks(net, metered, args, lambda rank: [this, "--worker", json.dumps(job | {"readings": str(notes[rank])})])
+        ends = net.counters()
+    with network(args.ranks, args.frames) as net:
+        run_ranks(net, plain, args, lambda _: ["-m", "pfedmma.train", *settings(args, method, root, plain / "run")])
+        unmetered = [end["rx_bytes"] for end in net.counters()]
+    readings = [[Reading(**row) for row in json.loads(note.read_text(encoding="utf-8"))] for note in notes]
+    comm = RunFolder(metered / "run").read_metrics()[-1]["comm"]
+    if comm["payload_bytes"] == 0:
+        raise UserError(f"--methods: {method} exchanges nothing; name methods that do, such as pfedmma")
+    for folder in (metered, plain):
+        check_ledger(readings, RunFolder(folder / "run").read_summary()["comm"])
+    found = account(readings, ends, comm, args.rounds)
+    bound = BOUNDS.get(method) if args.backbone == "ViT-B-16" else None
+    return {
+        "name": method,
+        "world_size": args.ranks,
+        "rounds": args.rounds,
+        **found,
+        "bound": bound,
+        "within_bound": None if bound is None else abs(found["ratio"] - 1.0) <= bound,
+        "unmetered_total_rx_bytes": unmetered,
+        "unmetered_ratio": farthest(a / b for a, b in zip(unmetered, found["total_rx_bytes"], strict=True)),
+        "private_bytes_of_a_client": private_bytes(metered / "run"),
+        "ledger": {name: comm[name] for name in ("payload_bytes", "ring_bytes_per_rank", "collectives", "bookkeeping")},
+        **sizes,
+    }
+
+
+def check_ledger(readings: Sequence[Sequence[Reading]], comm: dict[str, Any]) -> None:
+    """Raise a `UserError` unless all ranks, and the ledger's totals ``comm``, agree on every collective."""
+    for rank, own in enumerate(readings):
+        if [(r.phase, r.purpose, r.payload) for r in own] != [(r.phase, r.purpose, r.payload) for r in readings[0]]:
+            raise UserError(f"ranks 0 and {rank} entered different collectives; their counters cannot be compared")
+    counted = {purpose: summed(r for r in readings[0] if r.purpose == purpose) for purpose in {r.purpose for r in readings[0]}}
+    booked = {EXCHANGE: {name: comm[name] for name in ("collectives", "payload_bytes")}} if comm["collectives"] else {}
+    if booked | comm["bookkeeping"] != counted:
+        raise UserError(f"the ledger says {booked | comm['bookkeeping']}, and the ranks entered {counted}; one of the two is wrong")
+
+
+def private_bytes(run_dir: Path) -> int:
+    """Bytes (fp32) of the tensors that a client keeps to itself, by the run's newest checkpoint."""
+    root = run_dir / "checkpoints"
+    manifest = checkpoint.read_manifest(checkpoint.folder_of(root, checkpoint.rounds(root)[0]))
+    shapes: dict[str, list[int]] = manifest["layout"]
+    return 4 * sum(math.prod(shape) for name, shape in shapes.items() if name not in manifest["exchange"])
+
+
+def account(readings: Sequence[Sequence[Reading]], ends: Sequence[dict[str, int]], comm: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """The counters by part of the run, and a round beside the ring model; lists are by rank.
+
+    Args:
+        readings: of each rank, one a collective.
+        ends: `COUNTERS` of each rank when its process had ended; what came after the last collective is the shutdown's.
+        comm: the ledger's object of one round.
+    """
+
+    def received(phase: str, *purposes: str) -> list[int]:
+        return [sum(r.rx_bytes for r in own if r.phase == phase and r.purpose in (purposes or (r.purpose,))) for own in readings]
+
+    phases = {phase: received(phase) for phase in PHASES}
+    phases["shutdown"] = [end["rx_bytes"] - sum(r.rx_bytes for r in own) for end, own in zip(ends, readings, strict=True)]
+    exchange = [count / rounds for count in received("rounds", EXCHANGE)]
+    losses = [count / rounds - own for count, own in zip(phases["rounds"], exchange, strict=True)]
+    ring = comm["ring_bytes_per_rank"]
+    return {
+        "payload_bytes_per_round": comm["payload_bytes"],
+        "ring_bytes_per_rank": ring,
+        "measured_received_per_rank_per_round": exchange,
+        "ratio": farthest(count / ring for count in exchange),
+        "losses_received_per_rank_per_round": losses,
+        "ratio_with_losses": farthest(count / rounds / ring for count in phases["rounds"]),
+        "phases": phases,
+        "collectives": {phase: summed(r for r in readings[0] if r.phase == phase) for phase in PHASES},
+        **{f"total_{name}": [end[name] for end in ends] for name in COUNTERS},
+    }
+
+
+def summed(readings: Iterable[Reading]) -> dict[str, int]:
+    """How many collectives, and the bytes handed to them."""
+    payloads = [reading.payload for reading in readings]
+    return {"collectives": len(payloads), "payload_bytes": sum(payloads)}
+
+
+def farthest(ratios: Iterable[float]) -> float:
+    """The one that is farthest from 1."""
+    return max(ratios, key=lambda ratio: abs(ratio - 1.0))
+
+
+def table(run: dict[str, Any], title: str) -> Table:
+    """The account of one run: of all ranks the one that received least and the one that received most."""
+    out = Table(title=title, caption="\n".join(remarks(run)), caption_justify="left")
+    out.add_column("part of the run", no_wrap=True)
+    for name in ("collectives", "payload\nbytes", "ring bytes\nmodel", "received\nleast", "received\nmost"):
+        out.add_column(name, justify="right", no_wrap=True)
+
+    def add(name: str, received: Sequence[float], collectives: float = 0, payload_bytes: float = 0) -> None:
+        numbers = (collectives, payload_bytes, ring_bytes(payload_bytes, run["world_size"]), min(received), max(received))
+        out.add_row(name, *(f"{number:,.0f}" if number else "-" for number in numbers))
+
+    rounds, ledger, within = run["rounds"], run["ledger"], run["collectives"]["rounds"]
+    calls, payload = ledger["collectives"], ledger["payload_bytes"]
+    add("a round: exchange", run["measured_received_per_rank_per_round"], calls, payload)
+    losses = run["losses_received_per_rank_per_round"]
+    add("a round: losses", losses, within["collectives"] / rounds - calls, within["payload_bytes"] / rounds - payload)
+    out.add_section()
+    for phase in PHASES:
+        add(f"all {rounds} rounds" if phase == "rounds" else phase, run["phases"][phase], **run["collectives"][phase])
+    out.add_section()
+    add("the whole run", run["total_rx_bytes"])
+    add("the same run as it is", run["unmetered_total_rx_bytes"])
+    return out
+
+
+def remarks(run: dict[str, Any]) -> list[str]:
+    """What the table comes to, in words."""
+    verdict = "" if run["bound"] is None else f"; {'within' if run['within_bound'] else 'MISSES'} the bound of {100 * run['bound']:g} %"
+    lines = [
+        f"exchange: {100 * (run['ratio'] - 1):+.2f} % of the ring model on the rank that is farthest from it{verdict}; "
+        f"with the losses {100 * (run['ratio_with_losses'] - 1):+.2f} %",
+        f"the run as it is, not metered: {100 * (run['unmetered_ratio'] - 1):+.2f} % of the metered one's total",
+    ]
+    if private := run["private_bytes_of_a_client"]:
+        most = max(run["total_rx_bytes"] + run["unmetered_total_rx_bytes"])
+        lines.append(f"a client keeps {private:,} bytes to itself; no rank received more than {most:,} in a whole run")
+    once = run["mtu"] if run["gso_max_segs"] == 1 else run["gso_max_size"]
+    return [
+        *lines,
+        f"packets of {run['mtu']} bytes; a header counts once in at most {once:,} bytes",
+        f"measured: {MEASURED}",
+        f"model: {MODEL}",
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backbone", default="ViT-B-16", help="tiny, or an open_clip ViT; its weights are random")
+    parser.add_argument("--methods", default="pfedmma,fedavg_mma", help="those that exchange something")
+    parser.add_argument("--frames", action="store_true", help="hand nothing larger than a frame to the interfaces (gso_max_segs 1)")
+    parser.add_argument("--settle", type=float, default=SETTLE, help="seconds of the pauses around a reading")
+    parser.add_argument("--threads", type=int, default=1, help="of every rank")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a run may take")
+    parser.add_argument("--out", "--json", type=Path, help="write the report to this file, too")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.methods = args.methods.split(",")
+    for name, least in {"ranks": 2, "rounds": 1, "threads": 1, "settle": 0.05, "limit": 1}.items():
+        if getattr(args, name) < least:
+            raise UserError(f"--{name}: {getattr(args, name)} is too small; {least} is the least")
+    return args
+
+
+def require_namespaces() -> None:
+    """Raise a `UserError` where no network namespaces can be had."""
+    if not sys.platform.startswith("linux"):
+        raise UserError(f"network namespaces are a part of Linux, and this is {platform.system()}; run this benchmark on Linux")
+    if shutil.which("ip") is None:
+        raise UserError("there is no 'ip' on PATH; install iproute2")
+    if os.geteuid() != 0:
+        raise UserError("network namespaces need root, and this is another user; run this benchmark as root")
+
+
+def stop(*_: object) -> NoReturn:
+    """End as Ctrl-C does; whoever presses it twice does not disturb the cleaning up."""
+    for number in STOPS:
+        signal.signal(number, lambda *_: None)  # Python complains of one that has come already if they are ignored outright
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    args = arguments()
+    if args.worker:
+        return worker(args.worker)
+    require_namespaces()
+    for number in STOPS:
+        signal.signal(number, stop)
+    torch.set_num_threads(args.threads)
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="pfedmma-wire-") as folder:
+        root = Path(folder) / "images"
+        write_files(root, classes=2 * args.ranks, shots=1, tests=1)
+        for method in args.methods:
+            runs.append(measure(args, method, root, Path(folder)))
+            show(table(runs[-1], f"{method} on {args.backbone}: {args.ranks} ranks, gloo"))
+    report = {
+        "benchmark": "wire",
+        "date": datetime.date.today().isoformat(),
+        **machine(torch.device("cpu"), "open_clip", "accelerate"),
+        "kernel": platform.release(),
+        "backend": "gloo",
+        "backbone": args.backbone,
+        "measured": MEASURED,
+        "model": MODEL,
+        "runs": runs,
+    }
+    line = json.dumps(report)
+    print(line, flush=True)
+    if args.out:
+        write_atomically(args.out, (line + "\n").encode())
+
+
+if __name__ == "__main__":
+    run_main(main)
