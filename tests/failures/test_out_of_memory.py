@@ -1,0 +1,62 @@
+"""Memory that runs out, anywhere in a run, on a GPU or not: one sentence that says what to lower."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small
+import torch
+
+from pfedmma import cohort, evaluate, evaluation, run
+from pfedmma.data import images
+from pfedmma.errors import RankFailure
+from pfedmma.train import main
+
+GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8 GiB.")
+CPU = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+)
+EVERYWHERE = r"^out of memory \(.+\); lower federation.batch_size, evaluation.batch_size, federation.clients_per_pass, "
+
+
+def raising(error: BaseException) -> Any:
+    def function(*args: Any, **options: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (run.clip, "load", MemoryError()),
+        (evaluation.Evaluator, "_correct", GPU),
+        (evaluation.Evaluator, "_image_stem", CPU),
+        (images.Pixels, "stage", CPU),  # in the thread that prepares batches
+        (images.Pixels, "stage", MemoryError()),
+        (cohort.Trainer, "whole_stem", CPU),
+        (run.Engine, "exchange", GPU),
+    ],
+    ids=["load", "evaluation", "stem of test images", "batches", "batches, Python", "stem of training images", "exchange"],
+)
+def test_wherever_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException) -> None:
+    monkeypatch.setattr(owner, name, raising(error))
+    more = (f"evaluation.every={int(owner is evaluation.Evaluator)}", f"data.augment={'none' if name == 'whole_stem' else 'crop'}")
+    with pytest.raises(RankFailure, match=EVERYWHERE):
+        main(small.settings(tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_client_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort.Trainer, "step", raising(GPU))
+    with pytest.raises(RankFailure, match=r"^out of memory with 1 clients? in a pass; lower federation.batch_size or federation.stems_gb$"):
+        main(small.settings(tmp_path / "run", "federation.clients_per_pass=1"))
+
+
+def test_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main(small.settings(tmp_path / "run", "federation.rounds=1"))
+    monkeypatch.setattr(evaluation.Evaluator, "_correct", raising(GPU))
+    with pytest.raises(RankFailure, match=EVERYWHERE):
+        evaluate.main([str(tmp_path / "run")])
