@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint benchmark benchmarks gpu-check clean
+.PHONY: help install demo test test-kills slurm-check lint benchmark benchmarks wire gpu-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma b
 test: $(INSTALLED) ## all tests
 	$(BIN)/python -m pytest
 
+test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
+	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
+
+slurm-check: $(INSTALLED) ## the batch files on a real SLURM on this machine (root, Debian packages); skipped where it cannot be had
+	$(BIN)/python tests/slurm/check.py
+
 lint: $(INSTALLED) ## style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -39,6 +45,10 @@ benchmarks: benchmark ## all benchmarks, minutes each
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/local_training.py --evaluation --clients 10
 	$(BIN)/python benchmarks/round_time.py
 	$(BIN)/python benchmarks/scaling.py overhead linear registered ranks long
+	$(BIN)/python benchmarks/long_run.py
+
+wire: $(INSTALLED) ## bytes at network interfaces beside the ledger (Linux, root, iproute2)
+	$(BIN)/python benchmarks/wire.py
 
 gpu-check: ## on a machine with GPUs: the tests marked gpu and the benchmarks, within 9 minutes
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py

@@ -127,6 +127,9 @@ class World:
 
     def close(self) -> None:
         if self.size > 1 and dist.is_initialized():
+            # In torch 2.6 gloo's thread may still wait for Python's lock, to let go of the last tensor, and the teardown
+            # would wait for that thread with the lock in its hand.
+            time.sleep(0.1)
             dist.destroy_process_group()
             PartialState._reset_state()
 

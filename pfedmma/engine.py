@@ -147,7 +147,7 @@ class Engine:
         """The weighted mean of all participants' losses, and whether any rank was asked to end."""
         sizes = {i: len(self.clients[i].train) for i in cohort}
         own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
-        loss, asked = self.world.sum(torch.tensor([own, float(bool(self.interruption))], dtype=torch.float64), "metrics").tolist()
+        loss, asked = self.world.sum(torch.tensor([own, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
         return loss / sum(sizes.values()), asked > 0
 
     def evaluate(self) -> dict[str, Any]:

@@ -9,32 +9,44 @@ import time
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 is what batch systems are asked to send before the time is up.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# What batch systems are asked to send before the time is up: it may come at any moment.
+EARLY = (signal.SIGUSR1,)
+# Before there are rounds to keep, these end a process as they always do.
+IN_ROUNDS = (signal.SIGTERM, signal.SIGINT)
 # A launcher passes on what the terminal or the batch system has sent to all processes already: the same request twice.
 AGAIN_AFTER = 5.0  # seconds
 
 
 class Interruption:
-    """Notes the request while it is entered (a context manager); a second one, some seconds later, ends the process as if unhandled."""
+    """Notes the request while it is entered (a context manager); a second one, some seconds later, ends the process as if unhandled.
+
+    `EARLY` signals are noted at once, those `IN_ROUNDS` from `rounds_begin` on.
+    """
 
     def __init__(self) -> None:
         self.by = ""  # name of the signal
         self._at = 0.0
         self._earlier: dict[int, Any] = {}
 
-    def __bool__(self) -> bool:
+    @property
+    def asked(self) -> bool:
         return bool(self.by)
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            self._earlier = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._handle(EARLY)
         return self
+
+    def rounds_begin(self) -> None:
+        self._handle(IN_ROUNDS)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         self._earlier = {}
+
+    def _handle(self, numbers: tuple[signal.Signals, ...]) -> None:
+        if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+            self._earlier |= {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.by:

@@ -17,6 +17,7 @@ from pfedmma.engine import Engine
 from pfedmma.errors import UserError
 from pfedmma.evaluation import Evaluator
 from pfedmma.intake import leave_out_unreadable, make_test_images, share_test_images
+from pfedmma.interruption import Interruption
 from pfedmma.memory import keep_freed_memory
 from pfedmma.methods.base import Method
 from pfedmma.methods.zeroshot import ZeroShot
@@ -54,8 +55,8 @@ class Run:
         return Reference(self.engine.summarise(table), table)
 
 
-def assemble(config: Config, world: World) -> Run:
-    """Build backbone, data, method and engine.
+def assemble(config: Config, world: World, interruption: Interruption | None = None) -> Run:
+    """Build backbone, data, method and engine; ``interruption``, where there may be one, ends its rounds.
 
     Raises:
         UserError: anything in ``config`` that cannot be had here.
@@ -90,6 +91,7 @@ def assemble(config: Config, world: World) -> Run:
         config.seed,
         config.distributed.wire,
         width,
+        interruption or Interruption(),
     )
     return Run(config, backbone, federation, engine, skipped)
 

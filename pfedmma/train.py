@@ -14,6 +14,7 @@ from pfedmma.config import Config
 from pfedmma.console import Progression, accuracy_table, megabytes, show
 from pfedmma.engine import due
 from pfedmma.errors import ArgumentParser, UserError, run_main
+from pfedmma.interruption import Interruption
 from pfedmma.memory import shortage_named
 from pfedmma.reference import Reference
 from pfedmma.run import Run, assemble, comparable, restore, settings
@@ -31,13 +32,13 @@ def main(argv: list[str] | None = None) -> None:
         folder.refuse_overwriting()
     folder.require_writable()
     require_trackers(config.trackers)
-    world = open_world(config.distributed)
-    with shortage_named():
-        run = assemble(config, world)
+    with Interruption() as interruption, shortage_named():
+        world = open_world(config.distributed)
+        run = assemble(config, world, interruption)
         manifest = restore(run, folder) if config.resume else None
         world.wait("start")
         train(run, folder, manifest)
-    world.close()
+        world.close()
 
 
 def parse(argv: list[str] | None) -> Config:
@@ -81,10 +82,10 @@ def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
         progression.say(headline(run, done))
         if zero_shot.accuracy is None and run.config.evaluation.every:
             zero_shot = run.zero_shot()
-        with engine.interruption:
-            last = engine.run(done + 1, Recorder(run, folder, progression, trackers, zero_shot, done))
+        engine.interruption.rounds_begin()
+        last = engine.run(done + 1, Recorder(run, folder, progression, trackers, zero_shot, done))
         if last < run.config.federation.rounds:
-            by = f" by {engine.interruption.by}" if engine.interruption else ""
+            by = f" by {engine.interruption.by}" if engine.interruption.asked else ""
             progression.say(f"interrupted{by} after round {last} of {run.config.federation.rounds}, to be continued: resume=auto")
             trackers.close()
             return

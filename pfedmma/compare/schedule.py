@@ -128,7 +128,8 @@ class Job:
         """Why the run failed, in a line; empty if it did not."""
         self.log.close()
         if self.process.returncode == 0:
-            return ""
+            ended = RunFolder(self.plan.config.run_dir).summary.exists()
+            return "" if ended else "interrupted; the same command goes on with it"
         lines = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("error: ")]
         return f"failed with status {self.process.returncode}: {(said or lines or ['no output'])[0 if said else -1]} (see {self.log.name})"

@@ -288,6 +288,15 @@ def test_a_failing_run_is_reported_and_the_others_are_done(here: Path, monkeypat
     assert list(runs_csv("runs/compare/bad")) == ["zeroshot"]
 
 
+def test_a_run_that_was_asked_to_end_is_no_finished_one(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """A signal lets a run end well, after a round that need not be its last."""
+    compare_file(Path("asked.yaml"), methods=["local"])
+    monkeypatch.setattr(subprocess, "Popen", POPEN)
+    monkeypatch.setattr(schedule, "command", lambda plan, ranks: [sys.executable, "-c", ""])
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: interrupted; the same command goes on with it"):
+        main(["asked.yaml"])
+
+
 def test_failing_runs_are_tried_again(started: list[str]):
     compare_file(Path("bad.yaml"), methods={"wild": {"method.name": "pfedmma", "optimizer.lr": 1e30}})
     for count in (1, 2):

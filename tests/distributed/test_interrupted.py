@@ -14,8 +14,9 @@ import pytest
 import small
 from ranks import run_ranks, train, values_of
 
-from pfedmma import engine
+from pfedmma import comm, engine
 from pfedmma.interruption import Interruption
+from pfedmma.train import main as train_main
 
 FOUR_ROUNDS = ("federation.rounds=4", "checkpoint.every=4", "evaluation.every=2")
 
@@ -96,6 +97,18 @@ def test_before_the_rounds_it_ends_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_batch_systems_signal_counts_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is sent once only: what comes before the first round ends the run after that round."""
+
+    def open_world(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return comm.open_world(*args)
+
+    monkeypatch.setattr("pfedmma.train.open_world", open_world)
+    train_main(small.settings(tmp_path / "run", *FOUR_ROUNDS))
+    assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]
+
+
 def test_a_second_request_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     clock = [100.0]
@@ -103,10 +116,11 @@ def test_a_second_request_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pfedmma.interruption.os.kill", lambda pid, number: sent.append(number))
     earlier = signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
+        interruption.rounds_begin()
         interruption._note(signal.SIGTERM, None)
         clock[0] += 1
         interruption._note(signal.SIGTERM, None)
-        assert interruption and interruption.by == "SIGTERM" and not sent, "the same request, passed on"
+        assert interruption.asked and interruption.by == "SIGTERM" and not sent, "the same request, passed on"
         clock[0] += 10
         interruption._note(signal.SIGTERM, None)
         assert sent == [signal.SIGTERM] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
