@@ -67,6 +67,10 @@ def missing() -> str:
     return ""
 
 
+class CannotStart(Exception):
+    """The daemons do not run on this machine, in a container that forbids it, say."""
+
+
 class Cluster:
     """Started on entry, gone on exit. Its clients need `environment`."""
 
@@ -82,14 +86,16 @@ class Cluster:
         (self.folder / "slurm.conf").write_text(CONFIG.format(folder=self.folder, ports=free_ports(3)))
         # GPUs in name only: they are counted, not used.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null,/dev/zero,/dev/full,/dev/random\n")
-        self.start_munge()
         try:
+            self.start_munge()
             self.start("slurmctld", "-c", "-f", str(self.folder / "slurm.conf"))
             for node in NODES:
                 self.start("slurmd", "-N", node, "-f", str(self.folder / "slurm.conf"))
             self.wait_for_nodes()
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
+            if isinstance(error, (subprocess.CalledProcessError, RuntimeError)):
+                raise CannotStart(f"{error} {getattr(error, 'stderr', b'') or ''}") from error
             raise
         return self
 
