@@ -23,8 +23,8 @@ install: $(INSTALLED) ## make the environment in .venv
 demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma beside zeroshot, local and fedavg_mma
 	$(BIN)/python launch/demo.py
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## all tests, two files at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
 	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
