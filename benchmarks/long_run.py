@@ -52,8 +52,11 @@ class Watch:
     """What was seen of a run: by rank, (finished rounds, resident bytes, open files)."""
 
     folder: Path
+    rounds: int
     seen: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
     looks: int = 0
+    read: int = 0  # bytes of the metrics
+    done: int = 0  # rounds in them
 
     def look(self, ranks: dict[int, int]) -> None:
         """One look at the processes {rank: pid} and at the metrics."""
@@ -65,22 +68,29 @@ class Watch:
                 files = len(os.listdir(f"/proc/{pid}/fd"))
             except OSError:
                 continue  # it has just ended
-            if rows:
+            if 0 < rows < self.rounds:  # neither the start nor the end
                 self.seen.setdefault(rank, []).append((rows, resident, files))
 
     def read_metrics(self) -> int:
-        """How many rounds the file has. Raises a `UserError` where a reader would have met half a line."""
+        """How many rounds the file has. Raises a `UserError` where a reader would have met half a line.
+
+        Only what is new is read: to read all of it each time would slow the run down more and more.
+        """
         file = self.folder / "metrics.jsonl"
         if not file.exists():
             return 0
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with open(file, "rb") as content:
+            content.seek(self.read)
+            new = content.read()
+        self.read += len(new)
         try:
-            rounds = [json.loads(line)["round"] for line in lines]
+            rounds = [json.loads(line)["round"] for line in new.splitlines()]
         except ValueError:
-            raise UserError(f"after {len(lines)} rounds a line of metrics.jsonl was read half-written") from None
-        if rounds != list(range(1, len(rounds) + 1)):
-            raise UserError(f"the rounds in metrics.jsonl are not 1 to {len(rounds)} in order")
-        return len(rounds)
+            raise UserError(f"after {self.done} rounds a line of metrics.jsonl was read half-written") from None
+        if rounds != list(range(self.done + 1, self.done + len(rounds) + 1)):
+            raise UserError(f"the rounds in metrics.jsonl are not in order after round {self.done}")
+        self.done += len(rounds)
+        return self.done
 
 
 def ranks_of(launcher: int) -> dict[int, int]:
@@ -103,7 +113,7 @@ def run(folder: Path, rounds: int, ranks: int, more: Sequence[str]) -> Watch:
         settings.append("trackers=tensorboard")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", "pfedmma.train"]
     env = {"OMP_NUM_THREADS": "1", **os.environ}
-    watch = Watch(folder)
+    watch = Watch(folder, rounds)
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen([*command, *settings, *more], env=env, stdout=output, stderr=subprocess.STDOUT)
         try:
@@ -137,8 +147,9 @@ def summary(watch: Watch) -> dict[str, Any]:
                 "rank": rank,
                 "resident_bytes": [seen[0][1], half[0][1], half[-1][1]],  # first look, half-way, at the end
                 "resident_kb_a_round": slope(rounds, resident) / 1e3,
-                "open_files": [min(s[2] for s in seen), max(files), files[-1]],
+                "open_files": [min(s[2] for s in seen), max(s[2] for s in seen), files[-1]],
                 "open_files_a_round": slope(rounds, files),
+                "round_and_resident_bytes": [look[:2] for look in seen[:: 1 + len(seen) // 200]],
             }
         )
     return {
@@ -154,11 +165,11 @@ def summary(watch: Watch) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> Table:
     out = Table(title=f"{found['rounds']} rounds on {len(found['ranks'])} ranks, looked at {found['looks']} times", min_width=90)
-    for name in ("rank", "MB at first", "half-way", "at the end", "kB a round, second half", "open files, most", "at the end"):
+    for name in ("rank", "MB at first", "half-way", "at the end", "kB a round, second half", "open files, least", "most", "at the end"):
         out.add_column(name, justify="right")
     for row in found["ranks"]:
         sizes = [f"{size / 1e6:.1f}" for size in row["resident_bytes"]]
-        out.add_row(str(row["rank"]), *sizes, f"{row['resident_kb_a_round']:.2f}", str(row["open_files"][1]), str(row["open_files"][2]))
+        out.add_row(str(row["rank"]), *sizes, f"{row['resident_kb_a_round']:.2f}", *map(str, row["open_files"]))
     times = f"{found['round_s_first_quarter']:.3f} s in the first quarter, {found['round_s_last_quarter']:.3f} s in the last"
     out.caption = f"a round takes {times} (medians, rounds without a test); metrics.jsonl could be read at every look"
     return out
