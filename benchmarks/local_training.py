@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -28,7 +27,7 @@ from typing import Any
 
 import arithmetic
 import torch
-from machine import machine
+from machine import machine, publish
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
@@ -411,10 +410,7 @@ def main() -> None:
         "counted": COUNTED,
         **found,
     }
-    line = json.dumps(report)
-    if args.json:
-        args.json.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, publish
 from rich.table import Table
 
 from pfedmma.console import show
@@ -189,10 +189,7 @@ def main() -> None:
     show(table(found))
     setting = {"settings": [*SETTINGS, *args.settings]}
     report = {"benchmark": "long_run", "date": datetime.date.today().isoformat(), **machine(torch.device("cpu")), **setting, **found}
-    line = json.dumps(report)
-    if args.json:
-        args.json.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""What numbers were measured on: processor, threads, accelerator and versions. No names of machines."""
+"""What a report of numbers begins with and how it ends: what they were measured on, and where they go. No names of machines."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from pfedmma.files import write_atomically
 
 
 def cpu_model() -> str:
@@ -32,3 +36,11 @@ def machine(device: torch.device, *packages: str) -> dict[str, object]:
         "threads_per_rank": torch.get_num_threads(),
         "versions": versions,
     }
+
+
+def publish(report: dict[str, Any], file: Path | None) -> None:
+    """Print a report as the last line, and keep it in ``file``."""
+    line = json.dumps(report)
+    print(line, flush=True)
+    if file:
+        write_atomically(file, (line + "\n").encode())

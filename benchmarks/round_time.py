@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from local_training import class_names
-from machine import machine
+from machine import machine, publish
 from PIL import Image
 from rich.table import Table
 
@@ -213,10 +213,7 @@ def main() -> None:
             "rounds": watch.rounds,
             "later": later(watch.rounds),
         }
-        line = json.dumps(report)
-        if args.json:
-            args.json.write_text(line + "\n", encoding="utf-8")
-        print(line, flush=True)
+        publish(report, args.json)
     world.close()
 
 

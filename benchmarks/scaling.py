@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import machine
+from machine import machine, publish
 from rich.table import Table
 from torch import Tensor
 
@@ -411,10 +411,7 @@ def main() -> None:
     bench = Bench(args.device, args.threads)
     found = {name: MEASURES[name](bench, args) for name in args.measures or [name for name in MEASURES if name != "long"]}
     report = {"benchmark": "scaling", "date": datetime.date.today().isoformat(), **bench.here, "measured": MEASURED, **found}
-    text = json.dumps(report)
-    if args.json:
-        args.json.write_text(text + "\n", encoding="utf-8")
-    print(text, flush=True)
+    publish(report, args.json)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from machine import machine
+from machine import machine, publish
 from rich.table import Table
 from round_time import write_files
 from torch import Tensor
@@ -477,10 +477,7 @@ def main() -> None:
         "model": MODEL,
         "runs": runs,
     }
-    line = json.dumps(report)
-    print(line, flush=True)
-    if args.out:
-        write_atomically(args.out, (line + "\n").encode())
+    publish(report, args.out)
 
 
 if __name__ == "__main__":
