@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfedmma.adapters.multimodal import AdapterSpec
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.methods.adapters.multimodal import AdapterSpec
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What one federated exchange costs on this machine: the all-reduce of `pfedmma.comm.World`, for four payload sizes.
+"""What one federated exchange costs on this machine: the all-reduce of `pfedmma.comm.world.World`, for four payload sizes.
 
     torchrun --standalone --nproc_per_node=8 benchmarks/communication.py [--repeats 50] [--backend auto] [--device auto]
 
@@ -19,12 +19,12 @@ import torch
 from machine import machine
 from rich.table import Table
 
-from pfedmma.adapters.multimodal import AdapterSpec
 from pfedmma.clip.backbone import BackboneConfig, create_model
-from pfedmma.comm import DistributedConfig, World, open_world
-from pfedmma.console import show
-from pfedmma.errors import UserError, run_main
-from pfedmma.ledger import EXCHANGE, bandwidths, percentile, ring_bytes
+from pfedmma.comm.ledger import EXCHANGE, bandwidths, percentile, ring_bytes
+from pfedmma.comm.world import DistributedConfig, World, open_world
+from pfedmma.methods.adapters.multimodal import AdapterSpec
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 VIT_B_16 = AdapterSpec(tuple((block, block) for block in range(5, 13)), visual_width=768, text_width=512)
 PROMPT = (16, 512)  # context tokens x width of the text tower

@@ -28,8 +28,8 @@ import torch
 from machine import machine
 from rich.table import Table
 
-from pfedmma.console import show
-from pfedmma.errors import UserError, run_main
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 540.0  # seconds for all parts

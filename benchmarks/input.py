@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from pfedmma.clip.backbone import Preprocess
-from pfedmma.data.folders import SUFFIXES, split
-from pfedmma.data.images import CROP_RATIO, CROP_SCALE, Pixels
-from pfedmma.data.prefetch import Prefetched, Stopwatch
-from pfedmma.data.sources import Source
+from pfedmma.data.pixels.pixels import CROP_RATIO, CROP_SCALE, Pixels
+from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.data.sources.base import Source
+from pfedmma.data.sources.folders import SUFFIXES, split
 
 BATCH = 64
 

@@ -33,21 +33,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma import rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
 from pfedmma.clip.backbone import PRECISIONS, Backbone, BackboneConfig, create_model
-from pfedmma.cohort import Batch, LocalWork, LossScale, Trainer
-from pfedmma.console import show
-from pfedmma.data.cifar import SUPERCLASSES
-from pfedmma.data.images import Pixels
-from pfedmma.data.partition import Client, EvaluationSet, Federation, split_classes
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
-from pfedmma.errors import UserError, run_main
-from pfedmma.evaluation import EvaluationConfig, Evaluator
-from pfedmma.memory import keep_freed_memory
-from pfedmma.methods import MethodConfig
-from pfedmma.methods.adapters import MultiModalAdapters
-from pfedmma.optim import OptimizerConfig
-from pfedmma.store import ClientStore
+from pfedmma.data.partition.federated import Client, EvaluationSet, Federation, split_classes
+from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
+from pfedmma.data.sources.cifar import SUPERCLASSES
+from pfedmma.engine.cohort import Batch, LocalWork, LossScale, Trainer
+from pfedmma.methods.pfedmma import MultiModalAdapters
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
+from pfedmma.system.memory import keep_freed_memory
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import oracle

@@ -31,8 +31,8 @@ import torch
 from machine import machine, publish
 from rich.table import Table
 
-from pfedmma.console import show
-from pfedmma.errors import UserError, run_main
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 SETTINGS = (
     "data.clients=20",

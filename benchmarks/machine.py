@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pfedmma.files import write_atomically
+from pfedmma.system.files import write_atomically
 
 
 def cpu_model() -> str:

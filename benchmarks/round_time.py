@@ -27,14 +27,14 @@ from machine import machine, publish
 from PIL import Image
 from rich.table import Table
 
-from pfedmma import config as configuration
 from pfedmma import rng
 from pfedmma.clip.backbone import PRECISIONS
-from pfedmma.comm import DistributedConfig, open_world
-from pfedmma.console import show
-from pfedmma.data.coop import LAYOUTS
-from pfedmma.errors import UserError, run_main
-from pfedmma.run import Run, assemble
+from pfedmma.comm.world import DistributedConfig, open_world
+from pfedmma.config import schema as configuration
+from pfedmma.data.sources.coop import LAYOUTS
+from pfedmma.run.assembly import Run, assemble
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 PICTURES, SIZE = 32, (300, 240)  # different pictures, which the files repeat; width and height of the usual photograph in Caltech-101
 PARTS = {

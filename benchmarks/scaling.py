@@ -37,17 +37,17 @@ from machine import machine, publish
 from rich.table import Table
 from torch import Tensor
 
-from pfedmma import config as configuration
 from pfedmma import rng
-from pfedmma.adapters.stacked import Layout
-from pfedmma.cohort import Trainer
-from pfedmma.comm import DistributedConfig, World, open_world
-from pfedmma.console import show
-from pfedmma.data.partition import Client
-from pfedmma.engine import Engine
-from pfedmma.errors import UserError, run_main
-from pfedmma.run import assemble
-from pfedmma.store import ClientStore
+from pfedmma.comm.world import DistributedConfig, World, open_world
+from pfedmma.config import schema as configuration
+from pfedmma.data.partition.federated import Client
+from pfedmma.engine.cohort import Trainer
+from pfedmma.engine.rounds import Engine
+from pfedmma.run.assembly import assemble
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCHANGED, PRIVATE = 8_448, 666_112  # parameters of pFedMMA on ViT-B/16: 8 blocks of 32 x 32 + 32, and the projections around them

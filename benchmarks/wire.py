@@ -43,14 +43,15 @@ from rich.table import Table
 from round_time import write_files
 from torch import Tensor
 
-from pfedmma import checkpoint, train
-from pfedmma.comm import World
-from pfedmma.console import show
-from pfedmma.engine import Engine
-from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.files import write_atomically
-from pfedmma.ledger import EXCHANGE, ring_bytes
-from pfedmma.runfolder import RunFolder
+from pfedmma import train
+from pfedmma.comm.ledger import EXCHANGE, ring_bytes
+from pfedmma.comm.world import World
+from pfedmma.engine.rounds import Engine
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.system.console import show
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERFACE = "eth0"  # of every rank, in its own namespace
@@ -99,7 +100,7 @@ class Meter:
         setattr(World, "sum", counted)  # noqa: B010, a type checker refuses the plain form
         self.within(Engine, "run", "rounds")
         self.within(Engine, "evaluate_all", "evaluation")
-        self.within(checkpoint, "save_checkpoint", "checkpoint")
+        self.within(checkpoint_manifest, "save_checkpoint", "checkpoint")
 
     def within(self, owner: object, function: str, phase: str) -> None:
         """What is summed while ``function`` of ``owner`` runs belongs to ``phase``."""
@@ -323,7 +324,7 @@ def check_ledger(readings: Sequence[Sequence[Reading]], comm: dict[str, Any]) ->
 def private_bytes(run_dir: Path) -> int:
     """Bytes (fp32) of the tensors that a client keeps to itself, by the run's newest checkpoint."""
     root = run_dir / "checkpoints"
-    manifest = checkpoint.read_manifest(checkpoint.folder_of(root, checkpoint.rounds(root)[0]))
+    manifest = checkpoint_manifest.read_manifest(checkpoint_manifest.folder_of(root, checkpoint_manifest.rounds(root)[0]))
     shapes: dict[str, list[int]] = manifest["layout"]
     return 4 * sum(math.prod(shape) for name, shape in shapes.items() if name not in manifest["exchange"])
 

@@ -6,16 +6,16 @@ The run folder is only read. Settings on the command line may change what does n
 
 from __future__ import annotations
 
-from pfedmma import config as configuration
-from pfedmma.comm import World, open_world
-from pfedmma.config import Config
-from pfedmma.console import accuracy_table, show
-from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.files import to_json
-from pfedmma.memory import shortage_named
-from pfedmma.run import assemble, restore
-from pfedmma.runfolder import RunFolder
-from pfedmma.summary import per_client
+from pfedmma.comm.world import World, open_world
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.assembly import assemble, restore
+from pfedmma.run.summary import per_client
+from pfedmma.system.console import accuracy_table, show
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.files import to_json
+from pfedmma.system.memory import shortage_named
 
 
 def main(argv: list[str] | None = None) -> None:

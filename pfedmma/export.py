@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from pfedmma import checkpoint, personal
-from pfedmma import config as configuration
-from pfedmma.adapters import file
-from pfedmma.adapters.multimodal import AdapterSpec
-from pfedmma.adapters.stacked import Layout
-from pfedmma.comm import World
-from pfedmma.config import Config
-from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.methods.adapters import PRESETS
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config
+from pfedmma.methods.adapters.multimodal import AdapterSpec
 from pfedmma.methods.base import State
-from pfedmma.optim import OptimizerConfig
-from pfedmma.runfolder import RunFolder
-from pfedmma.store import ClientStore
+from pfedmma.methods.pfedmma import PRESETS
+from pfedmma.portable import adapter_file, client_file
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,12 +54,12 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
     if method.name in PRESETS:
         options = {"scale": method.scale, "activation": method.activation, "rescale": method.rescale}
         shapes = {name: tuple(tensor.shape) for name, tensor in kept.tensors.items()}
-        file.write(out, kept.tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
+        adapter_file.write(out, kept.tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
     else:
         settings: dict[str, object] = {"name": method.name}
         if hasattr(method, method.name):  # methods registered from outside have no section
             settings[method.name] = dataclasses.asdict(getattr(method, method.name))
-        personal.write(out, kept.tensors, kept.others, settings, backbone, kept.template)
+        client_file.write(out, kept.tensors, kept.others, settings, backbone, kept.template)
     return kept.round
 
 
@@ -72,7 +72,7 @@ class Kept:
     tensors: State
     others: State
     template: str
-    classes: Any  # as `pfedmma.labels.progress` makes them; None in checkpoints that were written before they were kept
+    classes: Any  # as `pfedmma.records.checkpoint.classes.progress` makes them; None in checkpoints that were written before they were kept
 
 
 def kept_of(folder: RunFolder, client: int) -> Kept:
@@ -81,11 +81,11 @@ def kept_of(folder: RunFolder, client: int) -> Kept:
     config = configuration.load(folder.config)
     if not 0 <= client < config.data.clients:
         raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
-    found = checkpoint.newest_good(folder.checkpoints, World(0, 1, torch.device("cpu")))
+    found = checkpoint_manifest.newest_good(folder.checkpoints, World(0, 1, torch.device("cpu")))
     if found is None:
         raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
     round_, manifest = found
-    tensors, others = client_state(checkpoint.folder_of(folder.checkpoints, round_), manifest, client)
+    tensors, others = client_state(checkpoint_manifest.folder_of(folder.checkpoints, round_), manifest, client)
     return Kept(config, round_, tensors, others, manifest["progress"]["template"], manifest["progress"].get("classes"))
 
 
@@ -97,7 +97,7 @@ def client_state(folder: Path, manifest: dict, client: int) -> tuple[State, Stat
     shapes = {name: tuple(shape) for name, shape in manifest["layout"].items()}
     layout = Layout(shapes, manifest["exchange"])
     store = ClientStore(layout, torch.zeros(layout.size), OptimizerConfig(), torch.device("cpu"))
-    checkpoint.restore(folder, manifest, store, [client])
+    checkpoint_manifest.restore(folder, manifest, store, [client])
     others = store.others([client], manifest["progress"]["reads"])
     read = {} if others is None else {name: tensor[0] for name, tensor in others.tensors.items()}
     return layout.views(store.gather([client])[0]), read

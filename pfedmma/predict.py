@@ -22,17 +22,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pfedmma import labels, methods
 from pfedmma.clip import backbone as clip
-from pfedmma.data.folders import SUFFIXES
-from pfedmma.data.images import Pixels, decode, fit
-from pfedmma.data.prefetch import Prefetched, Stopwatch
-from pfedmma.data.sources import Source, Split, Unreadable
-from pfedmma.errors import ArgumentParser, UserError, run_main
+from pfedmma.data.pixels.pixels import Pixels, decode, fit
+from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.data.sources.base import Source, Split, Unreadable
+from pfedmma.data.sources.folders import SUFFIXES
 from pfedmma.export import Kept, kept_of
-from pfedmma.files import to_json
-from pfedmma.personal import PersonalCLIP
-from pfedmma.runfolder import RunFolder
+from pfedmma.methods import registry
+from pfedmma.portable.client_file import PersonalCLIP
+from pfedmma.records.checkpoint import classes as checkpoint_classes
+from pfedmma.records.folder import RunFolder
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.files import to_json
 
 T = TypeVar("T")
 LABEL_SPACES = ("all", "base", "novel", "own")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = kept_of(folder, args.client)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
     backbone = clip.load(kept.config.backbone, kept.config.seed, device)
-    model = PersonalCLIP.of(methods.build(kept.config.method, backbone), kept.tensors, kept.others, kept.template)
+    model = PersonalCLIP.of(registry.build(kept.config.method, backbone), kept.tensors, kept.others, kept.template)
     answers = predict(model, names, paths, args.batch_size)
     if not args.json:
         print(f"client {args.client} of {folder.path} after round {kept.round} ({kept.config.method.name}), {len(names)} classes")
@@ -149,7 +150,7 @@ def given_names(args: argparse.Namespace) -> tuple[str, ...]:
 def classes_of(folder: RunFolder, kept: Kept, client: int, space: str) -> list[str]:
     """The run's own classes: ``all``, ``base``, ``novel``, or ``own``, those that ``client`` holds."""
     try:
-        classes = labels.of_client(kept.classes, client, kept.config.data.clients)
+        classes = checkpoint_classes.of_client(kept.classes, client, kept.config.data.clients)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"the checkpoint in {folder.path} does not say the run's classes ({error}); name some by --names") from None
     found = [*classes["base"], *classes["novel"]] if space == "all" else classes[space]

@@ -7,21 +7,22 @@ import dataclasses
 import sys
 from typing import Any
 
-from pfedmma import checkpoint, labels
-from pfedmma import config as configuration
-from pfedmma.comm import World, open_world
-from pfedmma.config import Config
-from pfedmma.console import Progression, accuracy_table, megabytes, show
-from pfedmma.engine import due
-from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.interruption import Interruption
-from pfedmma.memory import shortage_named
-from pfedmma.reference import Reference
-from pfedmma.run import Run, assemble, comparable, restore, settings
-from pfedmma.runfolder import RunFolder
-from pfedmma.summary import build_summary
-from pfedmma.trackers import Trackers
-from pfedmma.trackers import require as require_trackers
+from pfedmma.accuracy.zero_shot import Reference
+from pfedmma.comm.world import World, open_world
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config
+from pfedmma.engine.rounds import due
+from pfedmma.records.checkpoint import classes
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.records.trackers import Trackers
+from pfedmma.records.trackers import require as require_trackers
+from pfedmma.run.assembly import Run, assemble, comparable, restore, settings
+from pfedmma.run.summary import build_summary
+from pfedmma.system.console import Progression, accuracy_table, megabytes, show
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.memory import shortage_named
+from pfedmma.system.signals import Interruption
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -134,12 +135,12 @@ class Recorder:
             "ledger": engine.world.ledger.state(),
             "reads": engine.trainer.method.reads,
             "template": self.run.federation.template,
-            "classes": labels.progress(self.run.federation),
+            "classes": classes.progress(self.run.federation),
         } | self.zero_shot.progress()
         keep = self.run.config.checkpoint.keep
         if engine.world.is_main:
             self.folder.sync_metrics()
-        checkpoint.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
+        checkpoint_manifest.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
 
 
 def headline(run: Run, done: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pfedmma import rng
-from pfedmma.data.world import COLOURS, SHAPES, STYLES, draw_random
+from pfedmma.data.drawn.drawing import COLOURS, SHAPES, STYLES, draw_random
 
 # 4 colours x 3 shapes: 6 base and 6 novel classes. Over 5 clients the base classes are four runs of one and one of two: clients of 5 and
 # of 10 images, thus of 2 and of 4 steps, the last one of each epoch ragged. 3 clients take part in a round.

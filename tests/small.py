@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pfedmma import checkpoint
+from pfedmma.records.checkpoint import manifest
 
 # Random weights serve as well as trained ones wherever a test compares runs. Strong adapters and a large step make every
 # client's state visible in the losses. 60 base classes over 7 clients are six runs of 9 and one of 6 classes: 18 and 12 images.
@@ -52,9 +52,9 @@ def timeless(value: Any) -> Any:
 def final_tensors(run_dir: Path) -> dict[str, Tensor]:
     """All tensors of the newest checkpoint: "shared", "<client id>.private", "<client id>.optimizer.<name>"."""
     root = run_dir / "checkpoints"
-    folder = checkpoint.folder_of(root, checkpoint.rounds(root)[0])
+    folder = manifest.folder_of(root, manifest.rounds(root)[0])
     ids = {str(client) for client in range(100)}
-    return dict(checkpoint.read_tensors(folder, checkpoint.read_manifest(folder), ids))
+    return dict(manifest.read_tensors(folder, manifest.read_manifest(folder), ids))
 
 
 def assert_same_tensors(run_dir: Path, other: Path) -> None:

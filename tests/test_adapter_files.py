@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from small import settings
 
 import pfedmma
-from pfedmma import checkpoint, train
-from pfedmma import config as configuration
-from pfedmma.adapters import file
+from pfedmma import train
 from pfedmma.clip.backbone import BackboneConfig, create_model
-from pfedmma.comm import World
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
 from pfedmma.export import main as export
-from pfedmma.run import assemble, restore
-from pfedmma.runfolder import RunFolder
+from pfedmma.portable import adapter_file
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.assembly import assemble, restore
+from pfedmma.system.errors import UserError
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -73,7 +74,7 @@ def test_saved_again_it_is_the_same(run_dir: Path, tmp_path: Path):
     path = exported(run_dir, 0, tmp_path)
     model = pfedmma.load_adapter(fresh_clip(), path)
     pfedmma.save_adapter(model, tmp_path / "again.safetensors")
-    (first, spec, name), (second, spec_again, name_again) = (file.read(p) for p in (path, tmp_path / "again.safetensors"))
+    (first, spec, name), (second, spec_again, name_again) = (adapter_file.read(p) for p in (path, tmp_path / "again.safetensors"))
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items()) and first.keys() == second.keys()
     assert (spec, name) == (spec_again, name_again) and name == "tiny"
 
@@ -91,11 +92,11 @@ def test_it_trains_and_moves(run_dir: Path, tmp_path: Path):
 
 
 def test_a_client_that_never_trained_has_what_the_seed_gives(run_dir: Path, tmp_path: Path):
-    _, manifest = checkpoint.newest_good(run_dir / "checkpoints", ALONE) or (0, {})
+    _, manifest = checkpoint_manifest.newest_good(run_dir / "checkpoints", ALONE) or (0, {})
     stored = {
         name.split(".")[0]
-        for name, _ in checkpoint.read_tensors(run_dir / "checkpoints" / "round-000002", manifest, {str(i) for i in range(7)})
-        if name not in checkpoint.SERVER
+        for name, _ in checkpoint_manifest.read_tensors(run_dir / "checkpoints" / "round-000002", manifest, {str(i) for i in range(7)})
+        if name not in checkpoint_manifest.SERVER
     }
     idle = next(i for i in range(7) if str(i) not in stored)
     config = configuration.load(run_dir / "config.yaml")

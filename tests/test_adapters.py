@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma import methods, optim, rng
-from pfedmma.adapters.multimodal import AdapterSpec
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
-from pfedmma.optim import OptimizerConfig
+from pfedmma.methods import registry
+from pfedmma.methods.adapters.multimodal import AdapterSpec
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack import optim
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.errors import UserError
 
 # ViT-B/16: width 768, text width 512, twelve blocks each, adapters in blocks 5 to 12.
 VIT_B_16 = AdapterSpec(tuple((block, block) for block in range(5, 13)), 768, 512)
@@ -43,7 +45,7 @@ def test_counts_at_vit_b_16() -> None:
 
 
 def test_the_default_method_on_the_real_vit_b_16() -> None:
-    method = methods.build(MethodConfig(), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(), hollow("ViT-B-16"))
     layout = Layout(method.shapes, method.exchange)
     assert dataclasses.asdict(method.spec) == dataclasses.asdict(VIT_B_16)
     assert (method.spec.dim, method.spec.scale, method.spec.activation, method.spec.rescale) == (32, 0.001, "relu", True)
@@ -52,7 +54,7 @@ def test_the_default_method_on_the_real_vit_b_16() -> None:
 
 
 def test_unequal_towers_are_paired_from_the_top() -> None:
-    spec = methods.build(MethodConfig(), hollow("ViT-L-14")).spec  # 24 and 12 blocks
+    spec = registry.build(MethodConfig(), hollow("ViT-L-14")).spec  # 24 and 12 blocks
     assert spec.pairs == ((17, 5), (18, 6), (19, 7), (20, 8), (21, 9), (22, 10), (23, 11), (24, 12))
     assert (spec.first("visual"), spec.first("text")) == (17, 5)
     # S is stored under the visual block's number, for both towers.
@@ -66,10 +68,10 @@ def test_unequal_towers_are_paired_from_the_top() -> None:
 def test_a_text_tower_deeper_than_the_image_tower() -> None:
     config = {"image_size": 16, "patch_size": 8, "width": 32, "head_width": 16, "layers": 2}
     clip = open_clip.CLIP(embed_dim=16, vision_cfg=config, text_cfg={"vocab_size": 60, "width": 24, "heads": 2, "layers": 5})
-    spec = methods.build(MethodConfig(blocks=2, dim=4), Backbone.freeze(clip)).spec
+    spec = registry.build(MethodConfig(blocks=2, dim=4), Backbone.freeze(clip)).spec
     assert spec.pairs == ((1, 4), (2, 5))
     with pytest.raises(UserError, match=r"method\.blocks: .* only 2 blocks .* fewer than 3"):
-        methods.build(MethodConfig(blocks=3), Backbone.freeze(clip))
+        registry.build(MethodConfig(blocks=3), Backbone.freeze(clip))
 
 
 def test_initial_values() -> None:
@@ -170,7 +172,7 @@ def test_rescale_divides_every_gradient_of_the_towers_by_alpha(tiny_clip) -> Non
     prompts = backbone.prompts("a photo of a {}.", ("cat", "dog", "fern"))
     found = {}
     for rescale in (True, False):
-        method = methods.build(MethodConfig(dim=8, scale=ALPHA, rescale=rescale), backbone)
+        method = registry.build(MethodConfig(dim=8, scale=ALPHA, rescale=rescale), backbone)
         tensors = {name: t.detach().requires_grad_() for name, t in drawn(method.spec, clients=1).items()}
         images = method.image_features(tensors, method.image_stem(pixels))
         texts = method.text_features(tensors, method.text_stem(prompts))

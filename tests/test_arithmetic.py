@@ -14,17 +14,18 @@ from test_stack import NAMES, SGD, noise
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
+from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip import towers
 from pfedmma.clip.backbone import Backbone
-from pfedmma.cohort import Batch, LocalWork, LossScale, Trainer
-from pfedmma.data.images import Pixels
-from pfedmma.data.partition import Client, EvaluationSet, Federation
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source
-from pfedmma.evaluation import Evaluator
-from pfedmma.methods import MethodConfig
-from pfedmma.store import ClientStore
+from pfedmma.data.partition.federated import Client, EvaluationSet, Federation
+from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source
+from pfedmma.engine.cohort import Batch, LocalWork, LossScale, Trainer
+from pfedmma.methods import registry
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import arithmetic
@@ -83,7 +84,7 @@ def test_written_out_attention_is_the_engines() -> None:
 
 def new_trainer(clip, **options) -> Trainer:
     backbone = Backbone.freeze(clip, "tiny")
-    method = methods.build(MethodConfig(dim=8, **options), backbone)
+    method = registry.build(MethodConfig(dim=8, **options), backbone)
     pixels = Pixels(noise(), backbone.preprocess, "none", backbone.device)
     text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, NAMES))
     return Trainer(backbone, method, Layout(method.shapes, method.exchange), pixels, text_stem, LocalWork(1, IMAGES, SGD, seed=0))

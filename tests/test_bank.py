@@ -16,8 +16,8 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma.bank import Bank, Budget, RowFile, Tier
-from pfedmma.errors import UserError
+from pfedmma.stack.offload import Bank, Budget, RowFile, Tier
+from pfedmma.system.errors import UserError
 
 CPU = torch.device("cpu")
 WIDTH = 3

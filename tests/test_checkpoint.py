@@ -16,9 +16,10 @@ import small
 import torch
 
 import pfedmma
-from pfedmma import checkpoint, files
-from pfedmma.comm import World
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.system import files
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 ONE_RANK = World(0, 1, torch.device("cpu"))
@@ -119,7 +120,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_a_damaged_checkpoint_is_passed_over(run_dir: Path, damage: Callable[[Path], Any], capsys: pytest.CaptureFixture[str]) -> None:
     root = run_dir / "checkpoints"
     damage(root / "round-000003")
-    found = checkpoint.newest_good(root, ONE_RANK)
+    found = checkpoint_manifest.newest_good(root, ONE_RANK)
     assert found is not None
     assert found[0] == found[1]["round"] == 2
     warnings = capsys.readouterr().err.splitlines()
@@ -128,7 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over(run_dir: Path, damage: Callable[[Pa
 
 
 def test_an_undamaged_checkpoint_is_taken_without_a_word(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = checkpoint.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = checkpoint_manifest.newest_good(run_dir / "checkpoints", ONE_RANK)
     assert found is not None
     assert found[0] == 3
     assert capsys.readouterr().err == ""
@@ -162,7 +163,7 @@ def test_a_damaged_newer_checkpoint_never_pushes_out_a_good_one(run_dir: Path) -
     for round_ in (2, 3):
         flip_bit(run_dir / "checkpoints" / f"round-{round_:06d}" / "server.safetensors")
     resume(run_dir, "federation.rounds=2", "checkpoint.keep=1")
-    found = checkpoint.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = checkpoint_manifest.newest_good(run_dir / "checkpoints", ONE_RANK)
     assert found is not None
     assert found[0] == 2
 
@@ -170,14 +171,14 @@ def test_a_damaged_newer_checkpoint_never_pushes_out_a_good_one(run_dir: Path) -
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [4, 3]), (9, [4, 3, 2, 1])])
 def test_keep(tmp_path: Path, keep: int, left: list[int]) -> None:
     main(small.settings(tmp_path / "run", "federation.rounds=4", "checkpoint.every=1", f"checkpoint.keep={keep}"))
-    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == left
+    assert checkpoint_manifest.rounds(tmp_path / "run" / "checkpoints") == left
 
 
 def test_the_last_round_is_always_kept_and_zero_means_never(tmp_path: Path) -> None:
     main(small.settings(tmp_path / "odd", "federation.rounds=3", "checkpoint.every=2", "checkpoint.keep=9"))
-    assert checkpoint.rounds(tmp_path / "odd" / "checkpoints") == [3, 2]
+    assert checkpoint_manifest.rounds(tmp_path / "odd" / "checkpoints") == [3, 2]
     main(small.settings(tmp_path / "never", "checkpoint.every=0"))
-    assert checkpoint.rounds(tmp_path / "never" / "checkpoints") == []
+    assert checkpoint_manifest.rounds(tmp_path / "never" / "checkpoints") == []
 
 
 def test_older_ones_go_only_when_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,11 +188,11 @@ def test_older_ones_go_only_when_the_new_one_is_complete(tmp_path: Path, monkeyp
 
     def rmtree(path: Path, **options: Any) -> None:
         if path.exists() and path.name.startswith("round-"):
-            found = checkpoint.newest_good(root, ONE_RANK)
+            found = checkpoint_manifest.newest_good(root, ONE_RANK)
             newest_at_removal.append((path.name, found and found[0]))
         real(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(checkpoint_manifest.shutil, "rmtree", rmtree)
     main(small.settings(tmp_path / "run", "federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=1"))
     assert newest_at_removal == [("round-000001", 2), ("round-000002", 3)]
 
@@ -209,9 +210,9 @@ def test_a_disk_that_is_full_leaves_the_older_ones(run_dir: Path, monkeypatch: p
     monkeypatch.setattr(files.os, "fsync", fsync)
     with pytest.raises(UserError, match=r"cannot write .*checkpoints.*: No space left on device"):
         resume(run_dir)
-    assert set(checkpoint.rounds(run_dir / "checkpoints")) >= {3, 2, 1}
+    assert set(checkpoint_manifest.rounds(run_dir / "checkpoints")) >= {3, 2, 1}
     monkeypatch.undo()
-    found = checkpoint.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = checkpoint_manifest.newest_good(run_dir / "checkpoints", ONE_RANK)
     assert found is not None
     assert found[0] >= 3
 

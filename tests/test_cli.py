@@ -13,11 +13,11 @@ import pytest
 import small
 import torch
 
-from pfedmma import config
-from pfedmma.cohort import Batch, StagedBatch, Trainer
-from pfedmma.data import shapes
-from pfedmma.data.partition import split_classes
-from pfedmma.errors import UserError
+from pfedmma.config import schema
+from pfedmma.data.partition.federated import split_classes
+from pfedmma.data.sources import shapes
+from pfedmma.engine.cohort import Batch, StagedBatch, Trainer
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,7 +94,7 @@ def test_the_summary_is_strict_json(finished: Path) -> None:
 
 def test_the_resolved_config_reads_back_to_itself(finished: Path) -> None:
     settings = small.settings(finished, *caltech(finished.parent / "images"), "federation.rounds=3", "evaluation.every=2")
-    assert config.load(finished / "config.yaml") == config.load(None, settings)
+    assert schema.load(finished / "config.yaml") == schema.load(None, settings)
 
 
 def test_the_same_config_file_gives_the_same_run(finished: Path, tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_the_command_line_takes_precedence_over_the_file(tmp_path: Path) -> None
     file.write_text("seed: 5\nfederation:\n  rounds: 9\n")
     main(["--config", str(file), *small.settings(tmp_path / "run", "federation.rounds=1")])
     assert len(small.metrics(tmp_path / "run")) == 1
-    assert config.load(tmp_path / "run" / "config.yaml").seed == 5
+    assert schema.load(tmp_path / "run" / "config.yaml").seed == 5
 
 
 # How bad input ends: a UserError before anything is written.

@@ -24,7 +24,7 @@ def unread(*command: str) -> tuple[int, str]:
 
 
 def program(body: str) -> tuple[int, str]:
-    return unread("-c", f"import sys\nfrom pfedmma.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)")
+    return unread("-c", f"import sys\nfrom pfedmma.system.errors import UserError, run_main\ndef main():\n    {body}\nrun_main(main)")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_an_error_is_still_said() -> None:
 
 
 def test_another_pipe_s_end_is_no_silence() -> None:
-    command = "from pfedmma.errors import run_main\ndef main(): raise BrokenPipeError('of a worker')\nrun_main(main)"
+    command = "from pfedmma.system.errors import run_main\ndef main(): raise BrokenPipeError('of a worker')\nrun_main(main)"
     ended = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and "BrokenPipeError: of a worker" in ended.stderr
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pfedmma import config
-from pfedmma.config import Config, dump, flatten, load
-from pfedmma.errors import UserError
+from pfedmma.config import schema
+from pfedmma.config.schema import Config, dump, flatten, load
+from pfedmma.system.errors import UserError
 
 
 def value(setting: str) -> Any:
@@ -381,6 +381,6 @@ def dotted(tree: dict, prefix: str = "") -> list[str]:
 
 def test_a_config_does_not_change_after_it_is_checked() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.load().seed = 1  # type: ignore[misc]
+        schema.load().seed = 1  # type: ignore[misc]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.load().federation.rounds = 0  # type: ignore[misc]
+        schema.load().federation.rounds = 0  # type: ignore[misc]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pfedmma import config as configuration
-from pfedmma.data import NAMES, DataConfig, divide, lists
-from pfedmma.data.cifar import SUPERCLASSES, superclasses
-from pfedmma.data.sources import Source, Split
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import NAMES, DataConfig, divide
+from pfedmma.data.sources import lists
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 CLASSES = {

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma import evaluation, methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
+from pfedmma.accuracy import evaluator as accuracy_evaluator
+from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
-from pfedmma.data.images import Pixels, camera
-from pfedmma.data.partition import Client, EvaluationSet, Federation
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
-from pfedmma.evaluation import Evaluator
-from pfedmma.methods import MethodConfig
+from pfedmma.clip.stems import StemCache
+from pfedmma.data.partition.federated import Client, EvaluationSet, Federation
+from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
+from pfedmma.methods import registry
 from pfedmma.methods.base import POOL, Method, count
-from pfedmma.optim import OptimizerConfig
-from pfedmma.stems import StemCache
-from pfedmma.store import ClientStore
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
 
 CLASSES = ("cat", "dog", "bird", "fern", "red_fish")
 CLIENTS, TESTED, OTHERS = 7, 40, 12  # test images of the base classes and of the novel ones
@@ -33,7 +35,7 @@ NOVEL_LABELS = torch.tensor([0] * 7 + [1] * 4 + [2])
 
 
 def new_method(clip: nn.Module, name: str) -> Method:
-    return methods.build(MethodConfig(name, dim=8, scale=0.3), Backbone.freeze(clip, "tiny"))
+    return registry.build(MethodConfig(name, dim=8, scale=0.3), Backbone.freeze(clip, "tiny"))
 
 
 def drawn(layout: Layout, method: Method, client: int) -> Tensor:
@@ -186,7 +188,7 @@ def test_more_clients_than_are_held_together(
     held: list[int] = []
     state = Evaluator._state
     monkeypatch.setattr(Evaluator, "_state", lambda self, *args: (held.append(len(args[2])), state(self, *args))[1])
-    monkeypatch.setattr(evaluation, "TOGETHER", 1)
+    monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 1)
     passes, stems = tested(method), StemCache(1e9)
     for _ in range(2):
         assert_same(evaluator.table(method, store, evaluator.federation.clients, stems), wanted)
@@ -202,7 +204,7 @@ def test_states_held_together_are_bounded(tiny_clip: nn.Module, monkeypatch: pyt
     together: list[int] = []
     correct = Evaluator._correct
     monkeypatch.setattr(Evaluator, "_correct", lambda self, *args: (together.append(len(args[3])), correct(self, *args))[1])
-    monkeypatch.setattr(evaluation, "TOGETHER", 2)
+    monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 2)
     evaluator.table(method, store, evaluator.federation.clients)
     assert together == 2 * [4, 3]
 
@@ -223,7 +225,7 @@ def test_test_sets_of_one_label_space_are_told_apart(tiny_clip: nn.Module) -> No
     both = dataclasses.replace(plain, federation=dataclasses.replace(plain.federation, clients=clients, base=first, unseen=second))
     swapped = dataclasses.replace(plain, federation=dataclasses.replace(plain.federation, clients=(), base=second, unseen=first))
     stems = StemCache(1e9)
-    column = evaluation.COLUMNS.index
+    column = accuracy_evaluator.COLUMNS.index
     wanted = swapped.table(method, store, clients)
     for _ in range(2):
         table = both.table(method, store, clients, stems)

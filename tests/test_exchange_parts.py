@@ -10,18 +10,19 @@ import torch
 from torch import nn
 
 import pfedmma
-from pfedmma import config as configuration
-from pfedmma import methods, rng, train
-from pfedmma.adapters.multimodal import AdapterSpec
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng, train
 from pfedmma.clip.backbone import Backbone, BackboneConfig, create_model
-from pfedmma.comm import World
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
 from pfedmma.export import main as export
-from pfedmma.methods import MethodConfig
-from pfedmma.methods.adapters import PRESETS, exchange_of
-from pfedmma.run import assemble, restore
-from pfedmma.runfolder import RunFolder
+from pfedmma.methods import registry
+from pfedmma.methods.adapters.multimodal import AdapterSpec
+from pfedmma.methods.pfedmma import PRESETS, exchange_of
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.assembly import assemble, restore
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 
 # Blocks 11 and 12 of a visual tower, paired with 5 and 6 of a text tower.
 SPEC = AdapterSpec(((11, 5), (12, 6)), visual_width=6, text_width=4, dim=2)
@@ -92,14 +93,14 @@ def test_nonsense_is_refused_and_named(what: str, tiny_clip: nn.Module):
         exchange_of(what, SPEC)
     if what:  # empty is what the name of the method says
         with pytest.raises(UserError, match=r"^method\.exchange: "):
-            methods.build(MethodConfig(exchange=what), Backbone.freeze(tiny_clip))
+            registry.build(MethodConfig(exchange=what), Backbone.freeze(tiny_clip))
 
 
 def test_a_tower_that_has_no_adapters_has_no_part_that_travels(tiny_clip: nn.Module):
     frozen = Backbone.freeze(tiny_clip)
     with pytest.raises(UserError, match=r"method\.exchange: 'text\.up' is no part"):
-        methods.build(MethodConfig(towers="visual", exchange="shared+text.up"), frozen)
-    methods.build(MethodConfig(towers="text", exchange="shared+text.up"), frozen)
+        registry.build(MethodConfig(towers="visual", exchange="shared+text.up"), frozen)
+    registry.build(MethodConfig(towers="text", exchange="shared+text.up"), frozen)
 
 
 @pytest.mark.parametrize("name", ["promptfl", "zeroshot", "fedclip"])
@@ -111,8 +112,8 @@ def test_other_methods_say_themselves_what_travels(name: str):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_their_strings(name: str, tiny_clip: nn.Module):
     frozen = Backbone.freeze(tiny_clip)
-    preset = methods.build(MethodConfig(name=name), frozen)
-    assert {other: methods.build(MethodConfig(other, exchange=PRESETS[name]), frozen) == preset for other in PRESETS} == dict.fromkeys(
+    preset = registry.build(MethodConfig(name=name), frozen)
+    assert {other: registry.build(MethodConfig(other, exchange=PRESETS[name]), frozen) == preset for other in PRESETS} == dict.fromkeys(
         PRESETS, True
     )
     wanted = {"pfedmma": 2, "local": 0, "fedavg_mma": None}[name]  # tensors of each of 3 blocks
@@ -151,7 +152,7 @@ CLASSES = ("red circle", "blue star")
 @pytest.mark.parametrize("tower", ["visual", "text"])
 def test_the_other_tower_has_no_tensors_and_is_open_clips(tower: str, tiny_clip: nn.Module):
     frozen = Backbone.freeze(tiny_clip)
-    method = methods.build(MethodConfig(towers=tower, scale=0.5), frozen)
+    method = registry.build(MethodConfig(towers=tower, scale=0.5), frozen)
     own = [f"{tower}.{b}" for b in (4, 5, 6)]
     wanted = names(*(f"{name}.{part}" for name in own for part in ("down", "up")), "shared.4", "shared.5", "shared.6")
     assert set(method.shapes) == wanted
@@ -172,7 +173,7 @@ def test_the_other_tower_has_no_tensors_and_is_open_clips(tower: str, tiny_clip:
 def test_adapters_of_both_towers_are_those_of_each(tiny_clip: nn.Module):
     """One tower's adapters do not depend on whether the other has some."""
     frozen = Backbone.freeze(tiny_clip)
-    both, visual, text = (methods.build(MethodConfig(towers=towers, scale=0.5), frozen) for towers in ("both", "visual", "text"))
+    both, visual, text = (registry.build(MethodConfig(towers=towers, scale=0.5), frozen) for towers in ("both", "visual", "text"))
     state = {name: tensor.unsqueeze(0) for name, tensor in both.initial(rng.generator(0, "init")).items()}
     part = {method: {name: state[name] for name in method.shapes} for method in (visual, text)}
     prompts = frozen.prompts("a photo of a {}.", CLASSES)

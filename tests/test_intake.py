@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Preprocess
-from pfedmma.comm import World
-from pfedmma.data.cache import DecodedImages, FittedImages, create_shared_file
-from pfedmma.data.images import Pixels
-from pfedmma.data.partition import Client, EvaluationSet, Federation, without
-from pfedmma.data.prefetch import Prefetched, Stopwatch
-from pfedmma.data.sources import Source, Split, Unreadable
-from pfedmma.errors import UserError
-from pfedmma.intake import leave_out_unreadable
+from pfedmma.comm.world import World
+from pfedmma.data.partition.federated import Client, EvaluationSet, Federation, without
+from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
+from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.data.pixels.shared import leave_out_unreadable
+from pfedmma.data.sources.base import Source, Split, Unreadable
+from pfedmma.system.errors import UserError
 
 CLIP = Preprocess(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pfedmma.ledger import EXCHANGE, Ledger, bandwidths, percentile, ring_bytes
+from pfedmma.comm.ledger import EXCHANGE, Ledger, bandwidths, percentile, ring_bytes
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import small
 import torch
 
-from pfedmma.errors import RankFailure
-from pfedmma.memory import shortage_named
+from pfedmma.system.errors import RankFailure
+from pfedmma.system.memory import shortage_named
 
 PAGES = 40 * 2**20 // 4096  # of a large tensor
 COUNT = f"""
@@ -65,7 +65,7 @@ def test_a_real_shortage(tmp_path: Path) -> None:
     """A run in a process that may not have more memory ends with one line."""
     script = (
         "import resource, sys\n"
-        "from pfedmma.errors import run_main\n"
+        "from pfedmma.system.errors import run_main\n"
         "from pfedmma import cohort, train\n"
         "def too_much(*args):\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"

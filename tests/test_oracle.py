@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma import config as configuration
 from pfedmma import rng
 from pfedmma.clip.backbone import create_model
-from pfedmma.comm import World
-from pfedmma.data.partition import EvaluationSet, Federation
-from pfedmma.run import Run, assemble
-from pfedmma.store import ClientStore
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.data.partition.federated import EvaluationSet, Federation
+from pfedmma.run.assembly import Run, assemble
+from pfedmma.stack.client_state import ClientStore
 
 EXCHANGED = {"pfedmma": lambda name: name.startswith("shared."), "local": lambda name: False, "fedavg_mma": lambda name: True}
 BASE = ("seed=3", "backbone.pretrained=none", "data.clients=3", "data.shots=2", "federation.rounds=2", "federation.batch_size=8")

@@ -7,11 +7,11 @@ import torch
 from test_stack import BATCH, SGD, SIZES, new_clients, new_store, new_trainer
 from torch import Tensor
 
-from pfedmma import config
-from pfedmma.cohort import MOST_IN_A_PASS, PassWidth, Trainer, by_steps, train_cohort
-from pfedmma.errors import UserError
-from pfedmma.optim import OptimizerConfig, OptimizerState
-from pfedmma.store import ClientStore
+from pfedmma.config import schema
+from pfedmma.engine.cohort import MOST_IN_A_PASS, PassWidth, Trainer, by_steps, train_cohort
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.optim import OptimizerConfig, OptimizerState
+from pfedmma.system.errors import UserError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PERSIST = OptimizerConfig(lr=0.01, state="persist")
@@ -51,17 +51,17 @@ def test_a_number_that_was_given_is_not_shrunk() -> None:
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "", "²", "AUTO"])
 def test_other_numbers_are_refused(value: str) -> None:
     with pytest.raises(UserError, match=r"^federation\.clients_per_pass: must be a whole number from 1 on, or auto, not '"):
-        config.load(None, [f"federation.clients_per_pass={value}"])
+        schema.load(None, [f"federation.clients_per_pass={value}"])
 
 
 @pytest.mark.parametrize("value", ["auto", "1", "3", "300"])
 def test_numbers_and_auto_are_taken(value: str) -> None:
-    assert config.load(None, [f"federation.clients_per_pass={value}"]).federation.clients_per_pass == value
+    assert schema.load(None, [f"federation.clients_per_pass={value}"]).federation.clients_per_pass == value
 
 
 def test_a_number_in_a_file_is_taken(tmp_path) -> None:
     (tmp_path / "a.yaml").write_text("federation: {clients_per_pass: 3}\n")
-    assert config.load(tmp_path / "a.yaml").federation.clients_per_pass == "3"
+    assert schema.load(tmp_path / "a.yaml").federation.clients_per_pass == "3"
 
 
 # Where memory runs out -------------------------------------------------------------------------------------------------------------------

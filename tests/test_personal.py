@@ -18,17 +18,18 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 import pfedmma
-from pfedmma import checkpoint, personal, train
-from pfedmma import config as configuration
-from pfedmma.adapters import file as adapter_file
+from pfedmma import train
 from pfedmma.clip.backbone import Backbone, BackboneConfig, create_model
-from pfedmma.comm import World
-from pfedmma.data import shapes
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.data.sources import shapes
 from pfedmma.export import main as export
-from pfedmma.personal import load_client
-from pfedmma.run import assemble, restore
-from pfedmma.runfolder import RunFolder
+from pfedmma.portable import adapter_file, client_file
+from pfedmma.portable.client_file import load_client
+from pfedmma.records.checkpoint import manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.assembly import assemble, restore
+from pfedmma.system.errors import UserError
 
 ALONE = World(0, 1, torch.device("cpu"))
 METHODS = ("promptfl", "pfedmoap", "pfedmma")
@@ -97,7 +98,7 @@ def test_experts_come_along_and_weigh_in(folder: Path):
     assert others.shape == (2, *tensors["prompt"].shape) and not torch.equal(others[0], others[1])
     assert not any(torch.equal(other, tensors["prompt"]) for other in others)
     model = load_client(fresh_clip(), folder / "pfedmoap.safetensors")
-    alone = personal.PersonalCLIP(model.method, model.state, None, model.template)
+    alone = client_file.PersonalCLIP(model.method, model.state, None, model.template)
     assert not torch.allclose(model.classifier(NAMES)(PIXELS), alone.classifier(NAMES)(PIXELS), atol=1e-3)
 
 
@@ -254,7 +255,7 @@ def test_zeroshot_has_nothing_to_export(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="is zeroshot, which trains nothing; export a run of another method"):
         export([str(tmp_path / "run"), "--client", "0", "--out", str(tmp_path / "x.safetensors")])
     assert not (tmp_path / "x.safetensors").exists()
-    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == [1]
+    assert manifest.rounds(tmp_path / "run" / "checkpoints") == [1]
 
 
 JSON = st.recursive(

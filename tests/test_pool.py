@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma.adapters.stacked import Layout
 from pfedmma.methods.base import MEAN, POOL
-from pfedmma.optim import OptimizerConfig
-from pfedmma.pool import Pool
-from pfedmma.store import ClientStore
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.pool import Pool
 
 SIZE = 3
 

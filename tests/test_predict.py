@@ -15,11 +15,12 @@ import small
 import torch
 from PIL import Image
 
-from pfedmma import checkpoint, rng
-from pfedmma.data.world import COLOURS, SHAPES, STYLES, draw_random
-from pfedmma.errors import UserError
+from pfedmma import rng
+from pfedmma.data.drawn.drawing import COLOURS, SHAPES, STYLES, draw_random
 from pfedmma.predict import find_images
 from pfedmma.predict import main as predict
+from pfedmma.records.checkpoint import manifest
+from pfedmma.system.errors import UserError
 from pfedmma.train import main as train
 
 METHODS = ("zeroshot", "pfedmma", "promptfl", "pfedmoap", "fedotp")
@@ -261,7 +262,7 @@ def test_runs_that_cannot_answer(tmp_path: Path, pictures: Path, run_of: Callabl
 def test_a_run_without_its_classes_asks_for_names(
     tmp_path: Path, pictures: Path, run_of: Callable[..., Path], answers: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    real = checkpoint.newest_good
+    real = manifest.newest_good
 
     def newest_good(root: Path, world: Any) -> Any:
         found = real(root, world)
@@ -269,7 +270,7 @@ def test_a_run_without_its_classes_asks_for_names(
         found[1]["progress"].update(change)
         return found
 
-    monkeypatch.setattr(checkpoint, "newest_good", newest_good)
+    monkeypatch.setattr(manifest, "newest_good", newest_good)
     picture = pictures / "test" / "red_circle" / "0.png"
     with pytest.raises(UserError, match=r"does not say the run's classes .*name some by --names"):
         answers(run_of("zeroshot"), 0, picture)

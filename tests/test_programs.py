@@ -9,10 +9,10 @@ import pytest
 from small import settings
 
 from pfedmma import train
-from pfedmma.data import shapes
-from pfedmma.errors import UserError
+from pfedmma.data.sources import shapes
 from pfedmma.evaluate import main as evaluate
 from pfedmma.report import main as report
+from pfedmma.system.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.cohort import Batch, LocalWork, LossScale, PassWidth, Trainer, batches, by_steps, train_cohort
-from pfedmma.data.images import Pixels, camera
-from pfedmma.data.partition import Client
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
-from pfedmma.optim import OptimizerConfig
-from pfedmma.store import ClientStore
+from pfedmma.data.partition.federated import Client
+from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
+from pfedmma.engine.cohort import Batch, LocalWork, LossScale, PassWidth, Trainer, batches, by_steps, train_cohort
+from pfedmma.methods import registry
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.errors import UserError
 
 NAMES = ("cat", "dog", "bird", "fern", "red_fish")
 # One image; less than a batch; exactly a batch; several batches, the last one ragged; and again, so that two clients run to the end.
@@ -61,7 +62,7 @@ def new_trainer(clip: nn.Module, optimizer: OptimizerConfig, precision: str = "f
     GELU, as at a ReLU's kink the last bit of a sum decides on a gradient: once in some millions of units, and then it is seen.
     """
     backbone = Backbone.freeze(clip, "tiny", precision)
-    method = methods.build(MethodConfig(dim=8, scale=0.3, blocks=3, activation=activation), backbone)
+    method = registry.build(MethodConfig(dim=8, scale=0.3, blocks=3, activation=activation), backbone)
     pixels = Pixels(noise(), backbone.preprocess, "crop", backbone.device)
     with backbone.autocast():
         text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, NAMES))

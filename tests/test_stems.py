@@ -10,19 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma import cohort, config, methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
+from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.stems import StemCache
 from pfedmma.clip.towers import Features, Stem
-from pfedmma.cohort import LocalWork, PassWidth, Trainer, by_steps, train_cohort
-from pfedmma.data.images import Pixels, camera
-from pfedmma.data.partition import Client, EvaluationSet, Federation
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
-from pfedmma.evaluation import Evaluator
-from pfedmma.methods import NAMES, MethodConfig
+from pfedmma.config import schema
+from pfedmma.data.partition.federated import Client, EvaluationSet, Federation
+from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
+from pfedmma.engine import cohort
+from pfedmma.engine.cohort import LocalWork, PassWidth, Trainer, by_steps, train_cohort
+from pfedmma.methods import registry
 from pfedmma.methods.base import POOL
-from pfedmma.stems import StemCache
-from pfedmma.store import ClientStore
+from pfedmma.methods.registry import NAMES, MethodConfig
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
 
 CPU = torch.device("cpu")
 CLASSES = ("cat", "dog", "bird", "fern", "red_fish")
@@ -51,11 +54,11 @@ def new_clients(cameras: bool) -> list[Client]:
 def new_trainer(clip: nn.Module, name: str, stems: StemCache, augment: str = "none") -> Trainer:
     """The method on the tiny CLIP; with GELU, as a ReLU's kink turns a rounding into a step."""
     backbone = Backbone.freeze(clip, "tiny")
-    method = methods.build(MethodConfig(name, dim=8, scale=0.3, activation="gelu"), backbone)
+    method = registry.build(MethodConfig(name, dim=8, scale=0.3, activation="gelu"), backbone)
     source = Source("noise", CLASSES, {"train": noise(sum(SIZES), "train"), "test": noise(TESTED, "test")})
     pixels = Pixels(source, backbone.preprocess, augment, backbone.device)
     text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, CLASSES))
-    optimizer = dataclasses.replace(config.load(None, [f"method.name={name}"]).optimizer, lr=0.01, eps=0.1)
+    optimizer = dataclasses.replace(schema.load(None, [f"method.name={name}"]).optimizer, lr=0.01, eps=0.1)
     work = LocalWork(EPOCHS, BATCH, optimizer, seed=0)
     return Trainer(backbone, method, Layout(method.shapes, method.exchange), pixels, text_stem, work, stems)
 

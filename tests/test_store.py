@@ -15,13 +15,14 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma import checkpoint, rng
-from pfedmma.adapters.stacked import Layout
-from pfedmma.bank import Budget, RowFile
-from pfedmma.comm import World
-from pfedmma.data import shapes
-from pfedmma.optim import OptimizerConfig
-from pfedmma.store import ClientStore
+from pfedmma import rng
+from pfedmma.comm.world import World
+from pfedmma.data.sources import shapes
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.offload import Budget, RowFile
+from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.train import main
 
 CPU = torch.device("cpu")
@@ -231,9 +232,9 @@ def test_a_run_on_disk_is_the_run_with_defaults(on_disk: Path, tmp_path: Path) -
 def test_a_run_on_disk_resumes(straight: Path, on_disk: Path, tmp_path: Path, then: str) -> None:
     """Also in memory: where state rests makes no other run."""
     folder = Path(shutil.copytree(on_disk, tmp_path / "run"))
-    shutil.rmtree(checkpoint.folder_of(folder / "checkpoints", 4))
+    shutil.rmtree(checkpoint_manifest.folder_of(folder / "checkpoints", 4))
     run(folder, TWO, then, "resume=auto")
-    assert checkpoint.rounds(folder / "checkpoints") == [4, 2]
+    assert checkpoint_manifest.rounds(folder / "checkpoints") == [4, 2]
     assert_equal_runs(folder, straight)
 
 
@@ -247,9 +248,9 @@ def client_shards(folder: Path) -> list[str]:
 @pytest.mark.parametrize("size", [1e-9, 4e5], ids=["one client each", "two clients each"])
 def test_a_checkpoint_in_several_shards(straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Written, read, and resumed from as the one in one."""
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", size)
+    monkeypatch.setattr(checkpoint_manifest, "SHARD_BYTES", size)
     folder = run(tmp_path / "run", TWO, DISK, rounds=2)
-    shards = client_shards(checkpoint.folder_of(folder / "checkpoints", 2))
+    shards = client_shards(checkpoint_manifest.folder_of(folder / "checkpoints", 2))
     clients = {client for row in small.metrics(folder) for client in row["clients"]}
     assert len(shards) == len(clients) + 1 if size < 1 else 1 < len(shards) <= len(clients)
     run(folder, TWO, DISK, "resume=auto")
@@ -269,7 +270,7 @@ class OneOfTwo(World):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_shards_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, size: float) -> None:
     """By any number of ranks, each of which takes its own clients."""
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", size)
+    monkeypatch.setattr(checkpoint_manifest, "SHARD_BYTES", size)
     whole, stores = new_store(1e6, ADAM), [new_store(0.0, ADAM) for _ in range(ranks)]
     for number, store in enumerate([whole, *stores]):
         ids = [client for client in range(7) if number == 0 or client % ranks == number - 1]
@@ -281,7 +282,7 @@ def test_shards_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks
         store.scatter_optimizer(ids, state)
     worlds = [World(0, 1, CPU)] if ranks == 1 else [OneOfTwo(rank, 2, CPU) for rank in range(2)]
     work = [
-        threading.Thread(target=checkpoint.save_checkpoint, args=(tmp_path, 3, store, world, {}, 1))
+        threading.Thread(target=checkpoint_manifest.save_checkpoint, args=(tmp_path, 3, store, world, {}, 1))
         for store, world in zip(stores, worlds, strict=True)
     ]
     for thread in work:
@@ -289,18 +290,18 @@ def test_shards_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks
     for thread in work:
         thread.join()
 
-    folder = checkpoint.folder_of(tmp_path, 3)
-    manifest = checkpoint.read_manifest(folder)
-    checkpoint.verify(folder, manifest["shards"].items())
+    folder = checkpoint_manifest.folder_of(tmp_path, 3)
+    manifest = checkpoint_manifest.read_manifest(folder)
+    checkpoint_manifest.verify(folder, manifest["shards"].items())
     assert len(client_shards(folder)) == (ranks if size > 1 else 7 + ranks)
     assert {*client_shards(folder), "server.safetensors"} == set(manifest["shards"])
-    names = [name for name, _ in checkpoint.read_tensors(folder, manifest, {str(client) for client in range(7)})]
+    names = [name for name, _ in checkpoint_manifest.read_tensors(folder, manifest, {str(client) for client in range(7)})]
     assert len(names) == len(set(names)) == 2 + 7 * 4  # each is written once
     for readers in (1, 2, 3):
         for reader in range(readers):
             own = [client for client in range(7) if client % readers == reader]
             store = new_store(0.0, ADAM)
-            checkpoint.restore(folder, manifest, store, own)
+            checkpoint_manifest.restore(folder, manifest, store, own)
             assert sorted(store.private) == sorted(store.optimizer_rows) == own
             assert torch.equal(store.gather(own), whole.gather(own)) and torch.equal(store.shared, whole.shared)
             for name, tensor in whole.gather_optimizer(own).items():

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pfedmma import methods, rng
+from pfedmma import rng
 from pfedmma.clip import backbone as clip_backbone
 from pfedmma.clip.backbone import Backbone, BackboneConfig, create_model
 from pfedmma.clip.towers import Places
-from pfedmma.data.sources import GENERIC_TEMPLATE
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.data.sources.base import GENERIC_TEMPLATE
+from pfedmma.methods import registry
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.system.errors import UserError
 
 CPU = torch.device("cpu")
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")  # prompts of several lengths
@@ -74,7 +75,7 @@ def assert_features_are_open_clips(clip: nn.Module, size: int) -> None:
     depth = min(frozen.visual.depth, frozen.text.depth)
     configs = [MethodConfig(name="zeroshot"), *(MethodConfig(scale=0.0, blocks=blocks, dim=4) for blocks in (1, depth))]
     for config in configs:
-        method = methods.build(config, frozen)
+        method = registry.build(config, frozen)
         state = {name: tensor.unsqueeze(0) for name, tensor in method.initial(rng.generator(0, "init")).items()}
         assert_close(method.image_features(state, method.image_stem(pixels))[0], wanted_images, f"images, {config}")
         assert_close(method.text_features(state, method.text_stem(prompts))[0], wanted_texts, f"texts, {config}")
@@ -102,7 +103,7 @@ def test_vit_b_32_has_open_clips_features() -> None:
     config = BackboneConfig("ViT-B-32", "none")
     clip = create_model(config, seed=0)
     frozen = Backbone.freeze(clip)
-    method = methods.build(MethodConfig(scale=0.0), frozen)
+    method = registry.build(MethodConfig(scale=0.0), frozen)
     state = {name: tensor.unsqueeze(0) for name, tensor in method.initial(rng.generator(0, "init")).items()}
     pixels, prompts = images(224, count=2), frozen.prompts(GENERIC_TEMPLATE, NAMES)
     assert prompts.tokens.shape == (4, 77)

@@ -17,9 +17,10 @@ import small
 from accelerate.tracking import TensorBoardTracker
 from tracked import curves, losses, near
 
-from pfedmma import config, trackers
-from pfedmma.data import shapes
-from pfedmma.errors import UserError
+from pfedmma.config import schema
+from pfedmma.data.sources import shapes
+from pfedmma.records import trackers
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 pytest.importorskip("tensorboard")
@@ -99,19 +100,19 @@ def test_a_tracker_that_cannot_start_is_left_out(
     ],
 )
 def test_trackers_are_a_list_or_a_name(tmp_path: Path, text: str, chosen: tuple[str, ...]) -> None:
-    assert config.load(None, [f"trackers={text}"]).trackers == chosen
+    assert schema.load(None, [f"trackers={text}"]).trackers == chosen
     (tmp_path / "settings.yaml").write_text(f"trackers: {text}\n")
-    read = config.load(tmp_path / "settings.yaml")
+    read = schema.load(tmp_path / "settings.yaml")
     assert read.trackers == chosen
-    (tmp_path / "again.yaml").write_text(config.dump(read))
-    assert config.load(tmp_path / "again.yaml") == read
+    (tmp_path / "again.yaml").write_text(schema.dump(read))
+    assert schema.load(tmp_path / "again.yaml") == read
 
 
 def test_an_unknown_tracker_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"trackers: 'tensorbord' is not known; choose one of tensorboard, wandb, mlflow"):
-        config.load(None, ["trackers=[tensorbord]"])
+        schema.load(None, ["trackers=[tensorbord]"])
     with pytest.raises(UserError, match="trackers: a list is expected, not '3'"):
-        config.load(None, ["trackers=3"])
+        schema.load(None, ["trackers=3"])
 
 
 def test_a_package_that_is_not_there_ends_the_run_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 import torch
 
-from pfedmma import checkpoint
-from pfedmma.comm import World
-from pfedmma.engine import Engine
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.engine.rounds import Engine
+from pfedmma.records.checkpoint import manifest
+from pfedmma.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,12 +107,12 @@ def test_a_reading_belongs_to_the_part_of_the_run_that_it_is_in(wire: ModuleType
     monkeypatch.setattr(World, "sum", sum_)
     monkeypatch.setattr(Engine, "evaluate_all", lambda engine: world.sum(torch.zeros(4, dtype=torch.float64), "metrics"))
     monkeypatch.setattr(Engine, "run", lambda engine: (engine.evaluate_all(), world.sum(torch.zeros(9), "exchange")))
-    monkeypatch.setattr(checkpoint, "save_checkpoint", lambda: world.wait("checkpoint"))
+    monkeypatch.setattr(manifest, "save_checkpoint", lambda: world.wait("checkpoint"))
     meter = wire.Meter(0.0, tmp_path)
     meter.attach()
     world.wait("start")
     Engine.run(SimpleNamespace(evaluate_all=lambda: Engine.evaluate_all(None)))
-    checkpoint.save_checkpoint()
+    manifest.save_checkpoint()
     found = [(r.phase, r.purpose, r.payload, r.rx_bytes) for r in meter.readings]
     assert found == [
         ("startup", "start", 4, 105),

@@ -15,10 +15,11 @@ import torch
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
 
-from pfedmma import checks, rng
+from pfedmma import rng
 from pfedmma.clip import tiny, weights
 from pfedmma.clip.towers import Features, Stem, TextTower, VisualTower
-from pfedmma.errors import UserError
+from pfedmma.system import checks
+from pfedmma.system.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

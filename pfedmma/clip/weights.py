@@ -11,7 +11,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pfedmma.errors import UserError
+from pfedmma.system.errors import UserError
 
 _OF_OPENAI = ("input_resolution", "context_length", "vocab_size")  # numbers in its archives that are no weights
 _ZIP = b"PK\x03\x04"

@@ -16,10 +16,10 @@ from pathlib import Path
 from pfedmma.compare import grid, schedule, table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
-from pfedmma.console import show
-from pfedmma.errors import ArgumentParser, UserError, run_main
-from pfedmma.files import write_atomically
-from pfedmma.runfolder import RunFolder
+from pfedmma.records.folder import RunFolder
+from pfedmma.system.console import show
+from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.files import write_atomically
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pfedmma import config as configuration
-from pfedmma.config import Config, shown
-from pfedmma.errors import UserError
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config, shown
+from pfedmma.system.errors import UserError
 
 KEYS = ("config", "settings", "methods", "datasets", "shots", "seeds")
 ROOT = Path("runs") / "compare"

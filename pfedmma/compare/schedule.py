@@ -13,12 +13,12 @@ from typing import IO, Any
 
 import torch
 
-from pfedmma import config as configuration
 from pfedmma.compare.grid import Plan
-from pfedmma.errors import UserError
-from pfedmma.files import write_atomically
-from pfedmma.run import HOUSEKEEPING, refuse_other_config, settings
-from pfedmma.runfolder import RunFolder
+from pfedmma.config import schema as configuration
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.assembly import HOUSEKEEPING, refuse_other_config, settings
+from pfedmma.system.errors import UserError
+from pfedmma.system.files import write_atomically
 
 # What neither a result nor its comparison depends on.
 INDIFFERENT = (

@@ -12,9 +12,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from pfedmma.accuracy.evaluator import harmonic_mean
 from pfedmma.compare.grid import Plan
-from pfedmma.console import megabytes
-from pfedmma.evaluation import harmonic_mean
+from pfedmma.system.console import megabytes
 
 COLUMNS = ("local", "base", "novel", "hm")
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma import checks
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.towers import Features
 from pfedmma.methods.base import UNIFORM, Method, State, cosine_logits, cross_entropy, per_client
-from pfedmma.methods.linears import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.system import checks
 
 LINEARS = ("hidden", "gate")
 

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import checks, noise
-from pfedmma.adapters.multimodal import TOWERS
+from pfedmma import noise
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Places, Stem
+from pfedmma.methods.adapters.multimodal import TOWERS
 from pfedmma.methods.base import MEAN, SEEDS, Method, State, count, per_client
+from pfedmma.system import checks
 
 PARTS = ("q", "k", "v")
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma import checks
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Places, Stem
-from pfedmma.errors import UserError
+from pfedmma.methods.adapters.context import STD, word_ids
 from pfedmma.methods.base import MEAN, Method, State, count, per_client
-from pfedmma.methods.linears import apply_linear, initial_linear, linear_shapes
-from pfedmma.methods.prompts import STD, word_ids
+from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.system import checks
+from pfedmma.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma import checks
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Features, Places, Stem
+from pfedmma.methods.adapters.context import STD, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import MEAN, SEEDS, Method, Others, State, shared_by
-from pfedmma.methods.prompts import STD, context_length, context_stem, initial_context, prompt_features
+from pfedmma.system import checks
 
 ANCHORS = ("template", "placeholder")
 

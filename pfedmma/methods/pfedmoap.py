@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfedmma import checks
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Stem
-from pfedmma.errors import UserError
+from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import POOL, Method, Others, State, cosine_logits
-from pfedmma.methods.linears import apply_linear, initial_linear, linear_shapes
-from pfedmma.methods.prompts import context_length, context_stem, initial_context, prompt_features
+from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.system import checks
+from pfedmma.system.errors import UserError
 
 GATING = tuple(f"gating.{part}" for part in "qkvo")
 STRIDE = 4  # of `pool`

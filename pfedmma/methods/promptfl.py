@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfedmma import checks
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.towers import Stem
+from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import MEAN, Method, Others, State
-from pfedmma.methods.prompts import context_length, context_stem, initial_context, prompt_features
+from pfedmma.system import checks
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """``python -m pfedmma.report``."""
 
-from pfedmma.errors import run_main
 from pfedmma.report.command import main
+from pfedmma.system.errors import run_main
 
 if __name__ == "__main__":
     run_main(main)

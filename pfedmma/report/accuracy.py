@@ -6,11 +6,11 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pfedmma.console import megabytes, percent
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
 from pfedmma.report.runs import Accuracy, Member, Report, minus, same_setting, with_looks
+from pfedmma.system.console import megabytes, percent
 
 NAMES = {"local": "Local", "base": "Base", "novel": "Novel", "hm": "HM", "hm_base_novel": "HM of Base and Novel", "unseen": "Unseen domain"}
 TESTED = ("local", "base", "novel")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from pfedmma.console import accuracy_table, megabytes, percent, show
-from pfedmma.errors import ArgumentParser, UserError
-from pfedmma.files import write_atomically
 from pfedmma.report import accuracy, costs, html, markdown, setting
 from pfedmma.report.document import Document, printable
 from pfedmma.report.runs import Accuracy, Report, minus, read_all, same_setting
 from pfedmma.report.wire import Wire
+from pfedmma.system.console import accuracy_table, megabytes, percent, show
+from pfedmma.system.errors import ArgumentParser, UserError
+from pfedmma.system.files import write_atomically
 
 
 def main(argv: list[str] | None = None) -> None:

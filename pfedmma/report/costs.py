@@ -6,12 +6,12 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from pfedmma.console import megabytes
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
 from pfedmma.report.runs import Report, Round, ratio, with_looks
 from pfedmma.report.wire import Wire
+from pfedmma.system.console import megabytes
 
 PARTS = {"compute": "train", "input": "input", "wait": "wait", "exchange": "exchange", "evaluate": "evaluate"}
 NONE = "-"

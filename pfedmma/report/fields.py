@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pfedmma import strict
-from pfedmma.errors import UserError
+from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
 
 
 class Fields:
@@ -22,7 +22,7 @@ class Fields:
     def of_file(cls, path: Path) -> Fields:
         """The object that a JSON file holds."""
         try:
-            value = strict.read_json(path)
+            value = untrusted.read_json(path)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from None
         except ValueError as error:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pfedmma import strict
-from pfedmma.errors import UserError
-from pfedmma.ledger import percentile
+from pfedmma.comm.ledger import percentile
+from pfedmma.records.folder import RunFolder
 from pfedmma.report.fields import Fields
-from pfedmma.runfolder import RunFolder
+from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
 
 Scores = dict[str, float | None]
 SECONDS = ("train", "input", "wait", "exchange", "evaluate", "total")
@@ -19,7 +19,7 @@ SECONDS = ("train", "input", "wait", "exchange", "evaluate", "total")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``scores``: every number of `pfedmma.evaluation.summarise` by its name; ``domains``: Local by domain."""
+    """``scores``: every number of `pfedmma.accuracy.evaluator.summarise` by its name; ``domains``: Local by domain."""
 
     scores: Scores
     domains: Scores
@@ -197,7 +197,7 @@ def _saved_config(folder: RunFolder) -> dict[str, str]:
     if not folder.config.exists():
         return {}
     try:
-        tree = strict.read_yaml(folder.config)
+        tree = untrusted.read_yaml(folder.config)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder.config}: {error}; the file as training writes it would be right") from None
     flat = _flat(tree) if isinstance(tree, dict) else {}

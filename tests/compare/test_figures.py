@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pfedmma import config as configuration
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
+from pfedmma.config import schema as configuration
 
 pytest.importorskip("matplotlib")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma import config as configuration
 from pfedmma.compare import grid
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.grid import Plan
-from pfedmma.errors import UserError
+from pfedmma.config import schema as configuration
+from pfedmma.system.errors import UserError
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 import pytest
 import small
 
-from pfedmma import config as configuration
 from pfedmma import train
 from pfedmma.compare import schedule
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
-from pfedmma.errors import UserError
+from pfedmma.config import schema as configuration
+from pfedmma.system.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "caltech101-2-shot-{}-seed0"

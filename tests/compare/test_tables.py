@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from pfedmma import config as configuration
 from pfedmma.compare import table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
+from pfedmma.config import schema as configuration
 
 UP, DOWN, TRAINED = 1_500, 2_500_000, 40_800
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torchvision import datasets
 
-from pfedmma.data import DataConfig, cifar, divide, open_source
-from pfedmma.errors import UserError
+from pfedmma.data.loading import DataConfig, divide, open_source
+from pfedmma.data.sources import cifar
+from pfedmma.system.errors import UserError
 
 FINE = tuple(sorted(name for members in cifar.SUPERCLASSES.values() for name in members.split()))
 TEN = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

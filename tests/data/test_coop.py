@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data import DataConfig, coop, open_source
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source
-from pfedmma.errors import UserError
+from pfedmma.data.loading import DataConfig, open_source
+from pfedmma.data.sources import coop
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source
+from pfedmma.system.errors import UserError
 
 NAMES = ("face", "leopard", "water_lilly")
 COUNTS = {"train": 3, "val": 1, "test": 2}

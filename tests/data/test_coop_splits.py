@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pfedmma.data import coop
-from pfedmma.errors import UserError
+from pfedmma.data.sources import coop
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 

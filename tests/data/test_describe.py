@@ -1,4 +1,4 @@
-"""``python -m pfedmma.data describe``: a table, a picture, and a partition that a run takes."""
+"""``python -m pfedmma.describe``: a table, a picture, and a partition that a run takes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma import config as configuration
-from pfedmma.data import divide, open_source
-from pfedmma.data.__main__ import counts, main
-from pfedmma.data.partition import Federation
-from pfedmma.errors import UserError
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import divide, open_source
+from pfedmma.data.partition.federated import Federation
+from pfedmma.describe import counts, main
+from pfedmma.system.errors import UserError
 
 SHAPES = ["data.name=shapes", "data.shots=4"]
 
@@ -46,7 +46,7 @@ def same(one: Federation, other: Federation) -> bool:
 def assert_described(settings: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> Federation:
     """Describe; the table and the written partition must be those of the run."""
     file = folder / "partition.json"
-    main(["describe", *settings, "--out", str(file)])
+    main([*settings, "--out", str(file)])
     out = capsys.readouterr().out
     assert f"partition: {file}" in out.replace("\n", "")
     federation = federation_of(settings)
@@ -71,7 +71,7 @@ def test_the_table_says_what_there_is_most_of(tmp_path: Path, capsys: pytest.Cap
         (tmp_path / name).mkdir()
         for i in range(count):
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
-    main(["describe", "data.name=imagefolder", f"data.root={tmp_path}", "data.protocol=iid", "data.clients=1", "data.shots=0"])
+    main(["data.name=imagefolder", f"data.root={tmp_path}", "data.protocol=iid", "data.clients=1", "data.shots=0"])
     out = capsys.readouterr().out
     assert rows(out) == [["0", "-", "2", "9", "3", "bee 6, ant 3"]]
     assert "imagefolder, iid, seed 0: base 2 classes / 3 images" in re.sub(r"\s+", " ", out)
@@ -83,7 +83,7 @@ def test_names_that_look_like_markup(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / name).mkdir()
         for i in range(4):
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
-    main(["describe", "data.name=imagefolder", f"data.root={tmp_path}", "data.protocol=iid", "data.clients=1", "data.shots=0"])
+    main(["data.name=imagefolder", f"data.root={tmp_path}", "data.protocol=iid", "data.clients=1", "data.shots=0"])
     assert "[b] 3" in capsys.readouterr().out
 
 
@@ -96,32 +96,32 @@ def test_counts_are_classes_by_clients():
 
 def test_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "c.yaml").write_text("seed: 3\ndata: {name: shapes, clients: 2, shots: 2}\n")
-    main(["describe", "--config", str(tmp_path / "c.yaml"), "data.clients=5"])
+    main(["--config", str(tmp_path / "c.yaml"), "data.clients=5"])
     out = capsys.readouterr().out
     assert len(rows(out)) == 5 and "seed 3" in out  # the command line wins over the file
 
 
 def test_a_picture(tmp_path: Path):
     pytest.importorskip("matplotlib")
-    main(["describe", *SHAPES, "data.protocol=dirichlet", "data.clients=4", "--plot", str(tmp_path / "held.png")])
+    main([*SHAPES, "data.protocol=dirichlet", "data.clients=4", "--plot", str(tmp_path / "held.png")])
     with Image.open(tmp_path / "held.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
         assert len(set(image.convert("L").resize((64, 64)).tobytes())) > 20  # something is drawn
     for where in (tmp_path / "absent" / "held.png", tmp_path / "held.nonsense"):
         with pytest.raises(UserError, match="--plot: cannot write"):
-            main(["describe", *SHAPES, "--plot", str(where)])
+            main([*SHAPES, "--plot", str(where)])
 
 
 def test_a_picture_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match="--plot needs matplotlib; install it with: pip install"):
-        main(["describe", *SHAPES, "--plot", str(tmp_path / "held.png")])
+        main([*SHAPES, "--plot", str(tmp_path / "held.png")])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_partition_in_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match="cannot write"):
-        main(["describe", *SHAPES, "--out", str(tmp_path / "absent" / "p.json")])
+        main([*SHAPES, "--out", str(tmp_path / "absent" / "p.json")])
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_a_partition_in_a_folder_that_is_not_there(tmp_path: Path):
 )
 def test_impossible_requests(arguments: list[str], told: str):
     with pytest.raises(UserError, match=re.escape(told)) as error:
-        main(["describe", *arguments])
+        main([*arguments])
     assert "\n" not in str(error.value)
 
 
 def test_the_command_ends_with_one_line_and_status_2():
-    command = [sys.executable, "-m", "pfedmma.data", "describe", "data.name=imagefolder", "data.root=absent"]
+    command = [sys.executable, "-m", "pfedmma.describe", "data.name=imagefolder", "data.root=absent"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: data.root: there is no folder 'absent'\n"
@@ -158,7 +158,7 @@ def test_the_launcher_has_no_say(protocol: str, tmp_path: Path, monkeypatch: pyt
             monkeypatch.setenv(name, str(value))
         torch.manual_seed(rank)
         file = tmp_path / f"{rank}-{world}.json"
-        main(["describe", *SHAPES, f"data.protocol={protocol}", "--out", str(file)])
+        main([*SHAPES, f"data.protocol={protocol}", "--out", str(file)])
         written.append(file.read_bytes())
     assert written[0] == written[1] == written[2]
 
@@ -198,3 +198,9 @@ def test_real_coop_sets(name: str, real_data: Path, tmp_path: Path, capsys: pyte
     settings = [f"data.name={name}", f"data.root={real_data}", "data.clients=5"]
     federation = assert_described(settings, tmp_path, capsys)
     assert {len(client.train) // len(client.classes) for client in federation.clients} == {16}
+
+
+def test_the_earlier_name_of_the_command_works():
+    command = [sys.executable, "-m", "pfedmma.data", "describe", *SHAPES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "60 classes" in done.stdout, done.stderr

@@ -19,10 +19,10 @@ from torchvision.transforms.v2 import functional as tv2
 
 from pfedmma.clip import tiny
 from pfedmma.clip.backbone import Backbone, Preprocess
-from pfedmma.data import DataConfig
-from pfedmma.data.images import Pixels, camera, crop_box, decode, fit, random_crop
-from pfedmma.data.sources import Source, Split
-from pfedmma.errors import UserError
+from pfedmma.data.loading import DataConfig
+from pfedmma.data.pixels.pixels import Pixels, camera, crop_box, decode, fit, random_crop
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.system.errors import UserError
 
 CLIP = Preprocess(224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 CPU = torch.device("cpu")

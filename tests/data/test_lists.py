@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data import DataConfig, divide, lists, open_source
-from pfedmma.data.sources import Source
-from pfedmma.errors import UserError
+from pfedmma.data.loading import DataConfig, divide, open_source
+from pfedmma.data.sources import lists
+from pfedmma.data.sources.base import Source
+from pfedmma.system.errors import UserError
 
 
 def image(path: Path) -> None:

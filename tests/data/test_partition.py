@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfedmma.data.partition import Federation, base_to_novel, split_classes
-from pfedmma.data.sources import Source, Split
-from pfedmma.errors import UserError
+from pfedmma.data.partition.federated import Federation, base_to_novel, split_classes
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.system.errors import UserError
 
 
 def no_pixels(index: int) -> torch.Tensor:

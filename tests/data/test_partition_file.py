@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfedmma.data import DataConfig, divide, partition_file
-from pfedmma.data.partition import EvaluationSet, Federation
-from pfedmma.data.sources import Source, Split
-from pfedmma.errors import UserError
+from pfedmma.data.loading import DataConfig, divide
+from pfedmma.data.partition import file
+from pfedmma.data.partition.federated import EvaluationSet, Federation
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.system.errors import UserError
 
 CLASSES = tuple(f"c{i}" for i in range(6))
 DOMAINS = ("photo", "sketch", "paint")
@@ -43,7 +44,7 @@ def source(**changes: Any) -> Source:
 
 def written(folder: Path, protocol: str = "domains", of: Source | None = None) -> Path:
     toy = of or source()
-    partition_file.write(folder / "partition.json", divide(toy, CONFIGS[protocol], seed=0, test_split="test"), toy)
+    file.write(folder / "partition.json", divide(toy, CONFIGS[protocol], seed=0, test_split="test"), toy)
     return folder / "partition.json"
 
 
@@ -52,15 +53,15 @@ def content(protocol: str) -> dict[str, Any]:
     toy = source()
     kept: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(partition_file, "write_atomically", lambda path, text: kept.append(text))
-        partition_file.write(Path("unused"), divide(toy, CONFIGS[protocol], seed=0, test_split="test"), toy)
+        patch.setattr(file, "write_atomically", lambda path, text: kept.append(text))
+        file.write(Path("unused"), divide(toy, CONFIGS[protocol], seed=0, test_split="test"), toy)
     return json.loads(kept[0])
 
 
 def refusal(path: Path, of: Source | None = None) -> str:
     """What the user is told; one line that begins with the setting and names the file."""
     with pytest.raises(UserError) as error:
-        partition_file.read(path, of or source())
+        file.read(path, of or source())
     message = str(error.value)
     assert "\n" not in message and message.startswith("data.partition_file: ") and str(path) in message
     return message
@@ -94,8 +95,8 @@ def assert_same(one: Federation, other: Federation) -> None:
 def test_what_is_written_is_read_back(tmp_path: Path, protocol: str, test_split: str):
     toy = source()
     federation = divide(toy, CONFIGS[protocol], seed=0, test_split=test_split)
-    partition_file.write(tmp_path / "p.json", federation, toy)
-    assert_same(federation, partition_file.read(tmp_path / "p.json", toy))
+    file.write(tmp_path / "p.json", federation, toy)
+    assert_same(federation, file.read(tmp_path / "p.json", toy))
 
 
 def test_a_client_without_test_images_is_read_back(tmp_path: Path):
@@ -103,8 +104,8 @@ def test_a_client_without_test_images_is_read_back(tmp_path: Path):
     federation = divide(toy, CONFIGS["iid"], seed=0, test_split="test")
     first = dataclasses.replace(federation.clients[0], test=torch.empty(0, dtype=torch.long))
     federation = dataclasses.replace(federation, clients=(first, *federation.clients[1:]))
-    partition_file.write(tmp_path / "p.json", federation, toy)
-    assert_same(federation, partition_file.read(tmp_path / "p.json", toy))
+    file.write(tmp_path / "p.json", federation, toy)
+    assert_same(federation, file.read(tmp_path / "p.json", toy))
 
 
 @pytest.mark.parametrize("protocol", ["iid", "base_to_novel"])
@@ -112,14 +113,14 @@ def test_two_labels_of_one_name_stay_two_classes(tmp_path: Path, protocol: str):
     # ImageNet's usual names call two labels "missile" and two "sunglasses".
     toy = source(class_names=("c0", "c1", "c0", "c3", "c4", "c4"))
     federation = divide(toy, CONFIGS[protocol], seed=0, test_split="test")
-    partition_file.write(tmp_path / "p.json", federation, toy)
-    assert_same(federation, partition_file.read(tmp_path / "p.json", toy))
+    file.write(tmp_path / "p.json", federation, toy)
+    assert_same(federation, file.read(tmp_path / "p.json", toy))
 
 
 def test_the_template_is_that_of_the_run(tmp_path: Path):
     # A partition says who holds what; prompts are the run's own choice.
     path = written(tmp_path)
-    assert partition_file.read(path, source(template="a {} on a table.")).template == "a {} on a table."
+    assert file.read(path, source(template="a {} on a table.")).template == "a {} on a table."
 
 
 def test_a_run_takes_it_in_place_of_a_protocol(tmp_path: Path):
@@ -159,7 +160,7 @@ def test_files_that_cannot_be_read(tmp_path: Path):
 
 @pytest.mark.parametrize("tree", [[], 3, None, "partition", {}, {"format": "pfedmma-partition/0"}, {"format": ["pfedmma-partition/1"]}])
 def test_json_that_is_no_partition(tmp_path: Path, tree: Any):
-    assert refusal_of(tmp_path, tree).endswith("is no partition file (pfedmma-partition/1); python -m pfedmma.data describe writes one")
+    assert refusal_of(tmp_path, tree).endswith("is no partition file (pfedmma-partition/1); python -m pfedmma.describe writes one")
 
 
 def test_an_image_given_twice(tmp_path: Path):
@@ -267,7 +268,7 @@ def test_a_changed_file_is_a_federation_or_a_user_error(tmp_path_factory: pytest
     path = tmp_path_factory.getbasetemp() / "fuzz.json"
     path.write_text(json.dumps(tree))
     try:
-        federation = partition_file.read(path, toy)
+        federation = file.read(path, toy)
     except UserError as error:
         assert str(error).startswith("data.partition_file: ")
         return

@@ -8,11 +8,11 @@ import re
 import pytest
 import torch
 
-from pfedmma.data.partition import Federation
-from pfedmma.data.protocols import spread
-from pfedmma.data.sources import Source, Split
-from pfedmma.errors import UserError
-from pfedmma.evaluation import COLUMNS, summarise
+from pfedmma.accuracy.evaluator import COLUMNS, summarise
+from pfedmma.data.partition.federated import Federation
+from pfedmma.data.partition.protocols import spread
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.system.errors import UserError
 
 SPREADING = ("iid", "dirichlet", "pachinko", "domains")
 CLASSES = tuple(f"c{i}" for i in range(6))

@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from pfedmma.clip.backbone import Preprocess
-from pfedmma.data.images import Pixels, _from_corner, _side_by_side, crop_box, decode, fit, random_crop
-from pfedmma.data.resample import crop_resize, cubic, weights
-from pfedmma.data.sources import Source, Split
+from pfedmma.data.pixels.pixels import Pixels, _from_corner, _side_by_side, crop_box, decode, fit, random_crop
+from pfedmma.data.pixels.resample import crop_resize, cubic, weights
+from pfedmma.data.sources.base import Source, Split
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pfedmma.data import shapes
-from pfedmma.data.world import COLOURS, SHAPES
+from pfedmma.data.drawn.drawing import COLOURS, SHAPES
+from pfedmma.data.sources import shapes
 
 
 def test_120_distinct_classes():

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma.data import skew
-from pfedmma.errors import UserError
+from pfedmma.data.partition import skew
+from pfedmma.system.errors import UserError
 
 BOUNDED = settings(deadline=None, max_examples=30)
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=120)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma.data import world
-from pfedmma.data.world import COLOURS, DRAWS, PATTERNS, SHAPES, STYLES, draw, draw_random, hsv_to_rgb
+from pfedmma.data.drawn import drawing
+from pfedmma.data.drawn.drawing import COLOURS, DRAWS, PATTERNS, SHAPES, STYLES, draw, draw_random, hsv_to_rgb
 
 TABLES = {"shape": SHAPES, "colour": COLOURS, "pattern": PATTERNS, "style": STYLES}
 
@@ -57,10 +57,10 @@ def test_arguments_are_left_as_they_were():
     # `draw` works in place on its intermediates; none of them may be a view of an argument or of a table.
     gen = torch.Generator().manual_seed(0)
     arguments = [*attributes(8), torch.rand(8, DRAWS, generator=gen), torch.randn(8, 3, 32, 32, generator=gen)]
-    before, table = [a.clone() for a in arguments], world._HSV.clone()
+    before, table = [a.clone() for a in arguments], drawing._HSV.clone()
     draw(*arguments)
     assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
-    assert torch.equal(world._HSV, table)
+    assert torch.equal(drawing._HSV, table)
 
 
 @pytest.mark.parametrize("attribute", list(TABLES))
@@ -94,7 +94,7 @@ def test_shapes_fill_a_sensible_part_of_their_frame():
     axis = torch.linspace(-1.2, 1.2, 97)
     y, x = torch.meshgrid(-axis, axis, indexing="ij")
     for number, name in enumerate(SHAPES):
-        inside = (world.field(number, x, y) < 0).float().mean().item()
+        inside = (drawing.field(number, x, y) < 0).float().mean().item()
         assert 0.1 < inside < 0.7, f"{name} covers {inside:.0%}"
 
 

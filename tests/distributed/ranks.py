@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from pfedmma.data import shapes
-from pfedmma.errors import run_main
+from pfedmma.data.sources import shapes
+from pfedmma.system.errors import run_main
 from pfedmma.train import main
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -1,8 +1,8 @@
 """Record what every method computes: ``python tests/distributed/record_numbers.py`` writes ``numbers.json`` beside it.
 
-Three rounds of four clients, half of them at a time, on one rank and on two, in fp32: losses, accuracies, cohorts, bytes, and a hash of each
-client's model at the end. `test_same_numbers` compares: to the last bit on the machine and torch that recorded them, and within rounding
-anywhere else. Record anew only in a change that says which numbers it means to change, and why.
+Three rounds of four clients, half of them at a time, on one rank and on two, in fp32: losses, accuracies, cohorts, bytes, and a hash of
+each client's model at the end. `test_same_numbers` compares: to the last bit on the machine and torch that recorded them, and within
+rounding anywhere else. Record anew only in a change that says which numbers it means to change, and why.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from ranks import run_ranks, train, values_of
 from safetensors.torch import load_file
 
-from pfedmma import methods
 from pfedmma.export import main as export
+from pfedmma.methods import registry
 
 FILE = Path(__file__).with_name("numbers.json")
 CLIENTS = 4
@@ -69,7 +69,7 @@ def model_hash(run: Path, client: int) -> str:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        runs = {f"{name} on {ranks}": numbers_of(Path(folder), name, ranks) for name in methods.NAMES for ranks in (1, 2)}
+        runs = {f"{name} on {ranks}": numbers_of(Path(folder), name, ranks) for name in registry.NAMES for ranks in (1, 2)}
     FILE.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
 
 

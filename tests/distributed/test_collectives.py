@@ -14,9 +14,10 @@ import torch.distributed as dist
 from ranks import run_ranks, train, values_of
 
 import pfedmma
-from pfedmma import comm, config
-from pfedmma.cohort import Trainer
-from pfedmma.run import assemble
+from pfedmma.comm import world
+from pfedmma.config import schema
+from pfedmma.engine.cohort import Trainer
+from pfedmma.run.assembly import assemble
 
 # Everything else in torch.distributed that moves data between ranks. dir() finds what later versions add under the known stems.
 STEMS = ("all_gather", "all_to_all", "all_reduce_", "barrier", "monitored_barrier", "broadcast", "gather", "reduce", "scatter")
@@ -39,9 +40,9 @@ def record() -> list[Collective]:
     """From now on, list every all-reduce of this process with what it was handed; every other collective raises."""
     seen: list[Collective] = []
     purpose = ""
-    real_sum, real_all_reduce = comm.World.sum, dist.all_reduce
+    real_sum, real_all_reduce = world.World.sum, dist.all_reduce
 
-    def world_sum(self: comm.World, flat: torch.Tensor, why: str) -> torch.Tensor:
+    def world_sum(self: world.World, flat: torch.Tensor, why: str) -> torch.Tensor:
         nonlocal purpose
         purpose = why
         total = real_sum(self, flat, why)
@@ -58,7 +59,7 @@ def record() -> list[Collective]:
 
         return collective
 
-    comm.World.sum = world_sum
+    world.World.sum = world_sum
     for module in (dist, dist.distributed_c10d):
         module.all_reduce = all_reduce
         for name in OTHERS:
@@ -113,9 +114,9 @@ def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict
 
     ``variant`` doubles the "private" or the "shared" numbers. Returns every collective, and the shared tensors afterwards.
     """
-    resolved = config.load(None, [*meeting, *settings])
+    resolved = schema.load(None, [*meeting, *settings])
     seen = record()
-    run = assemble(resolved, comm.open_world(resolved.distributed))
+    run = assemble(resolved, world.open_world(resolved.distributed))
     exchanged = run.engine.trainer.layout.exchanged_size
 
     def train_stack(self: Trainer, clients: Any, params: torch.Tensor, state: Any, round_: int, others: Any) -> torch.Tensor:

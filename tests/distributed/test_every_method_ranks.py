@@ -12,9 +12,10 @@ import small
 import torch
 from ranks import run_ranks, train, values_of
 
-from pfedmma import config, methods
 from pfedmma.clip import backbone as clip
-from pfedmma.comm import World
+from pfedmma.comm.world import World
+from pfedmma.config import schema
+from pfedmma.methods import registry
 from pfedmma.methods.base import POOL
 
 
@@ -48,7 +49,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return painted.paint(tmp_path_factory.mktemp("pictures"))
 
 
-@pytest.fixture(scope="module", params=methods.NAMES)
+@pytest.fixture(scope="module", params=registry.NAMES)
 def runs(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Two rounds, so that there is something to read of others in the second."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -58,8 +59,8 @@ def runs(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
     for size in (1, 2):
         settings = painted.settings(pictures, folder / str(size), request.param, *more)
         sent[size] = values_of(run_ranks(folder / f"meet-{size}", size, recorded_run, settings))
-    resolved = config.load(folder / "1" / "config.yaml")
-    method = methods.build(resolved.method, clip.load(resolved.backbone, 0, torch.device("cpu")))
+    resolved = schema.load(folder / "1" / "config.yaml")
+    method = registry.build(resolved.method, clip.load(resolved.backbone, 0, torch.device("cpu")))
     numbers = {tensor: math.prod(method.shapes[tensor]) for tensor in method.exchange}
     pooled = sum(size for tensor, size in numbers.items() if method.exchange[tensor] == POOL)
     return Runs(folder / "1", folder / "2", sent[2], sum(numbers.values()), pooled)

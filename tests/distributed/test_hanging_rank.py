@@ -12,15 +12,15 @@ import pytest
 import small
 from ranks import run_ranks, train
 
-from pfedmma import engine
-from pfedmma.rollcall import RollCall
+from pfedmma.comm.missing_ranks import RollCall
+from pfedmma.engine import rounds
 
 TIMEOUT = 4.0
 
 
 def train_and_hang_in_round_2(meeting: list[str], settings: list[str], victim: int) -> None:
     """Rank ``victim`` falls asleep in its local training; the others note when they are done with theirs."""
-    real, calls = engine.train_cohort, 0
+    real, calls = rounds.train_cohort, 0
 
     def train_cohort(*args: Any) -> Any:
         nonlocal calls
@@ -33,7 +33,7 @@ def train_and_hang_in_round_2(meeting: list[str], settings: list[str], victim: i
             print(f"waits from {time.time()}", file=sys.stderr)
         return result
 
-    engine.train_cohort = train_cohort
+    rounds.train_cohort = train_cohort
     train([*meeting, f"distributed.timeout={TIMEOUT}"], settings)
 
 

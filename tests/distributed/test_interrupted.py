@@ -14,8 +14,9 @@ import pytest
 import small
 from ranks import run_ranks, train, values_of
 
-from pfedmma import comm, engine
-from pfedmma.interruption import Interruption
+from pfedmma.comm import world
+from pfedmma.engine import rounds
+from pfedmma.system.signals import Interruption
 from pfedmma.train import main as train_main
 
 FOUR_ROUNDS = ("federation.rounds=4", "checkpoint.every=4", "evaluation.every=2")
@@ -30,7 +31,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_and_be_asked_in_round_2(meeting: list[str], settings: list[str], asked: int, number: int) -> None:
     """Rank ``asked`` gets the signal during its local training."""
-    real, calls = engine.train_cohort, 0
+    real, calls = rounds.train_cohort, 0
 
     def train_cohort(*args: Any) -> Any:
         nonlocal calls
@@ -40,7 +41,7 @@ def train_and_be_asked_in_round_2(meeting: list[str], settings: list[str], asked
             os.kill(os.getpid(), number)  # launchers pass on what a process group has got already
         return real(*args)
 
-    engine.train_cohort = train_cohort
+    rounds.train_cohort = train_cohort
     train(meeting, settings)
 
 
@@ -102,7 +103,7 @@ def test_a_batch_systems_signal_counts_from_the_start(monkeypatch: pytest.Monkey
 
     def open_world(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
-        return comm.open_world(*args)
+        return world.open_world(*args)
 
     monkeypatch.setattr("pfedmma.train.open_world", open_world)
     train_main(small.settings(tmp_path / "run", *FOUR_ROUNDS))
@@ -112,8 +113,8 @@ def test_a_batch_systems_signal_counts_from_the_start(monkeypatch: pytest.Monkey
 def test_a_second_request_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     clock = [100.0]
-    monkeypatch.setattr("pfedmma.interruption.time.monotonic", lambda: clock[0])
-    monkeypatch.setattr("pfedmma.interruption.os.kill", lambda pid, number: sent.append(number))
+    monkeypatch.setattr("pfedmma.system.signals.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pfedmma.system.signals.os.kill", lambda pid, number: sent.append(number))
     earlier = signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
         interruption.rounds_begin()

@@ -12,7 +12,8 @@ import pytest
 import small
 from ranks import Ended, run_ranks, train, values_of
 
-from pfedmma import checkpoint, engine
+from pfedmma.engine import rounds
+from pfedmma.records.checkpoint import manifest
 
 # Checkpoints after rounds 2 and 4; the run dies in round 4, so that round 3 stands in metrics.jsonl and is trained again.
 FOUR_ROUNDS = ("federation.rounds=4", "checkpoint.every=2", "evaluation.every=0")
@@ -24,7 +25,7 @@ def die() -> None:
 
 def train_and_be_killed_in_round_4(meeting: list[str], settings: list[str], victim: int) -> None:
     """Rank ``victim`` is gone after its local training, before it hands anything over."""
-    real, calls = engine.train_cohort, 0
+    real, calls = rounds.train_cohort, 0
 
     def train_cohort(*args: Any) -> Any:
         nonlocal calls
@@ -34,13 +35,13 @@ def train_and_be_killed_in_round_4(meeting: list[str], settings: list[str], vict
             die()
         return result
 
-    engine.train_cohort = train_cohort
+    rounds.train_cohort = train_cohort
     train(meeting, settings)
 
 
 def train_and_be_killed_in_checkpoint(meeting: list[str], settings: list[str], victim: int) -> None:
     """Rank ``victim`` is gone when half of its last file of the second checkpoint is on disk."""
-    real, calls = checkpoint._write_shard, 0
+    real, calls = manifest._write_shard, 0
     last = {0: 4, 1: 2}[victim]  # rank 0 writes clients and server each time, rank 1 its clients
 
     def write_shard(path: Path, tensors: dict[str, Any]) -> None:
@@ -51,7 +52,7 @@ def train_and_be_killed_in_checkpoint(meeting: list[str], settings: list[str], v
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    checkpoint._write_shard = write_shard
+    manifest._write_shard = write_shard
     train(meeting, settings)
 
 
@@ -78,7 +79,7 @@ def test_killed_and_resumed(unbroken: Path, tmp_path: Path, work: Callable[..., 
     assert ended[victim].status == -signal.SIGKILL
     ends_by_itself(ended[1 - victim], victim)
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == recorded
-    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == [2], "the half-written checkpoint does not count as one"
+    assert manifest.rounds(tmp_path / "run" / "checkpoints") == [2], "the half-written checkpoint does not count as one"
 
     values_of(run_ranks(tmp_path / "meet-again", 2, train, [*settings, "resume=auto"]))
     assert small.timeless(small.metrics(tmp_path / "run")) == small.timeless(small.metrics(unbroken))

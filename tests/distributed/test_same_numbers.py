@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import record_numbers
 
-from pfedmma import methods
+from pfedmma.methods import registry
 
 RECORDED = json.loads(record_numbers.FILE.read_text())
 ALIKE = RECORDED["machine"] == record_numbers.machine()  # elsewhere the last bits of sums differ
 
 
 def test_all_methods_are_recorded() -> None:
-    assert list(RECORDED["runs"]) == [f"{name} on {ranks}" for name in methods.NAMES for ranks in (1, 2)]
+    assert list(RECORDED["runs"]) == [f"{name} on {ranks}" for name in registry.NAMES for ranks in (1, 2)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", methods.NAMES)
+@pytest.mark.parametrize("name", registry.NAMES)
 def test_a_run_has_the_recorded_numbers(name: str, ranks: int, tmp_path: Path) -> None:
     found: Any = record_numbers.numbers_of(tmp_path, name, ranks)
     recorded = RECORDED["runs"][f"{name} on {ranks}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma.data import shapes
+from pfedmma.data.sources import shapes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))  # for `ranks`
 

@@ -20,9 +20,14 @@ from typing import Any
 
 import torch
 
-from pfedmma import checkpoint, cohort, comm, engine, evaluation, files, runfolder
-from pfedmma.data import shapes
-from pfedmma.errors import run_main
+from pfedmma.accuracy import evaluator
+from pfedmma.comm import world as comm_world
+from pfedmma.data.sources import shapes
+from pfedmma.engine import cohort, rounds
+from pfedmma.records import folder as records_folder
+from pfedmma.records.checkpoint import manifest
+from pfedmma.system import files
+from pfedmma.system.errors import run_main
 from pfedmma.train import main
 
 # A checkpoint after each round and one alone kept, an evaluation after every second.
@@ -79,24 +84,24 @@ def arm(moment: Moment, mark: Path) -> None:
     if int(os.environ["RANK"]) != moment.victim or mark.exists():
         return
     bomb = Bomb(moment, mark)
-    sums = {"exchange": engine.EXCHANGE, "metrics": "metrics", "checkpoint": "checkpoint"}
+    sums = {"exchange": rounds.EXCHANGE, "metrics": "metrics", "checkpoint": "checkpoint"}
     if moment.place in sums:
-        bomb.put(comm.World, "sum", lambda world, flat, purpose: purpose == sums[moment.place])
+        bomb.put(comm_world.World, "sum", lambda world, flat, purpose: purpose == sums[moment.place])
     elif moment.place == "training":
         bomb.put(cohort.Trainer, "step")
     elif moment.place == "evaluation":
-        bomb.put(evaluation.Evaluator, "_image_stem")
+        bomb.put(evaluator.Evaluator, "_image_stem")
     elif moment.place == "file":
         bomb.put(files.os, "fsync", first=half)
     elif moment.place == "rename":
         bomb.put(files.os, "replace")
-        bomb.put(checkpoint.Path, "rename")
+        bomb.put(manifest.Path, "rename")
     elif moment.place == "removal":
-        bomb.put(checkpoint.shutil, "rmtree", lambda folder, **_: folder.name.startswith("round-") and folder.exists())
+        bomb.put(manifest.shutil, "rmtree", lambda folder, **_: folder.name.startswith("round-") and folder.exists())
     elif moment.place == "row":
-        bomb.put(runfolder.RunFolder, "append_metrics", first=half_a_row)
+        bomb.put(records_folder.RunFolder, "append_metrics", first=half_a_row)
     else:
-        bomb.start_with(comm.World, "sum")
+        bomb.start_with(comm_world.World, "sum")
 
 
 class Bomb:
@@ -151,7 +156,7 @@ def half(handle: int) -> None:
         os.ftruncate(handle, os.fstat(handle).st_size // 2)
 
 
-def half_a_row(folder: runfolder.RunFolder, row: dict[str, Any]) -> None:
+def half_a_row(folder: records_folder.RunFolder, row: dict[str, Any]) -> None:
     line = files.to_json(row)
     with open(folder.metrics, "a", encoding="utf-8") as file:
         file.write(line[: len(line) // 2])

@@ -13,9 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pfedmma import checkpoint
-from pfedmma.comm import World
-from pfedmma.errors import UserError
+from pfedmma.comm.world import World
+from pfedmma.records.checkpoint import manifest
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 ONE_RANK = World(0, 1, torch.device("cpu"))
@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three rounds, a checkpoint after each, in several shards."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "SHARD_BYTES", 1)  # each client has its own
+        patch.setattr(manifest, "SHARD_BYTES", 1)  # each client has its own
         main(small.settings(folder, *THREE_ROUNDS))
     return folder
 
@@ -49,8 +49,8 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 @given(data=st.data())
 def test_damage_at_any_place_is_noticed(finished: Path, data: st.DataObject) -> None:
     """A bit flipped, or an end cut off; where that leaves what the file says as it was, the checkpoint is as good as before."""
-    folder = checkpoint.folder_of(finished / "checkpoints", 3)
-    whole = checkpoint.read_manifest(folder)
+    folder = manifest.folder_of(finished / "checkpoints", 3)
+    whole = manifest.read_manifest(folder)
     file = data.draw(st.sampled_from(sorted(folder.iterdir())))
     content = file.read_bytes()
     place = data.draw(st.integers(0, len(content) - 1))
@@ -60,7 +60,7 @@ def test_damage_at_any_place_is_noticed(finished: Path, data: st.DataObject) -> 
         damaged = content[:place] + bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))]) + content[place + 1 :]
     file.write_bytes(damaged)
     try:
-        found = checkpoint.newest_good(finished / "checkpoints", ONE_RANK)
+        found = manifest.newest_good(finished / "checkpoints", ONE_RANK)
     finally:
         file.write_bytes(content)
     assert found is not None
@@ -69,33 +69,33 @@ def test_damage_at_any_place_is_noticed(finished: Path, data: st.DataObject) -> 
 
 def test_every_part_of_the_manifest_counts(copy: Path) -> None:
     """A bit in every third byte: numbers, names and hashes that still are some."""
-    folder = checkpoint.folder_of(copy / "checkpoints", 3)
-    whole, content = checkpoint.read_manifest(folder), (folder / "manifest.json").read_bytes()
+    folder = manifest.folder_of(copy / "checkpoints", 3)
+    whole, content = manifest.read_manifest(folder), (folder / "manifest.json").read_bytes()
     taken = 0
     for place in range(0, len(content), 3):
         flipped = content[:place] + bytes([content[place] ^ 1 << place % 3]) + content[place + 1 :]
         (folder / "manifest.json").write_bytes(flipped)
         try:
-            assert checkpoint.read_manifest(folder) == whole
+            assert manifest.read_manifest(folder) == whole
             taken += 1
-        except checkpoint.Damaged:
+        except manifest.Damaged:
             continue
     assert taken < len(content) / 30, "but for blanks between them"
 
 
 def test_two_shards_swapped(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = checkpoint.folder_of(copy / "checkpoints", 3)
+    folder = manifest.folder_of(copy / "checkpoints", 3)
     one, two = sorted(folder.glob("clients-*"))[:2]
     one.rename(folder / "aside")
     two.rename(one)
     (folder / "aside").rename(two)
-    found = checkpoint.newest_good(copy / "checkpoints", ONE_RANK)
+    found = manifest.newest_good(copy / "checkpoints", ONE_RANK)
     assert found is not None and found[0] == 2
     assert f"{one.name} does not have the hash" in capsys.readouterr().err
 
 
 def test_a_shard_too_many_is_not_read(copy: Path, other: Path) -> None:
-    folder = checkpoint.folder_of(copy / "checkpoints", 3)
+    folder = manifest.folder_of(copy / "checkpoints", 3)
     shutil.copy(next((other / "checkpoints" / "round-000003").glob("clients-*")), folder / "clients-00009-00000.safetensors")
     small.assert_same_tensors(copy, copy)
     assert small.final_tensors(copy).keys() == {"shared", "initial"} | {
@@ -104,7 +104,7 @@ def test_a_shard_too_many_is_not_read(copy: Path, other: Path) -> None:
 
 
 def test_a_checkpoint_of_another_run_is_refused(copy: Path, other: Path) -> None:
-    folder = checkpoint.folder_of(copy / "checkpoints", 3)
+    folder = manifest.folder_of(copy / "checkpoints", 3)
     shutil.rmtree(folder)
     shutil.copytree(other / "checkpoints" / "round-000003", folder)
     before = sorted((path, path.stat().st_mtime_ns) for path in copy.rglob("*"))

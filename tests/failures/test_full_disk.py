@@ -15,11 +15,14 @@ import torch
 from disks import PAGE, fill, make_read_only, small_disk
 from ranks import run_ranks
 
-from pfedmma import bank, checkpoint, export, files, train
-from pfedmma.data.cache import DecodedImages, FittedImages, create_shared_file
-from pfedmma.errors import RankFailure, UserError
+from pfedmma import export, train
+from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
+from pfedmma.records.checkpoint import manifest
+from pfedmma.records.folder import RunFolder
 from pfedmma.report import command as report
-from pfedmma.runfolder import RunFolder
+from pfedmma.stack import offload
+from pfedmma.system import files
+from pfedmma.system.errors import RankFailure, UserError
 
 THREE_ROUNDS = ("federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=1")
 NO_ROOM = "No space left on device"
@@ -61,7 +64,7 @@ def when_writing(name: str, time: int, monkeypatch: pytest.MonkeyPatch, happens:
             happens()
         real(path, content)
 
-    for module in (checkpoint, sys.modules[RunFolder.__module__]):
+    for module in (manifest, sys.modules[RunFolder.__module__]):
         monkeypatch.setattr(module, "write_atomically", write)
 
 
@@ -85,7 +88,7 @@ def test_full_when_a_file_is_written(
             train.main(small.settings(run, *THREE_ROUNDS))
     visible = [file for file in files_of(run) if "draft" not in file]
     assert not any(file.endswith(name) for file in visible if not file.startswith("checkpoints/round-"))
-    assert checkpoint.rounds(run / "checkpoints") == ([good] if good else []), "the new one is not there, the one before is"
+    assert manifest.rounds(run / "checkpoints") == ([good] if good else []), "the new one is not there, the one before is"
     (disk / "filler").unlink()
     goes_on(run, straight)
 
@@ -120,7 +123,7 @@ def test_the_log_on_a_full_disk_during_a_run(straight: Path, disk: Path, monkeyp
         patch.setattr(RunFolder, "append_metrics", append)
         with pytest.raises(UserError, match=f"cannot write {disk}/run/metrics.jsonl: {NO_ROOM}"):
             train.main(small.settings(disk / "run", *THREE_ROUNDS))
-    assert checkpoint.rounds(disk / "run" / "checkpoints") == [2]
+    assert manifest.rounds(disk / "run" / "checkpoints") == [2]
     (disk / "filler").unlink()
     goes_on(disk / "run", straight)
 
@@ -137,7 +140,7 @@ def test_read_only_in_the_middle(straight: Path, disk: Path, monkeypatch: pytest
         with pytest.raises(UserError, match=rf"^cannot write {disk}/run/.*: Read-only file system$"):
             train.main(small.settings(disk / "run", *THREE_ROUNDS))
     make_read_only(disk, False)
-    assert checkpoint.rounds(disk / "run" / "checkpoints") == [2]
+    assert manifest.rounds(disk / "run" / "checkpoints") == [2]
     goes_on(disk / "run", straight)
 
 
@@ -154,7 +157,7 @@ def test_no_room_for_the_states_of_clients(straight: Path, tmp_path: Path, monke
         ):
             train.main(small.settings(tmp_path / "run", *THREE_ROUNDS, "federation.host_gb=0"))
         assert not list(temporary.iterdir())
-    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == [1]
+    assert manifest.rounds(tmp_path / "run" / "checkpoints") == [1]
     goes_on(tmp_path / "run", straight)
 
 
@@ -162,7 +165,7 @@ def test_rows_that_fit_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyP
     width = 3 * PAGE // 4 // 2  # a page and a half each
     with small_disk(tmp_path / "temporary", 8) as temporary:
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-        rows, kept = bank.RowFile(width), []
+        rows, kept = offload.RowFile(width), []
         with pytest.raises(RankFailure, match=NO_ROOM):
             for client in range(20):
                 rows.write(client, torch.full((width,), float(client)))

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from pfedmma.comm import DistributedConfig, open_world
-from pfedmma.meeting import fresh_name
+from pfedmma.comm.rendezvous import fresh_name
+from pfedmma.comm.world import DistributedConfig, open_world
 
 
 class Store:

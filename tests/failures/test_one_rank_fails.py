@@ -15,7 +15,11 @@ import small
 import torch
 from ranks import Ended, run_ranks, train, values_of
 
-from pfedmma import checkpoint, cohort, engine, evaluation, files
+from pfedmma.accuracy import evaluator
+from pfedmma.engine import cohort
+from pfedmma.engine import rounds as engine_rounds
+from pfedmma.records.checkpoint import manifest
+from pfedmma.system import files
 
 NAN = "the training loss of client {client} in round 2, batch 2 is nan; lower optimizer.lr, or set optimizer.clip"
 OOM = "out of memory (CUDA out of memory. Tried to allocate 9.00 GiB.); lower federation.batch_size, evaluation.batch_size, "
@@ -32,7 +36,7 @@ def note_the_time() -> None:
 
 def loss_is_nan(round_: int, batch: int) -> None:
     """The first client of the stack loses its way."""
-    real_cohort, real_step, rounds, steps = engine.train_cohort, cohort.Trainer.step, 0, 0
+    real_cohort, real_step, rounds, steps = engine_rounds.train_cohort, cohort.Trainer.step, 0, 0
 
     def train_cohort(*args: Any) -> Any:
         nonlocal rounds, steps
@@ -47,12 +51,12 @@ def loss_is_nan(round_: int, batch: int) -> None:
             note_the_time()
         return losses
 
-    engine.train_cohort, cohort.Trainer.step = train_cohort, step
+    engine_rounds.train_cohort, cohort.Trainer.step = train_cohort, step
 
 
 def disk_is_full(checkpoint_: int) -> None:
     """Of this rank's node alone, when it writes its part."""
-    real, calls = checkpoint._write_shard, 0
+    real, calls = manifest._write_shard, 0
 
     def no_room(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -65,12 +69,12 @@ def disk_is_full(checkpoint_: int) -> None:
             note_the_time()
         real(*args)
 
-    checkpoint._write_shard = write_shard
+    manifest._write_shard = write_shard
 
 
 def memory_is_out() -> None:
     """In the second evaluation; the first is the zero-shot reference."""
-    real, calls = evaluation.Evaluator._correct, 0
+    real, calls = evaluator.Evaluator._correct, 0
 
     def correct(*args: Any) -> torch.Tensor:
         nonlocal calls
@@ -80,7 +84,7 @@ def memory_is_out() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
         return real(*args)
 
-    evaluation.Evaluator._correct = correct
+    evaluator.Evaluator._correct = correct
 
 
 def train_and_fail(meeting: list[str], settings: list[str], victim: int, happens: Callable[..., None], *args: int) -> None:
@@ -104,7 +108,7 @@ def fails(tmp_path: Path, victim: int, purpose: str, happens: Callable[..., None
 def test_loss_is_nan(tmp_path: Path, victim: int) -> None:
     said = fails(tmp_path, victim, "metrics", loss_is_nan, 2, 2)
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]
-    cohort_of_2 = engine.sample(7, 0.4, seed=0, round_=2)
+    cohort_of_2 = engine_rounds.sample(7, 0.4, seed=0, round_=2)
     assert said in [f"error: {NAN.format(client=i)}" for i in cohort_of_2 if i % 2 == victim]
 
 
@@ -121,7 +125,7 @@ def test_every_loss_is_nan(tmp_path: Path) -> None:
 def test_a_disk_is_full(tmp_path: Path, victim: int) -> None:
     said = fails(tmp_path, victim, "checkpoint", disk_is_full, 1 + victim)
     assert said.startswith(f"error: cannot write {tmp_path}/run/checkpoints/.draft-") and said.endswith(": No space left on device")
-    assert checkpoint.rounds(tmp_path / "run" / "checkpoints") == ([1] if victim else [])
+    assert manifest.rounds(tmp_path / "run" / "checkpoints") == ([1] if victim else [])
     for folder in (tmp_path / "run", tmp_path / "unbroken"):
         values_of(run_ranks(tmp_path / f"meet-{folder.name}", 2, train, small.settings(folder, "federation.rounds=3", "resume=auto")))
     assert small.timeless(small.metrics(tmp_path / "run")) == small.timeless(small.metrics(tmp_path / "unbroken"))

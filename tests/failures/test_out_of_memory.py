@@ -9,9 +9,12 @@ import pytest
 import small
 import torch
 
-from pfedmma import cohort, evaluate, evaluation, run
-from pfedmma.data import images
-from pfedmma.errors import RankFailure
+from pfedmma import evaluate
+from pfedmma.accuracy import evaluator
+from pfedmma.data.pixels import pixels
+from pfedmma.engine import cohort
+from pfedmma.run import assembly
+from pfedmma.system.errors import RankFailure
 from pfedmma.train import main
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8 GiB.")
@@ -31,19 +34,19 @@ def raising(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     ("owner", "name", "error"),
     [
-        (run.clip, "load", MemoryError()),
-        (evaluation.Evaluator, "_correct", GPU),
-        (evaluation.Evaluator, "_image_stem", CPU),
-        (images.Pixels, "stage", CPU),  # in the thread that prepares batches
-        (images.Pixels, "stage", MemoryError()),
+        (assembly.clip, "load", MemoryError()),
+        (evaluator.Evaluator, "_correct", GPU),
+        (evaluator.Evaluator, "_image_stem", CPU),
+        (pixels.Pixels, "stage", CPU),  # in the thread that prepares batches
+        (pixels.Pixels, "stage", MemoryError()),
         (cohort.Trainer, "whole_stem", CPU),
-        (run.Engine, "exchange", GPU),
+        (assembly.Engine, "exchange", GPU),
     ],
     ids=["load", "evaluation", "stem of test images", "batches", "batches, Python", "stem of training images", "exchange"],
 )
 def test_wherever_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, error: BaseException) -> None:
     monkeypatch.setattr(owner, name, raising(error))
-    more = (f"evaluation.every={int(owner is evaluation.Evaluator)}", f"data.augment={'none' if name == 'whole_stem' else 'crop'}")
+    more = (f"evaluation.every={int(owner is evaluator.Evaluator)}", f"data.augment={'none' if name == 'whole_stem' else 'crop'}")
     with pytest.raises(RankFailure, match=EVERYWHERE):
         main(small.settings(tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
@@ -57,6 +60,6 @@ def test_one_client_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     main(small.settings(tmp_path / "run", "federation.rounds=1"))
-    monkeypatch.setattr(evaluation.Evaluator, "_correct", raising(GPU))
+    monkeypatch.setattr(evaluator.Evaluator, "_correct", raising(GPU))
     with pytest.raises(RankFailure, match=EVERYWHERE):
         evaluate.main([str(tmp_path / "run")])

@@ -18,18 +18,18 @@ from test_stack import SGD, SIZES, drawn_state, new_clients, new_trainer
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from pfedmma import config as configuration
 from pfedmma import rng
-from pfedmma.bank import Budget
 from pfedmma.clip.backbone import Preprocess
-from pfedmma.cohort import Batch, LossScale, PassWidth, Trainer, train_cohort
-from pfedmma.comm import World
-from pfedmma.data import shapes
-from pfedmma.data.images import Pixels
-from pfedmma.data.sources import Source, Split
-from pfedmma.engine import Engine
-from pfedmma.run import assemble
-from pfedmma.store import ClientStore
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.sources import shapes
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.engine.cohort import Batch, LossScale, PassWidth, Trainer, train_cohort
+from pfedmma.engine.rounds import Engine
+from pfedmma.run.assembly import assemble
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.offload import Budget
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,23 +23,26 @@ import small
 import torch
 from torch import Tensor, nn
 
-from pfedmma import checkpoint, config, evaluate, methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import evaluate, rng
 from pfedmma.clip.backbone import Backbone, BackboneConfig
 from pfedmma.clip.backbone import load as load_backbone
-from pfedmma.cohort import LocalWork, PassWidth, Trainer, by_steps, train_cohort
-from pfedmma.comm import World
-from pfedmma.data.images import Pixels, camera
-from pfedmma.data.partition import Client
-from pfedmma.data.sources import GENERIC_TEMPLATE, Source, Split
-from pfedmma.engine import Engine, EvaluationConfig, FederationConfig
-from pfedmma.methods import NAMES, MethodConfig
+from pfedmma.comm.world import World
+from pfedmma.config import schema
+from pfedmma.data.partition.federated import Client
+from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
+from pfedmma.engine.cohort import LocalWork, PassWidth, Trainer, by_steps, train_cohort
+from pfedmma.engine.rounds import Engine, EvaluationConfig, FederationConfig
+from pfedmma.methods import registry
 from pfedmma.methods.base import POOL, Method, Others
 from pfedmma.methods.fedpgp import FedPGPConfig
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
-from pfedmma.optim import OptimizerConfig
-from pfedmma.store import ClientStore
+from pfedmma.methods.registry import NAMES, MethodConfig
+from pfedmma.records.checkpoint import manifest
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.train import main
 
 TRAINED = tuple(name for name in NAMES if name != "zeroshot")
@@ -89,7 +92,7 @@ def engine_of(method: Method, store: ClientStore) -> Engine:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_at_vit_b_16(vit_b_16: Backbone, name: str) -> None:
-    method = methods.build(MethodConfig(name), vit_b_16)
+    method = registry.build(MethodConfig(name), vit_b_16)
     layout = Layout(method.shapes, method.exchange)
     store = ClientStore(layout, torch.zeros(layout.size), OptimizerConfig(), CPU)
     pooled = layout.columns.get(POOL, slice(0, 0))
@@ -126,14 +129,14 @@ def new_clients() -> list[Client]:
 
 def own_optimizer(name: str) -> OptimizerConfig:
     """The method's own, with a step that shows. A large eps: Adam divides by a gradient's size and blows up roundings near zero."""
-    optimizer = config.load(None, [f"method.name={name}"]).optimizer
+    optimizer = schema.load(None, [f"method.name={name}"]).optimizer
     return dataclasses.replace(optimizer, lr=0.01, eps=0.1)
 
 
 def new_trainer(clip: nn.Module, name: str, optimizer: OptimizerConfig, epochs: int = EPOCHS) -> Trainer:
     """The method on the tiny CLIP; adapters larger than by default, and with GELU, as a ReLU's kink turns a rounding into a step."""
     backbone = Backbone.freeze(clip, "tiny")
-    method = methods.build(MethodConfig(name, dim=8, scale=0.3, activation="gelu"), backbone)
+    method = registry.build(MethodConfig(name, dim=8, scale=0.3, activation="gelu"), backbone)
     pixels = Pixels(noise(), backbone.preprocess, "crop", backbone.device)
     text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, CLASSES))
     work = LocalWork(epochs, BATCH, optimizer, seed=0)
@@ -261,7 +264,7 @@ def logits(method: Method, state: dict[str, Tensor], others: Others | None, imag
 
 def limit_logits(clip: nn.Module, name: str, limit: Limit, images: Tensor) -> Tensor:
     """Logits of two clients in the limit; all tensors that the limit leaves free are drawn for each client."""
-    method = methods.build(MethodConfig(name, **limit.settings), Backbone.freeze(clip, "tiny"))
+    method = registry.build(MethodConfig(name, **limit.settings), Backbone.freeze(clip, "tiny"))
     generator = rng.generator(0, "limit")
     start = method.initial(generator)
     state = {}
@@ -346,7 +349,7 @@ def straight(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: p
     more = [f"federation.rounds={ROUNDS}", "evaluation.every=2", "checkpoint.every=1", "checkpoint.keep=9"]
     main(painted.settings(pictures, folder, name, *more))
     backbone = load_backbone(BackboneConfig("tiny"), 0, CPU)
-    return Straight(name, folder, methods.build(config.load(folder / "config.yaml").method, backbone))
+    return Straight(name, folder, registry.build(schema.load(folder / "config.yaml").method, backbone))
 
 
 def exchanged_numbers(method: Method) -> tuple[int, int]:
@@ -423,7 +426,7 @@ def test_a_resumed_run_is_the_unbroken_one(straight: Straight, pictures: Path, t
     folder = tmp_path / "run"
     shutil.copytree(straight.folder, folder)
     for round_ in (2, 3):
-        shutil.rmtree(checkpoint.folder_of(folder / "checkpoints", round_))
+        shutil.rmtree(manifest.folder_of(folder / "checkpoints", round_))
     main([f"resume={folder}"])
     assert small.timeless(small.metrics(folder)) == small.timeless(small.metrics(straight.folder))
     got, wanted = small.final_tensors(folder), small.final_tensors(straight.folder)
@@ -471,7 +474,7 @@ def test_other_protocols(pictures: Path, tmp_path: Path, protocol: str, name: st
 @pytest.mark.parametrize("name", NAMES)
 def test_the_initial_state_follows_from_the_seed(tiny_clip: nn.Module, name: str) -> None:
     """Whatever torch's own generator stands at, which is left where it was."""
-    method = methods.build(MethodConfig(name), Backbone.freeze(tiny_clip, "tiny"))
+    method = registry.build(MethodConfig(name), Backbone.freeze(tiny_clip, "tiny"))
     states = []
     with torch.random.fork_rng(devices=[]):
         for number, seed in enumerate((0, 0, 1)):
@@ -492,16 +495,16 @@ def test_the_initial_state_follows_from_the_seed(tiny_clip: nn.Module, name: str
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_method_names_its_paper(vit_b_16: Backbone, name: str) -> None:
-    module = inspect.getmodule(type(methods.build(MethodConfig(name), vit_b_16)))
+    module = inspect.getmodule(type(registry.build(MethodConfig(name), vit_b_16)))
     assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__)
 
 
-CONFIGS = Path(methods.__file__).parents[2] / "configs" / "methods"
+CONFIGS = Path(registry.__file__).parents[2] / "configs" / "methods"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_file_of_a_method_says_its_defaults(name: str) -> None:
-    written, built_in = config.load(CONFIGS / f"{name}.yaml"), config.load(None, [f"method.name={name}"])
+    written, built_in = schema.load(CONFIGS / f"{name}.yaml"), schema.load(None, [f"method.name={name}"])
     assert written.method == built_in.method
     assert written.optimizer == built_in.optimizer
 

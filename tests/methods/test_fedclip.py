@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import config as configuration
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.comm import World
-from pfedmma.engine import Engine
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.engine.rounds import Engine
+from pfedmma.methods import registry
 from pfedmma.methods.base import UNIFORM
 from pfedmma.methods.fedclip import FedCLIP, FedCLIPConfig
-from pfedmma.run import assemble
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.run.assembly import assemble
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 NAMES = ("cat", "red_fish", "fern", "dog", "bird")
@@ -70,7 +71,7 @@ def new_engine(folder: Path, *more: str) -> Engine:
 def test_counts_and_bytes_at_vit_b_16() -> None:
     with torch.device("meta"):
         backbone = Backbone.freeze(open_clip.create_model("ViT-B-16", device="meta"), "ViT-B-16")
-    method = methods.build(MethodConfig(name="fedclip"), backbone)
+    method = registry.build(MethodConfig(name="fedclip"), backbone)
     layout = Layout(method.shapes, method.exchange)
     assert layout.size == layout.exchanged_size == 2 * (512 * 512 + 512) == 525_312
     assert layout.exchanged_size * 4 == 2_101_248

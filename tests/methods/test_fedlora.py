@@ -12,14 +12,15 @@ import torch
 from random_clip import random_clip
 from torch import Tensor, nn
 
-from pfedmma import methods, noise, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import noise, rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.config import load
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.config.schema import load
+from pfedmma.methods import registry
 from pfedmma.methods.base import SEEDS
 from pfedmma.methods.fedlora import FedLoRA, FedLoRAConfig
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")  # prompts of several lengths
 TEMPLATE = "a photo of a {}."
@@ -38,7 +39,7 @@ def small_clip(variant: str = "plain") -> nn.Module:
 
 
 def build(backbone: Backbone, **settings) -> FedLoRA:
-    method = methods.build(MethodConfig("fedlora", fedlora=FedLoRAConfig(**settings)), backbone)
+    method = registry.build(MethodConfig("fedlora", fedlora=FedLoRAConfig(**settings)), backbone)
     assert isinstance(method, FedLoRA)
     return method
 

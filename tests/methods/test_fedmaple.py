@@ -12,12 +12,13 @@ from random_clip import random_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.methods import registry
 from pfedmma.methods.fedmaple import FedMaPLe, FedMaPLeConfig
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")  # prompts of several lengths
 GENERIC = "a picture of the {}."  # not what FedMaPLe reads
@@ -38,7 +39,7 @@ def small_clip(vision: dict, text: dict) -> nn.Module:
 
 
 def build(backbone: Backbone, **settings) -> FedMaPLe:
-    method = methods.build(MethodConfig("fedmaple", fedmaple=FedMaPLeConfig(**settings)), backbone)
+    method = registry.build(MethodConfig("fedmaple", fedmaple=FedMaPLeConfig(**settings)), backbone)
     assert isinstance(method, FedMaPLe)
     return method
 

@@ -12,12 +12,13 @@ from open_clip_prompts import NAMES, hollow, text_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.methods import registry
 from pfedmma.methods.fedotp import FedOTP, FedOTPConfig, transport
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 
 TEMPLATE = "a photo of a {}."
 
@@ -41,7 +42,7 @@ def cosines(*shape: int, key: str = "cosines") -> Tensor:
 
 
 def test_sizes_at_vit_b_16() -> None:
-    method = methods.build(MethodConfig(name="fedotp"), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(name="fedotp"), hollow("ViT-B-16"))
     assert isinstance(method, FedOTP)
     assert (method.settings.gamma, method.settings.eps, method.settings.iterations, method.settings.balanced) == (0.8, 0.1, 100, False)
     assert method.shapes == {"shared.prompt": (16, 512), "private.prompt": (16, 512)}
@@ -52,7 +53,7 @@ def test_sizes_at_vit_b_16() -> None:
 
 
 def test_initial_values() -> None:
-    method = methods.build(MethodConfig(name="fedotp"), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(name="fedotp"), hollow("ViT-B-16"))
     shared, private = method.initial(rng.generator(0, "init")).values()
     for tensor in (shared, private):
         assert tensor.std() == pytest.approx(0.02, rel=4 / math.sqrt(2 * tensor.numel()))

@@ -11,13 +11,14 @@ from open_clip_prompts import NAMES, hollow, text_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import methods, rng
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.methods import registry
 from pfedmma.methods.base import SEEDS
 from pfedmma.methods.fedpgp import FedPGP, FedPGPConfig, contrast
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 
 TEMPLATE = "a photo of a {}."
 LABELS, WEIGHTS = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]]), torch.tensor([[0.25] * 4, [0.5, 0.5, 0.0, 0.0]])
@@ -46,7 +47,7 @@ def losses(method: FedPGP, state: dict[str, Tensor], clients: int = 2) -> Tensor
 
 
 def test_sizes_at_vit_b_16() -> None:
-    method = methods.build(MethodConfig(name="fedpgp"), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(name="fedpgp"), hollow("ViT-B-16"))
     assert isinstance(method, FedPGP)
     assert (method.settings.mu, method.settings.tau, method.settings.rank, method.settings.anchor) == (0.5, 0.5, 8, "template")
     assert method.shapes == {"sigma": (16, 512), "u": (16, 8), "v": (8, 512)}
@@ -58,7 +59,7 @@ def test_sizes_at_vit_b_16() -> None:
 
 
 def test_initial_values() -> None:
-    method = methods.build(MethodConfig(name="fedpgp"), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(name="fedpgp"), hollow("ViT-B-16"))
     first, again, other = (method.initial(rng.generator(seed, "init")) for seed in (0, 0, 1))
     for name, tensor in first.items():
         assert tuple(tensor.shape) == method.shapes[name]

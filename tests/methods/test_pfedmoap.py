@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import checkpoint, methods, rng
-from pfedmma import config as configuration
-from pfedmma.adapters.stacked import Layout
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
-from pfedmma.comm import World
-from pfedmma.errors import UserError
-from pfedmma.methods import MethodConfig
+from pfedmma.comm.world import World
+from pfedmma.config import schema as configuration
+from pfedmma.methods import registry
 from pfedmma.methods.base import Others
 from pfedmma.methods.pfedmoap import PFedMoAP, PFedMoAPConfig
-from pfedmma.run import assemble
+from pfedmma.methods.registry import MethodConfig
+from pfedmma.records.checkpoint import manifest
+from pfedmma.run.assembly import assemble
+from pfedmma.stack.linear import Layout
+from pfedmma.system.errors import UserError
 from pfedmma.train import main
 
 NAMES = ("cat", "red_fish", "fern", "dog", "bird")
@@ -94,7 +96,7 @@ def by_hand(method: PFedMoAP, state: dict[str, Tensor], image: Tensor, texts: li
 
 
 def test_counts_and_bytes_at_vit_b_16() -> None:
-    method = methods.build(MethodConfig(name="pfedmoap"), hollow("ViT-B-16"))
+    method = registry.build(MethodConfig(name="pfedmoap"), hollow("ViT-B-16"))
     layout = Layout(method.shapes, method.exchange)
     assert layout.shapes["prompt"] == (16, 512)
     assert layout.exchanged_size * 4 == 32_768  # bytes up
@@ -307,8 +309,8 @@ def test_the_pool_holds_what_the_participants_sent_last(tmp_path: Path) -> None:
     rows = small.metrics(tmp_path)
     pools = []
     for round_ in (1, 2):
-        folder = checkpoint.folder_of(tmp_path / "checkpoints", round_)
-        tensors = dict(checkpoint.read_tensors(folder, checkpoint.read_manifest(folder), set()))
+        folder = manifest.folder_of(tmp_path / "checkpoints", round_)
+        tensors = dict(manifest.read_tensors(folder, manifest.read_manifest(folder), set()))
         pools.append({int(name.split(".")[0]): tensor for name, tensor in tensors.items() if name.endswith(".pool")})
         sizes = {i: client["train_samples"] for i, client in enumerate(small.summary(tmp_path)["per_client"])}
         cohort = rows[round_ - 1]["clients"]

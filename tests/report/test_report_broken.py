@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reported import summary, write_run
 
-from pfedmma.errors import UserError
 from pfedmma.report import main
 from pfedmma.report.command import compose
 from pfedmma.report.html import render
 from pfedmma.report.runs import read_all
 from pfedmma.report.wire import Wire
+from pfedmma.system.errors import UserError
 
 REQUIRED = ("method", "dataset", "protocol", "backbone", "seed", "world_size", "accuracy", "zero_shot", "per_client", "comm", "throughput")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, round_, summary, write_run
 
-from pfedmma.errors import UserError
 from pfedmma.report import main
+from pfedmma.system.errors import UserError
 
 SECTIONS = {"setting", "accuracy", "curves", "clients", "communication", "time", "environment"}
 

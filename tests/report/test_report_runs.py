@@ -11,8 +11,9 @@ import pytest
 import small
 from reported import Page
 
-from pfedmma import checkpoint, train
-from pfedmma.data import shapes
+from pfedmma import train
+from pfedmma.data.sources import shapes
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.report import main
 
 MORE = ("federation.rounds=2", "evaluation.every=1", "checkpoint.every=1", "checkpoint.keep=2")
@@ -43,7 +44,7 @@ def test_zero_shot_of_every_client_is_kept(run: Path):
 
 def test_it_survives_a_resume(run: Path, tmp_path: Path):
     again = shutil.copytree(run, tmp_path / "again")
-    shutil.rmtree(checkpoint.folder_of(again / "checkpoints", 2))
+    shutil.rmtree(checkpoint_manifest.folder_of(again / "checkpoints", 2))
     train.main([f"resume={again}"])
     assert [row["zero_shot"] for row in small.summary(again)["per_client"]] == [
         row["zero_shot"] for row in small.summary(run)["per_client"]
@@ -52,11 +53,11 @@ def test_it_survives_a_resume(run: Path, tmp_path: Path):
 
 def test_a_checkpoint_without_it_goes_on_and_the_report_says_so(run: Path, tmp_path: Path):
     old = shutil.copytree(run, tmp_path / "old")
-    shutil.rmtree(checkpoint.folder_of(old / "checkpoints", 2))
-    path = checkpoint.folder_of(old / "checkpoints", 1) / "manifest.json"
+    shutil.rmtree(checkpoint_manifest.folder_of(old / "checkpoints", 2))
+    path = checkpoint_manifest.folder_of(old / "checkpoints", 1) / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["progress"]["zero_shot_clients"], manifest["digest"]
-    path.write_text(json.dumps(manifest | {"digest": checkpoint._digest(manifest)}))
+    path.write_text(json.dumps(manifest | {"digest": checkpoint_manifest._digest(manifest)}))
     train.main([f"resume={old}"])
     after = small.summary(old)
     assert after["zero_shot"] == small.summary(run)["zero_shot"] and {row["zero_shot"] for row in after["per_client"]} == {None}

@@ -17,23 +17,25 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import pfedmma
-from pfedmma import checkpoint, personal
-from pfedmma import config as configuration
-from pfedmma.adapters import file as adapter_file
-from pfedmma.adapters.multimodal import AdapterSpec
-from pfedmma.adapters.stacked import Layout
 from pfedmma.clip import weights
-from pfedmma.comm import World
+from pfedmma.comm.world import World
 from pfedmma.compare import grid
-from pfedmma.data import DataConfig, coop, coop_splits, divide, lists, partition_file
-from pfedmma.data.images import decode
-from pfedmma.data.sources import Source, Split
-from pfedmma.errors import UserError
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import DataConfig, divide
+from pfedmma.data.partition import file
+from pfedmma.data.pixels.pixels import decode
+from pfedmma.data.sources import coop, coop_splits, lists
+from pfedmma.data.sources.base import Source, Split
 from pfedmma.export import client_state
-from pfedmma.files import to_json
-from pfedmma.optim import OptimizerConfig
-from pfedmma.runfolder import RunFolder
-from pfedmma.store import ClientStore
+from pfedmma.methods.adapters.multimodal import AdapterSpec
+from pfedmma.portable import adapter_file, client_file
+from pfedmma.records.checkpoint import manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.linear import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.errors import UserError
+from pfedmma.system.files import to_json
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLIENT = 3  # of the checkpoint
@@ -93,7 +95,7 @@ def read_adapter(folder: Path, content: bytes) -> None:
 
 def client_metadata(**changes: str) -> dict[str, str]:
     settings = {"name": "promptfl", "promptfl": {"context": 2}}
-    said = {"format": personal.FORMAT, "method": json.dumps(settings), "backbone": "mine", "template": "a photo of a {}."}
+    said = {"format": client_file.FORMAT, "method": json.dumps(settings), "backbone": "mine", "template": "a photo of a {}."}
     return said | changes
 
 
@@ -102,7 +104,7 @@ def good_client() -> bytes:
 
 
 def read_client(folder: Path, content: bytes) -> None:
-    model = personal.load_client(clip(), put(folder / "client.safetensors", content))
+    model = client_file.load_client(clip(), put(folder / "client.safetensors", content))
     assert model.classifier(("cat", "dog"))(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
 
 
@@ -156,8 +158,8 @@ def write_checkpoint(root: Path) -> Path:
     layout = Layout(SHAPES, EXCHANGE)
     store = ClientStore(layout, torch.arange(layout.size, dtype=torch.float32), OptimizerConfig(), torch.device("cpu"))
     store.private[CLIENT] = torch.ones(5)
-    checkpoint.save_checkpoint(root, 2, store, ALONE, PROGRESS, keep=1)
-    return checkpoint.folder_of(root, 2)
+    manifest.save_checkpoint(root, 2, store, ALONE, PROGRESS, keep=1)
+    return manifest.folder_of(root, 2)
 
 
 def good_manifest(folder: Path | None = None) -> bytes:
@@ -192,15 +194,15 @@ class checkpoint_folder:
 def read_manifest(folder: Path, content: bytes) -> None:
     """With a digest that is right, as its author can give it one."""
     root = folder / "checkpoints"
-    written = checkpoint.folder_of(root, 2) if root.exists() else write_checkpoint(root)
+    written = manifest.folder_of(root, 2) if root.exists() else write_checkpoint(root)
     try:
         tree = json.loads(content)
-        tree["digest"] = checkpoint._digest({name: value for name, value in tree.items() if name != "digest"})
+        tree["digest"] = manifest._digest({name: value for name, value in tree.items() if name != "digest"})
         content = to_json(tree).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     put(written / "manifest.json", content)
-    found = checkpoint.newest_good(root, ALONE)
+    found = manifest.newest_good(root, ALONE)
     if found is None:
         raise UserError("damaged")
     client_state(written, found[1], CLIENT)
@@ -211,13 +213,13 @@ def read_manifest(folder: Path, content: bytes) -> None:
 def read_shard(folder: Path, content: bytes) -> None:
     """With the hash in the manifest that it has."""
     root = folder / "shards"
-    written = checkpoint.folder_of(root, 2) if root.exists() else write_checkpoint(root)
+    written = manifest.folder_of(root, 2) if root.exists() else write_checkpoint(root)
     shard = put(written / "clients-00000-00000.safetensors", content)
     tree = json.loads((written / "manifest.json").read_text())
-    tree["shards"][shard.name] = checkpoint._sha256(shard)
-    tree["digest"] = checkpoint._digest({name: value for name, value in tree.items() if name != "digest"})
+    tree["shards"][shard.name] = manifest._sha256(shard)
+    tree["digest"] = manifest._digest({name: value for name, value in tree.items() if name != "digest"})
     (written / "manifest.json").write_text(to_json(tree))
-    found = checkpoint.newest_good(root, ALONE)
+    found = manifest.newest_good(root, ALONE)
     assert found is not None
     client_state(written, found[1], CLIENT)
 
@@ -241,12 +243,12 @@ def good_partition() -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         federation = divide(source(), DataConfig(clients=3, shots=2), 0, "test")
-        partition_file.write(Path(folder) / "who.json", federation, source())
+        file.write(Path(folder) / "who.json", federation, source())
         return (Path(folder) / "who.json").read_bytes()
 
 
 def read_partition(folder: Path, content: bytes) -> None:
-    partition_file.read(put(folder / "who.json", content), source())
+    file.read(put(folder / "who.json", content), source())
 
 
 def good_split() -> bytes:

@@ -20,8 +20,8 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from specimens import SPECIMENS, packed, unpacked
 
-from pfedmma import config as configuration
-from pfedmma.config import Config
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config
 
 SOON = 5.0  # seconds of this process: none of the specimens takes a tenth of it
 JSON = ("manifest", "partition", "split", "summary")

@@ -29,8 +29,8 @@ from torchvision import datasets
 
 from pfedmma import train
 from pfedmma.clip.backbone import BackboneConfig, create_model
-from pfedmma.data import cifar, coop_splits
-from pfedmma.errors import UserError
+from pfedmma.data.sources import cifar, coop_splits
+from pfedmma.system.errors import UserError
 
 
 class Marking:

@@ -28,12 +28,15 @@ from specimens import (
     write_checkpoint,
 )
 
-from pfedmma import checkpoint, export, strict, train
-from pfedmma import config as configuration
-from pfedmma.data import PROTOCOLS, DataConfig, divide, lists
-from pfedmma.data.folders import LONGEST_NAME
-from pfedmma.errors import UserError
-from pfedmma.runfolder import RunFolder
+from pfedmma import export, train
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import PROTOCOLS, DataConfig, divide
+from pfedmma.data.sources import lists
+from pfedmma.data.sources.folders import LONGEST_NAME
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -122,13 +125,13 @@ def test_a_file_without_end():
 )
 def test_json(text: str, says: str):
     with pytest.raises(ValueError, match=says):
-        strict.parse_json(text)
+        untrusted.parse_json(text)
 
 
 def test_json_that_is_taken():
     value = {"a": [1, -(2**63) + 1, 2**63 - 1, 0.5, None, True, "é\U0001f600\\ud800"], "b": {"a": 1}}
-    assert strict.parse_json(json.dumps(value)) == value
-    assert strict.parse_json(json.dumps(value, ensure_ascii=False)) == value
+    assert untrusted.parse_json(json.dumps(value)) == value
+    assert untrusted.parse_json(json.dumps(value, ensure_ascii=False)) == value
 
 
 # Adapters and clients.
@@ -283,7 +286,7 @@ def test_a_server_without_its_state(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
     content = save({"initial": torch.zeros(17)})
     (folder / "server.safetensors").write_bytes(content)
-    found = checkpoint.read_manifest(folder)
+    found = checkpoint_manifest.read_manifest(folder)
     with pytest.raises(UserError, match="lacks a part of the state of the server"):
         export.client_state(folder, found, 3)
 
@@ -292,8 +295,8 @@ def test_folders_that_are_no_rounds(tmp_path: Path):
     for name in ("round-٠٠٠٠٠٣", "round-" + "9" * 100, "round-1", "round-000002"):
         (tmp_path / name).mkdir()
     (tmp_path / "round-000007").touch()
-    assert checkpoint.rounds(tmp_path) == [7, 2]
-    assert checkpoint.newest_good(tmp_path, ALONE) is None
+    assert checkpoint_manifest.rounds(tmp_path) == [7, 2]
+    assert checkpoint_manifest.newest_good(tmp_path, ALONE) is None
 
 
 # Data.

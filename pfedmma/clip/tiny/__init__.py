@@ -1,4 +1,4 @@
-"""The shipped ``tiny`` CLIP: an open_clip local model folder (config and weights), made by `pfedmma.clip.train_tiny`."""
+"""The shipped ``tiny`` CLIP: an open_clip local model folder (config and weights), made by `pfedmma.data.drawn.train_tiny`."""
 
 from pathlib import Path
 

@@ -1,1 +1,0 @@
-"""Multi-modal adapters: stacked over clients for training, and as a module for one client."""

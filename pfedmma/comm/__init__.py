@@ -1,0 +1,1 @@
+"""Communication: the only room that touches torch.distributed, and the ledger of what is sent."""

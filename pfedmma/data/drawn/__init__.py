@@ -1,0 +1,1 @@
+"""The drawn world behind the data set ``shapes`` and the ``tiny`` CLIP."""

@@ -1,0 +1,141 @@
+"""Data: sources (where images come from), partition (who gets them), images (how they become pixels)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pfedmma.clip.backbone import Preprocess
+from pfedmma.data.partition import file
+from pfedmma.data.partition.federated import Federation, base_to_novel
+from pfedmma.data.partition.protocols import spread
+from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.sources import cifar, coop, folders, lists, shapes
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, template_problem
+from pfedmma.system import checks
+from pfedmma.system.errors import UserError
+
+SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
+PROTOCOLS = ("base_to_novel", "iid", "dirichlet", "pachinko", "domains")
+OFFICE = ("amazon", "caltech", "dslr", "webcam")
+FOLDERS = ("imagefolder", "domainfolder", "office_caltech10")
+NAMES = ("shapes", *coop.LAYOUTS, "fgvc_aircraft", "imagenet", "cifar10", "cifar100", "domainnet", *FOLDERS)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they are divided.
+
+    - ``root``: the folder with the data set (``shapes`` needs none).
+    - ``shots``: training images a class, 0 for all. ``beta``: of the Dirichlet draws.
+    - ``min_samples``: training images that every client must get.
+    - ``held_out_domain``: a domain that no client holds, tested as unseen.
+    - ``partition_file``: written by ``python -m pfedmma.describe --out``; it takes the place of ``protocol``.
+    - ``template``: ``generic`` ("a photo of a {}."), ``dataset`` (the usual one of this data set), or a text with {}.
+    - ``test_fraction``: of folders that come without a test split.
+    - ``all_classes``: DomainNet's 345 instead of the usual ten. ``download``: let torchvision fetch CIFAR.
+    - ``augment``: ``crop`` (random resized crop and flip), ``none``, or ``auto`` (``none`` for shapes, ``crop`` for photographs).
+    - ``camera``: 0..1, how far each client's colours differ from the others'; -1 takes the source's own default.
+    - ``on_bad_image``: ``stop``, or ``skip`` it and count. ``cache_gb``: decoded images kept in memory; more go to a temporary file.
+    """
+
+    name: str = "shapes"
+    root: str = ""
+    protocol: str = "base_to_novel"
+    clients: int = 10
+    shots: int = 16
+    beta: float = 0.5
+    min_samples: int = 1
+    held_out_domain: str = ""
+    partition_file: str = ""
+    template: str = "generic"
+    test_fraction: float = 0.3
+    all_classes: bool = False
+    download: bool = False
+    augment: str = "auto"
+    camera: float = -1.0
+    on_bad_image: str = "stop"
+    cache_gb: float = 8.0
+
+    def __post_init__(self) -> None:
+        checks.one_of("name", self.name, NAMES)
+        checks.one_of("protocol", self.protocol, PROTOCOLS)
+        checks.at_least("clients", self.clients, 1)
+        checks.at_least("shots", self.shots, 0)
+        checks.positive("beta", self.beta)
+        checks.at_least("min_samples", self.min_samples, 1)
+        checks.in_unit_interval("test_fraction", self.test_fraction)
+        checks.one_of("augment", self.augment, ("auto", "crop", "none"))
+        checks.share_or_default("camera", self.camera, -1.0)
+        checks.one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
+        checks.at_least("cache_gb", self.cache_gb, 0)
+        if self.template not in ("generic", "dataset") and (self.template.count("{}") != 1 or template_problem(self.template)):
+            raise UserError(f"template: '{self.template[:80]}' must be 'generic', 'dataset' or a text with one {{}} for the class name")
+        if self.held_out_domain and self.protocol == "base_to_novel":
+            raise UserError("held_out_domain: base_to_novel has no unseen domain; use data.protocol=domains, dirichlet or iid")
+
+
+def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, device: torch.device) -> tuple[Federation, Pixels]:
+    """Open the source that ``config`` names and divide it among clients."""
+    source = open_source(config, seed, preprocess.size)
+    federation = divide(source, config, seed, test_split)
+    strength = source.camera if config.camera == -1.0 else config.camera
+    if strength > 0:
+        seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federation.clients)
+        federation = dataclasses.replace(federation, clients=seen)
+    augment = source.augment if config.augment == "auto" else config.augment
+    return federation, Pixels(source, preprocess, augment, device, config.cache_gb)
+
+
+def open_source(config: DataConfig, seed: int, size: int) -> Source:
+    """The source by name, with the wanted prompt template; ``size`` is the side at which drawn images are drawn."""
+    source = _open(config, seed, size)
+    templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}
+    return dataclasses.replace(source, template=templates.get(config.template, config.template))
+
+
+def _open(config: DataConfig, seed: int, size: int) -> Source:
+    name, root = config.name, config.root
+    if name == "shapes":
+        return shapes.load(seed, size)
+    if name in coop.LAYOUTS:
+        return coop.load(name, root, SPLIT_SEED)
+    if name in ("cifar10", "cifar100"):
+        return cifar.load(name, root, config.download)
+    if name == "fgvc_aircraft":
+        return lists.aircraft(root)
+    if name == "imagenet":
+        return lists.imagenet(root)
+    if name == "domainnet":
+        return lists.domainnet(root, config.all_classes)
+    if name == "office_caltech10":
+        return folders.domain_folder(name, lists.folder_below(root, "office_caltech_10"), SPLIT_SEED, config.test_fraction, OFFICE)
+    if not root:
+        raise UserError("data.root: give the folder of images")
+    folder = Path(os.path.expanduser(root))
+    if name == "imagefolder":
+        return folders.image_folder(folder, SPLIT_SEED, config.test_fraction)
+    return folders.domain_folder(name, folder, SPLIT_SEED, config.test_fraction)
+
+
+def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Federation:
+    """The partition that ``config`` asks for; it depends on the source and the seed alone."""
+    if config.partition_file:
+        federation = file.read(Path(config.partition_file), source)
+        if federation.base.split != test_split:
+            raise UserError(
+                f"data.partition_file: {config.partition_file} divides the '{federation.base.split}' split; set evaluation.split to it"
+            )
+        if len(federation.clients) != config.clients:
+            held = len(federation.clients)
+            raise UserError(f"data.clients: {config.partition_file} has {held} clients, not {config.clients}; set data.clients={held}")
+        return federation
+    if config.protocol == "base_to_novel":
+        return base_to_novel(source, config.clients, config.shots, seed, test_split)
+    return spread(
+        source, config.protocol, config.clients, config.shots, config.beta, config.min_samples, seed, test_split, config.held_out_domain
+    )

@@ -1,0 +1,1 @@
+"""Who holds what: protocols that divide a source among clients."""

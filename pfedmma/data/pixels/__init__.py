@@ -1,0 +1,1 @@
+"""From image files to pixels on the device."""

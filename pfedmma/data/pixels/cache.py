@@ -1,0 +1,150 @@
+"""Decoded images, each kept from the first time it is read.
+
+`DecodedImages` holds training images of any size in memory up to a budget, and the rest in a temporary file. `FittedImages` holds
+images of one size as one tensor, which the ranks of a node can share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from pfedmma.system.errors import RankFailure
+from pfedmma.system.files import temporary_folder
+
+
+class DecodedImages:
+    """uint8 [3,H,W] images by position; ``read`` decodes one that is asked for the first time. Safe for two threads."""
+
+    def __init__(self, read: Callable[[int], Tensor], budget: float) -> None:
+        self._read, self._budget = read, budget
+        self._held: dict[int, Tensor] = {}
+        self._spilled: dict[int, tuple[int, tuple[int, ...]]] = {}  # position -> (offset in the file, shape)
+        self._file: IO[bytes] | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self.bytes_held = self.bytes_spilled = self.decoded = 0
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.many([index])[0]
+
+    def many(self, indices: Sequence[int]) -> list[Tensor]:
+        """The images at ``indices``; those asked for the first time are decoded side by side."""
+        with self._lock:
+            missing = [i for i in dict.fromkeys(indices) if i not in self._held and i not in self._spilled]
+            if len(missing) > 1:
+                new = dict(zip(missing, self._pool().map(self._read, missing), strict=True))
+            else:
+                new = {i: self._read(i) for i in missing}
+            for index, image in new.items():
+                self._keep(index, image)
+            return [new[i] if i in new else self._held[i] if i in self._held else self._load(*self._spilled[i]) for i in indices]
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """Decoding threads: this rank's share of the cores. PIL lets other threads run while it decodes."""
+        if self._threads is None:
+            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // ranks), thread_name_prefix="pfedmma-decode")
+        return self._threads
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        self.decoded += 1
+        if self.bytes_held + image.numel() <= self._budget:
+            self._held[index] = image
+            self.bytes_held += image.numel()
+        else:
+            self._spill(index, image)
+
+    def _spill(self, index: int, image: Tensor) -> None:
+        folder = temporary_folder()
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="pfedmma-", dir=folder)  # noqa: SIM115, it lives as long as the cache
+            self._file.seek(self.bytes_spilled)
+            self._file.write(image.numpy().tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise RankFailure(
+                f"data.cache_gb: decoded images beyond it cannot be kept in {folder} ({error.strerror}); "
+                f"raise data.cache_gb, or set TMPDIR to a larger disk"
+            ) from error
+        self._spilled[index] = (self.bytes_spilled, tuple(image.shape))
+        self.bytes_spilled += image.numel()
+
+    def _load(self, offset: int, shape: tuple[int, ...]) -> Tensor:
+        assert self._file is not None
+        content = bytearray(os.pread(self._file.fileno(), math.prod(shape), offset))
+        return torch.frombuffer(content, dtype=torch.uint8).view(shape)
+
+
+class FittedImages:
+    """uint8 [n,3,S,S]: images of one size by position; ``make`` makes one that is asked for the first time.
+
+    Only rows that are used take memory. With ``share``, a path that all ranks of a node name, the rows lie in one file that they map:
+    a row made by one rank is there for all. Rows are written to the file and only read through the map: there, a full disk would
+    end the process by a signal.
+    """
+
+    def __init__(self, count: int, size: int, make: Callable[[int], Tensor], share: Path | None = None) -> None:
+        self._make = make
+        self._file: IO[bytes] | None = None
+        shape, bytes_ = (count, 3, size, size), count * 3 * size * size
+        if share is None or count == 0:
+            self._pixels = torch.empty(shape, dtype=torch.uint8)
+            self._made = torch.zeros(count, dtype=torch.uint8)
+        else:
+            self._file = open(share, "r+b")  # noqa: SIM115, it lives as long as the images
+            whole = torch.from_file(str(share), shared=True, size=bytes_ + count, dtype=torch.uint8)
+            self._pixels, self._made = whole[:bytes_].view(shape), whole[bytes_:]
+        self._lock = threading.Lock()
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        """[n] -> [n,3,S,S]."""
+        if not bool(self._made[indices].all()):
+            self.fill(indices)
+        return self._pixels[indices]
+
+    def fill(self, indices: Tensor) -> None:
+        """Make those of these images that are not there yet."""
+        with self._lock:
+            for index in indices[self._made[indices] == 0].tolist():
+                if not self._made[index]:
+                    self._keep(index, self._make(index))
+                    self._made[index] = 1
+
+    def _keep(self, index: int, image: Tensor) -> None:
+        if self._file is None:
+            self._pixels[index] = image
+            return
+        with _kept_in_full():
+            self._file.seek(index * image.numel())
+            self._file.write(image.numpy().tobytes())
+            self._file.flush()
+
+
+def create_shared_file(path: Path, count: int, size: int) -> None:
+    """An empty file for `FittedImages`; sparse but for the marks at its end, so it takes room only as rows are made."""
+    with _kept_in_full(), open(path, "wb") as file:
+        file.truncate(count * 3 * size * size)
+        file.seek(0, os.SEEK_END)
+        file.write(bytes(count))
+
+
+@contextlib.contextmanager
+def _kept_in_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RankFailure(
+            f"cannot keep decoded test images in {temporary_folder()} ({error.strerror}); set TMPDIR to a folder with more room"
+        ) from error

@@ -1,0 +1,76 @@
+"""Where images come from: a source has ordered class names and three splits of labelled, addressable images."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfedmma.system.errors import RankFailure, UserError
+
+
+class Unreadable(RankFailure):
+    """An image file that cannot be decoded; the message names it."""
+
+
+GENERIC_TEMPLATE = "a photo of a {}."
+LONGEST_TEMPLATE = 1000
+
+
+def template_problem(template: str) -> str:
+    """What is wrong with a class prompt, after "the class prompt"; empty if it is a text with a place for the class name."""
+    if len(template) > LONGEST_TEMPLATE:
+        return f"is longer than {LONGEST_TEMPLATE} characters"
+    try:
+        # A width is filled up, and so may fill the memory.
+        if any(re.search(r"\d{4}", spec or "") for _, _, spec, _ in string.Formatter().parse(template)):
+            return "fills the name up to more than 999 characters"
+        texts = {template.format(name).encode() for name in ("a", "b")}
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        return f"cannot be filled in ({error})"
+    return "" if len(texts) == 2 else "has no place for the name"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images of one split.
+
+    ``labels`` [n] int64, indices into the source's class names. ``read(i)`` decodes image i: uint8 [3, H, W], sizes
+    may differ from image to image; it raises `Unreadable`, which names the file, if that cannot be done. ``domains`` [n] are indices
+    into the source's domains.
+    """
+
+    labels: Tensor
+    read: Callable[[int], Tensor]
+    domains: Tensor | None = None
+
+    def domain_of(self, positions: Tensor) -> Tensor:
+        """The domain of each of these images [n]; 0 where there are no domains."""
+        return torch.zeros_like(positions) if self.domains is None else self.domains[positions]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before it is divided among clients."""
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    template: str = GENERIC_TEMPLATE
+    own_template: str = ""  # the usual prompt of this data set, where it has one
+    made_split: dict[str, Any] | None = None  # a split that was made up because the data came without one
+    augment: str = "crop"  # what "auto" means for this source
+    camera: float = 0.0  # likewise
+    domains: tuple[str, ...] = ()
+    coarse: tuple[int, ...] | None = None  # superclass of each class, where there are superclasses
+
+    def split_for_tests(self, name: str) -> Split:
+        """The split ``test`` or ``val``; a `UserError` if the source has none of that name."""
+        if name not in self.splits:
+            raise UserError(f"evaluation.split: {self.name} has no '{name}' split; it has {', '.join(self.splits)}")
+        return self.splits[name]

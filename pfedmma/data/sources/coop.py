@@ -1,0 +1,161 @@
+"""Data sets in the CoOp layout: a folder of images and a ``split_zhou_*.json`` that lists train, val and test.
+
+The JSON holds, for each part, entries [path below the image folder, label, class name]. Where the file is missing, CoOp's own
+rule for that data set is applied once, always with the same draw, and the result kept with the run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfedmma.data.sources import coop_splits
+from pfedmma.data.sources.base import Source
+from pfedmma.data.sources.folders import LONGEST_NAME, Entry, class_folders, data_root, files, listing, require, split
+from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names below the data root: the set's folder, the image folder in it and the split file in it.
+
+    ``template`` is the usual prompt of this data set. ``by_class``: images lie in one folder a class and CoOp splits each class at
+    random, so that a missing split file can be made up for; ``skip`` and ``rename`` are CoOp's changes to those folders' names.
+    ``rule`` makes up for it from the data set's own lists, if ``lists`` is there.
+    """
+
+    folder: str
+    images: str
+    split: str
+    template: str
+    by_class: bool = False
+    skip: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    rule: coop_splits.Rule | None = None
+    lists: str = ""
+
+
+LAYOUTS = {
+    "caltech101": Layout(
+        "caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json", "a photo of a {}.", True,
+        ("BACKGROUND_Google", "Faces_easy"),
+        (("airplanes", "airplane"), ("Faces", "face"), ("Leopards", "leopard"), ("Motorbikes", "motorbike")),
+    ),
+    "oxford_pets": Layout("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet.",
+        rule=coop_splits.pets, lists="annotations/trainval.txt"),
+    "oxford_flowers": Layout("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower.",
+        rule=coop_splits.flowers, lists="imagelabels.mat"),
+    "food101": Layout("food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food.", True),
+    "dtd": Layout("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture.", True),
+    "sun397": Layout("sun397", "SUN397", "split_zhou_SUN397.json", "a photo of a {}.", rule=coop_splits.sun397, lists="ClassName.txt"),
+    "ucf101": Layout("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}.",
+        rule=coop_splits.ucf101, lists="ucfTrainTestlist"),
+    "eurosat": Layout(
+        "eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}.", True, (),
+        (
+            ("AnnualCrop", "Annual Crop Land"), ("HerbaceousVegetation", "Herbaceous Vegetation Land"), ("Highway", "Highway or Road"),
+            ("Industrial", "Industrial Buildings"), ("Pasture", "Pasture Land"), ("PermanentCrop", "Permanent Crop Land"),
+            ("Residential", "Residential Buildings"), ("SeaLake", "Sea or Lake"),
+        ),
+    ),
+    "stanford_cars": Layout("stanford_cars", "", "split_zhou_StanfordCars.json", "a photo of a {}."),
+}  # fmt: skip
+
+
+def load(name: str, root: str, seed: int = 0) -> Source:
+    """Data set ``name`` below ``root`` (the folder of all sets, or the set's own).
+
+    Raises:
+        UserError: nothing at ``root``, wrong layout, broken split file, images missing that the split names.
+    """
+    layout = LAYOUTS[name]
+    folder = find_folder(layout, root)
+    images, file = folder / layout.images, folder / layout.split
+    made = None
+    if not file.is_file():
+        made = split_by_class(layout, images, seed) if layout.rule is None else layout.rule(folder, seed)
+    parts = read_split(file) if made is None else _checked(made, file)
+    names = class_names(parts, file)
+    splits = {}
+    for part, rows in parts.items():
+        entries: list[Entry] = [(images / path, label, 0) for path, label, _ in rows]
+        splits[part] = split(require(entries, f"{layout.split} under '{part}'", images))
+    return Source(name, names, splits, own_template=layout.template, made_split=made)
+
+
+def find_folder(layout: Layout, root: str) -> Path:
+    """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the images and, where needed, the split file."""
+    base = data_root(root, layout.folder)
+    candidates = [folder for folder in (base / layout.folder, base) if (folder / layout.images).is_dir()]
+    for folder in candidates:
+        if (folder / layout.split).is_file():
+            return folder
+    for folder in candidates:
+        if layout.by_class or (layout.rule is not None and (folder / layout.lists).exists()):
+            return folder
+    raise UserError(
+        f"data.root: looked for {layout.folder}/{layout.split} and {(Path(layout.folder) / layout.images).as_posix()}/ below '{root}', "
+        f"which holds {listing(base)}"
+    )
+
+
+def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[list[Any]]]:
+    """CoOp's rule for one folder a class, in the form of its JSON."""
+    rows: list[list[Any]] = []
+    for label, folder in enumerate(name for name in class_folders(images) if name not in layout.skip):
+        name = dict(layout.rename).get(folder, folder)
+        found = [[path.relative_to(images).as_posix(), label, name] for path, _, _ in files(images / folder, label, 0)]
+        if not found:
+            raise UserError(f"data.root: class '{name}' has 0 images, too few to divide into train, val and test")
+        rows += found
+    return coop_splits.shares_of_each_class(rows, seed, coop_splits.TRAIN_SHARE, coop_splits.VAL_SHARE)
+
+
+def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
+    """{"train" | "val" | "test": [(path, label, class name), ...]}, checked."""
+    try:
+        content = untrusted.read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the split file {path}: {error}") from None
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> dict[str, list[tuple[str, int, str]]]:
+    parts = {}
+    for part in ("train", "val", "test"):
+        rows = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(_is_entry(row) for row in rows):
+            raise UserError(f"the split file {path} must hold a list of [path, label, class name] under '{part}'")
+        parts[part] = [(file, label, name) for file, label, name in rows]
+    return parts
+
+
+def _is_entry(row: object) -> bool:
+    if not (isinstance(row, list) and len(row) == 3):
+        return False
+    file, label, name = row
+    inside = isinstance(file, str) and not Path(file).is_absolute() and ".." not in Path(file).parts
+    named = isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()
+    return inside and isinstance(label, int) and not isinstance(label, bool) and named
+
+
+def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tuple[str, ...]:
+    """Class names in label order; labels must be 0 .. n-1, one name each."""
+    names: dict[int, str] = {}
+    for entries in parts.values():
+        for _, label, name in entries:
+            if names.setdefault(label, name) != name:
+                raise UserError(f"the split file {path} gives label {label} two class names, '{names[label]}' and '{name}'")
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"the labels in the split file {path} must be 0 .. {len(names) - 1} without a gap")
+    ordered = tuple(names[label] for label in range(len(names)))
+    spoken = [name.replace("_", " ") for name in ordered]  # as prompts say them
+    twice = {name for name, count in Counter(spoken).items() if count > 1}
+    if not ordered:
+        raise UserError(f"the split file {path} lists no image")
+    if twice:
+        raise UserError(f"the split file {path} gives the class name '{min(twice)}' to two labels")
+    return ordered

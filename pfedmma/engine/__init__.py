@@ -1,0 +1,1 @@
+"""Federated training: rounds, participation, the server, and local training of stacked clients."""

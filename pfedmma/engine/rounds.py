@@ -1,0 +1,211 @@
+"""The round loop: Algorithm 1 of pFedMMA, for any method whose `exchange` map says what travels.
+
+Shape legend: C participants that this rank hosts, P parameters of one client, X of them exchanged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pfedmma import rng
+from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, summarise
+from pfedmma.clip.stems import StemCache
+from pfedmma.comm.ledger import EXCHANGE
+from pfedmma.comm.world import WIRE_DTYPES, World
+from pfedmma.data.partition.federated import Client
+from pfedmma.engine.cohort import PassWidth, Trainer, train_cohort
+from pfedmma.methods.base import POOL, UNIFORM, Method
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.system import checks
+from pfedmma.system.errors import UserError
+from pfedmma.system.signals import Interruption
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """``participation``: share of the clients that train in a round.
+
+    ``clients_per_pass``: how many clients of a rank share one pass; ``auto``: as many as the memory of the GPU takes, 10 on a CPU.
+    ``stems_gb``: memory for what follows from images that come again unchanged (test images; training images without augmentation).
+    ``device_gb``, ``host_gb``: how much of the clients' own state rests on a GPU and in host memory; the rest lies in a temporary file.
+    """
+
+    rounds: int = 50
+    local_epochs: int = 2
+    participation: float = 1.0
+    batch_size: int = 32
+    clients_per_pass: str = "auto"
+    stems_gb: float = 2.0
+    device_gb: float = 8.0
+    host_gb: float = 16.0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "local_epochs", "batch_size"):
+            checks.at_least(name, getattr(self, name), 1)
+        for name in ("stems_gb", "device_gb", "host_gb"):
+            checks.at_least(name, getattr(self, name), 0)
+        if self.clients_per_pass != "auto" and not (self.clients_per_pass.isdecimal() and int(self.clients_per_pass) >= 1):
+            raise UserError(f"clients_per_pass: must be a whole number from 1 on, or auto, not '{self.clients_per_pass}'")
+        checks.in_unit_interval("participation", self.participation)
+
+
+class Listener(Protocol):
+    """Who wants to know about finished rounds."""
+
+    def round_done(self, row: dict[str, Any]) -> None: ...
+
+    def checkpoint_due(self, round_: int) -> bool: ...
+
+    def save(self, round_: int) -> None: ...
+
+
+@dataclass
+class Engine:
+    """One rank's part of a federated run."""
+
+    world: World
+    clients: tuple[Client, ...]
+    trainer: Trainer
+    evaluator: Evaluator
+    store: ClientStore
+    federation: FederationConfig
+    evaluation: EvaluationConfig
+    seed: int
+    wire: str = "fp32"
+    width: PassWidth = field(default_factory=lambda: PassWidth(10))
+    interruption: Interruption = field(default_factory=Interruption)
+    table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
+
+    def run(self, first_round: int, listener: Listener) -> int:
+        """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record.
+
+        Returns:
+            The last round that was done: an interruption of any rank ends the run after its round.
+        """
+        for round_ in range(first_round, self.federation.rounds + 1):
+            clock = Clock()
+            self.world.ledger.open_round()
+            cohort = sample(len(self.clients), self.federation.participation, self.seed, round_)
+            read = self.read_parameters(cohort)
+            shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.width)
+            clock.lap("train")
+            clock.laps["input"] = self.trainer.waiting.take()  # the part of training that waited for images
+            loss, interrupted = self.collect(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
+            clock.lap("wait")
+            self.store.shared = self.exchange(cohort, shared)
+            clock.lap("exchange")
+            accuracy = self.evaluate() if due(self.evaluation.every, round_, self.federation.rounds) else None
+            clock.lap("evaluate")
+            listener.round_done(self.record(round_, cohort, read, loss, clock, accuracy))
+            if interrupted or listener.checkpoint_due(round_):
+                listener.save(round_)
+            if interrupted:
+                return round_
+        return self.federation.rounds
+
+    def hosted(self, ids: Sequence[int]) -> list[Client]:
+        """Those of the clients that live on this rank."""
+        return [self.clients[i] for i in ids if self.world.hosts(i)]
+
+    def exchange(self, cohort: Sequence[int], shared: Tensor) -> Tensor:
+        """The server's mean over all participants [X], from this rank's ones [C, X].
+
+        The weights, n_i / n or 1 / participants, are known on every rank from the partition, so nothing but the tensor travels (and
+        under rule ``pool`` each participant's own). A rank without participants enters with zeros. Local sums are fp64, the wire is
+        fp32 (or bf16, fp16). One collective.
+        """
+        layout = self.trainer.layout
+        if layout.exchanged_size == 0:
+            return self.store.shared
+        sizes = {i: len(self.clients[i].train) for i in cohort}
+        hosted = [client.id for client in self.hosted(cohort)]
+        part = torch.zeros(layout.exchanged_size, dtype=torch.float64, device=shared.device)
+        for rule, columns in layout.columns.items():
+            weights = [1.0 / len(cohort) if rule == UNIFORM else sizes[i] / sum(sizes.values()) for i in hosted]
+            part[columns] = torch.tensor(weights, dtype=torch.float64, device=shared.device) @ shared[:, columns].double()
+        pooled = shared[:, layout.columns.get(POOL, slice(0, 0))]
+        uploads = pooled.new_zeros(len(cohort), pooled.shape[1])
+        uploads[[cohort.index(i) for i in hosted]] = pooled
+        sent = torch.cat([part.to(WIRE_DTYPES[self.wire]), uploads.flatten().to(WIRE_DTYPES[self.wire])])
+        mean, uploads = self.world.sum(sent, EXCHANGE).float().tensor_split([layout.exchanged_size])
+        if POOL in layout.columns:
+            self.store.pool.rows.update(zip(cohort, uploads.view(len(cohort), -1), strict=True))
+        return mean
+
+    def read_parameters(self, cohort: Sequence[int]) -> int:
+        """How many parameters of other clients the participants are sent at the start of the round."""
+        columns = self.trainer.layout.columns.get(POOL, slice(0, 0))
+        reads = self.trainer.method.reads
+        return sum(self.store.pool.readable(i, reads) for i in cohort) * (columns.stop - columns.start)
+
+    def collect(self, cohort: Sequence[int], losses: Tensor) -> tuple[float, bool]:
+        """The weighted mean of all participants' losses, and whether any rank was asked to end."""
+        sizes = {i: len(self.clients[i].train) for i in cohort}
+        own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
+        loss, asked = self.world.sum(torch.tensor([own, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
+        return loss / sum(sizes.values()), asked > 0
+
+    def evaluate(self) -> dict[str, Any]:
+        """Accuracy of every client with its current state; keeps the table by client."""
+        self.table = self.evaluate_all(self.trainer.method, self.store, self.trainer.stems)
+        return self.summarise(self.table)
+
+    def summarise(self, table: Tensor) -> dict[str, Any]:
+        """Averages of a table over clients, and over their domains if they have any."""
+        return summarise(table, [client.domain for client in self.clients])
+
+    def evaluate_all(self, method: Method, store: ClientStore, stems: StemCache | None = None) -> Tensor:
+        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all."""
+        hosted = self.hosted(range(len(self.clients)))
+        own = self.evaluator.table(method, store, hosted, stems)
+        table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
+        table[[client.id for client in hosted]] = own
+        return self.world.sum(table.flatten(), "metrics").view(table.shape)
+
+    def record(
+        self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, accuracy: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The round's object in ``metrics.jsonl``."""
+        wire_bytes = WIRE_DTYPES[self.wire].itemsize
+        return {
+            "round": round_,
+            "clients": list(cohort),
+            "samples": sum(len(self.clients[i].train) for i in cohort),
+            "loss": loss,
+            "seconds": clock.seconds(),
+            "comm": self.world.ledger.close_round(self.trainer.layout.exchanged_size, len(cohort), wire_bytes, read),
+            "accuracy": accuracy,
+        }
+
+
+class Clock:
+    """Seconds of the parts of a round."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self.last = now - self.last, now
+
+    def seconds(self) -> dict[str, float]:
+        return self.laps | {"total": self.last - self.start}
+
+
+def due(every: int, round_: int, last: int) -> bool:
+    """Whether what happens ``every`` so many rounds happens after this one: the last always counts, 0 is never."""
+    return every > 0 and (round_ % every == 0 or round_ == last)
+
+
+def sample(clients: int, participation: float, seed: int, round_: int) -> list[int]:
+    """The participants of a round, ascending: max(1, round(p K)) of K clients, the same on every rank."""
+    count = max(1, round(participation * clients))
+    order = torch.randperm(clients, generator=rng.generator(seed, "cohort", round_))
+    return sorted(order[:count].tolist())

@@ -1,0 +1,1 @@
+"""What methods train in the towers: multi-modal adapters and learned context."""

@@ -1,0 +1,81 @@
+"""Learned context: what the prompt methods share.
+
+A prompt is ``[SOS] context name . [EOS]``; the context's token embeddings are learned, everything else is CLIP's.
+
+Shape legend: C clients, K classes, T tokens, W text width, L context tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.towers import Places, Stem
+from pfedmma.system.errors import UserError
+
+STD = 0.02  # of drawn context, as CLIP's own token embeddings
+
+
+def context_length(backbone: Backbone, wanted: int, words: str = "") -> int:
+    """How many context tokens: those of ``words``, or ``wanted``, or (0) 16, and a quarter of the text tower's reach where that is less.
+
+    Raises:
+        UserError: they leave no room for a class name.
+    """
+    reach = len(backbone.text.positions)
+    length = len(word_ids(backbone, words)) if words else wanted or min(16, reach // 4)
+    if length + 4 > reach:  # start, name, full stop and end
+        raise UserError(f"method: {length} context tokens leave no room for a class name in the {reach} tokens that {backbone.name} reads")
+    return length
+
+
+def word_ids(backbone: Backbone, words: str) -> list[int]:
+    """Token ids of ``words``, without start and end."""
+    return backbone.tokenizer.encode(words)
+
+
+def initial_context(backbone: Backbone, length: int, words: str, generator: torch.Generator) -> Tensor:
+    """[L,W]: the embeddings of ``words``, or N(0, 0.02^2) without."""
+    if words:
+        return backbone.text.token_embedding[word_ids(backbone, words)].cpu()
+    return torch.randn(length, backbone.text.width, generator=generator) * STD
+
+
+def context_stem(backbone: Backbone, names: tuple[str, ...], length: int) -> Stem:
+    """The embedded prompts of the classes ``names``, with ``length`` placeholders where the learned context goes.
+
+    Raises:
+        UserError: a name is too long for the text tower beside the context.
+    """
+    template = " ".join(["X"] * length + ["{}."])  # X is one token
+    for name in names:
+        size = length + len(word_ids(backbone, f"{name.replace('_', ' ')}.")) + 2
+        if size > len(backbone.text.positions):
+            raise UserError(
+                f"method: the prompt of class '{name}' with {length} context tokens has {size} tokens; "
+                f"{backbone.name} reads {len(backbone.text.positions)}"
+            )
+    return backbone.text_stem(backbone.prompts(template, names), 0)
+
+
+def prompted(backbone: Backbone, context: Tensor) -> Places:
+    """The places of a text tower in which each client's context [C,L,W] stands after the start token."""
+    clients, length = context.shape[:2]
+    positioned = context + backbone.text.positions[1 : 1 + length]
+
+    def tokens(block: int, x: Tensor) -> Tensor:
+        if block > 1:
+            return x
+        x = x.unflatten(0, (clients, -1))
+        own = positioned.unsqueeze(1).expand(-1, x.shape[1], -1, -1)
+        return torch.cat([x[:, :, :1], own, x[:, :, 1 + length :]], dim=2).flatten(0, 1)
+
+    return Places(tokens=tokens)
+
+
+def prompt_features(backbone: Backbone, stem: Stem, context: Tensor) -> Tensor:
+    """Normalised text features [C,K,D] of the prompts in ``stem`` with each of the contexts [C,L,W]."""
+    x = backbone.text.finish(stem.repeat(len(context)), prompted(backbone, context))
+    return F.normalize(backbone.text.features(x).float().unflatten(0, (len(context), -1)), dim=-1)

@@ -1,0 +1,158 @@
+"""One client's model, of any method, on an ordinary open_clip model: from a file to a classifier.
+
+A client file is safetensors: the method's tensors by name, ``others.<name>`` [E, *shape] what the client reads of E other clients;
+metadata ``format``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from pfedmma.clip.backbone import Backbone, own_tokenizer
+from pfedmma.config import schema as configuration
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, template_problem
+from pfedmma.methods import registry
+from pfedmma.methods.base import POOL, Method, Others, State
+from pfedmma.methods.pfedmma import MultiModalAdapters
+from pfedmma.portable import adapter_file
+from pfedmma.portable.adapted_clip import refuse_misfit
+from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
+from pfedmma.system.files import write_atomically
+
+FORMAT = "pfedmma-client/1"
+_OTHERS = "others."
+
+
+@dataclass(frozen=True)
+class PersonalCLIP:
+    """A client's model. ``state``: its tensors {name: [1, *shape]}; ``others``: what it reads of other clients."""
+
+    method: Method
+    state: State
+    others: Others | None
+    template: str
+
+    @classmethod
+    def of(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:
+        """From one client's tensors {name: [*shape]} and what it reads of E others {name: [E, *shape]}, on any device."""
+        device = method.backbone.device
+        state, others = ({name: x.to(device).float().unsqueeze(0) for name, x in found.items()} for found in (tensors, read))
+        if not others:
+            return cls(method, state, None, template)
+        present = torch.ones(1, next(iter(others.values())).shape[1], dtype=torch.bool, device=device)
+        return cls(method, state, Others(others, present), template)
+
+    @torch.no_grad()
+    def classifier(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
+        """From preprocessed images [N,3,S,S] to logits [N,K] over the classes ``names``; their text features are computed once."""
+        backbone = self.method.backbone
+        with backbone.autocast():
+            stem = self.method.text_stem(backbone.prompts(self.template, tuple(names)))
+        with backbone.autocast():
+            state = {**self.state, **self.method.fixed(self.state, self.others, stem)}
+        with backbone.autocast():
+            texts = self.method.text_features(state, stem)
+
+        @torch.no_grad()
+        def classify(images: Tensor) -> Tensor:
+            with backbone.autocast():
+                features = self.method.image_features(state, self.method.image_stem(images.float()))
+                return self.method.logits(state, features, texts)[0]
+
+        return classify
+
+
+def write(path: str | Path, tensors: State, others: State, settings: dict[str, Any], backbone: str, template: str) -> None:
+    """Write a client file; an existing file is replaced as a whole. ``settings``: of `pfedmma.methods.MethodConfig`."""
+    metadata = {"format": FORMAT, "method": json.dumps(settings), "backbone": backbone, "template": template}
+    named = {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in others.items()}}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+    write_atomically(Path(path), save(plain, metadata))
+
+
+def load_client(clip: Any, path: str | Path, template: str | None = None) -> PersonalCLIP:
+    """A client's model from a client file or an adapter file.
+
+    Args:
+        clip: the open_clip CLIP that the run was trained on, on any device; it is frozen.
+        path: a file written by ``python -m pfedmma.export``.
+        template: class prompt with {} for the name; by default the run's own.
+
+    Raises:
+        UserError: an unusable file or template, or one made for a model of another size.
+    """
+    found, metadata = _read(path)
+    template = template or metadata.get("template", GENERIC_TEMPLATE)
+    _require_template(path, template)
+    name = metadata.get("backbone") or "this model"
+    backbone = Backbone.freeze(clip.eval().requires_grad_(False), name, tokenizer=own_tokenizer(name))
+    method: Method
+    if metadata.get("format") == adapter_file.FORMAT:
+        tensors, spec, made_for = adapter_file.read(path)
+        refuse_misfit(path, spec, backbone, made_for)
+        method, read = MultiModalAdapters(backbone, spec, "none"), {}
+    else:
+        method = registry.build(_settings(path, metadata), backbone)
+        tensors = {name: tensor for name, tensor in found.items() if not name.startswith(_OTHERS)}
+        read = {name.removeprefix(_OTHERS): tensor for name, tensor in found.items() if name.startswith(_OTHERS)}
+    _require(path, method, tensors, read)
+    return PersonalCLIP.of(method, tensors, read, template)
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        tensors, metadata = adapter_file.open_tensors(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no client file {path}") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a safetensors file: {str(error)[:200]}") from None
+    if metadata.get("format") not in (FORMAT, adapter_file.FORMAT):
+        found = str(metadata.get("format"))[:40]
+        raise UserError(f"{path} has format '{found}', not '{FORMAT}'; write client files with python -m pfedmma.export")
+    return tensors, metadata
+
+
+def _settings(path: str | Path, metadata: dict[str, str]) -> registry.MethodConfig:
+    try:
+        tree = untrusted.parse_json(metadata["method"])
+        if not isinstance(tree, dict):
+            raise ValueError("no mapping")
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not say its method's settings ({error}); write client files with python -m pfedmma.export") from None
+    try:
+        return configuration.section(registry.MethodConfig, tree, "method.")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _require_template(path: str | Path, template: str) -> None:
+    if problem := template_problem(template):
+        raise UserError(f"{path}: the class prompt '{template[:80]}' {problem}; write one with {{}} for the name")
+
+
+def _require(path: str | Path, method: Method, tensors: State, read: State) -> None:
+    """Raise a `UserError` unless the tensors are those of the method on this backbone."""
+    shapes = {name: tuple(shape) for name, shape in method.shapes.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    pooled = {name for name, rule in method.exchange.items() if rule == POOL}
+    counts = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in read.items()}
+    wrong += sorted(f"{_OTHERS}{name}" for name in (pooled ^ read.keys() if read else ()))
+    wrong += sorted(
+        f"{_OTHERS}{name}"
+        for name, tensor in read.items()
+        if tuple(tensor.shape[1:]) != shapes.get(name) or not 0 < counts[name] <= method.reads or len(set(counts.values())) > 1
+    )
+    if wrong:
+        raise UserError(f"{path} does not fit {method.backbone.name}: tensor {wrong[0][:60]} is not of the shape that its method has there")
+    adapter_file.require_numbers(path, {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in read.items()}})

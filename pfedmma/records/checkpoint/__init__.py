@@ -1,0 +1,1 @@
+"""Checkpoints: safetensors shards and a manifest with their hashes, whole or absent."""

@@ -1,0 +1,1 @@
+"""The client axis: parameters, optimizer state and private rows of many clients at once. Knows no method."""
