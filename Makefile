@@ -30,7 +30,7 @@ test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks a
 	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
 
 slurm-check: $(INSTALLED) ## the batch files on a real SLURM on this machine (root, Debian packages); skipped where it cannot be had
-	$(BIN)/python tests/slurm/check.py
+	$(BIN)/python -m tests.slurm.check
 
 lint: $(INSTALLED) ## style and types
 	$(BIN)/python -m ruff check .

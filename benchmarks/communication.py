@@ -19,7 +19,7 @@ import torch
 from machine import machine
 from rich.table import Table
 
-from pfedmma.clip.backbone import BackboneConfig, create_model
+from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.comm.ledger import EXCHANGE, bandwidths, percentile, ring_bytes
 from pfedmma.comm.world import DistributedConfig, World, open_world
 from pfedmma.methods.adapters.multimodal import AdapterSpec

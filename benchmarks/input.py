@@ -23,8 +23,9 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pfedmma.clip.backbone import Preprocess
-from pfedmma.data.pixels.pixels import CROP_RATIO, CROP_SCALE, Pixels
+from pfedmma.clip.preprocess import Preprocess
+from pfedmma.data.pixels.crop import CROP_RATIO, CROP_SCALE
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source
 from pfedmma.data.sources.folders import SUFFIXES, split

@@ -2,8 +2,9 @@
 
     python benchmarks/local_training.py [--model ViT-B-32] [--precision fp32|bf16] [--clients 1,4,10] [--evaluation]
 
-Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path in tests/oracle.py, one
-client at a time; of `Trainer.step`, one client at a time and several in a stack; and large matrix products, for the machine's peak.
+Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path in
+tests/support/oracle.py, one client at a time; of `Trainer.step`, one client at a time and several in a stack; and large matrix
+products, for the machine's peak.
 ``--evaluation`` measures the test of all clients on base and novel classes instead: the plain path encodes everything anew for each
 client (and its own classes once more, for Local) and is timed for one client a repeat; `Evaluator.table` serves them all.
 
@@ -34,23 +35,26 @@ from torch.nn import functional as F
 
 from pfedmma import rng
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
-from pfedmma.clip.backbone import PRECISIONS, Backbone, BackboneConfig, create_model
-from pfedmma.data.partition.federated import Client, EvaluationSet, Federation, split_classes
+from pfedmma.clip.backbone import PRECISIONS, Backbone
+from pfedmma.clip.loading import BackboneConfig, create_model
+from pfedmma.data.partition.base_to_novel import split_classes
+from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
 from pfedmma.data.sources.cifar import SUPERCLASSES
-from pfedmma.engine.cohort import Batch, LocalWork, LossScale, Trainer
+from pfedmma.engine.batches import Batch, LocalWork
+from pfedmma.engine.local import Trainer
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.linear import Layout
-from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.optim import LossScale, OptimizerConfig
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.memory import keep_freed_memory
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-import oracle
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from tests.support import oracle
 
 SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # sides of the square products that the peak is looked for with
 PLAIN_BATCH = 100  # images of a forward pass of the plain evaluation
@@ -167,7 +171,7 @@ class Bench:
         return self.pixels.normalise(self.pixels.fitted("train", torch.arange(count)))
 
     @cached_property
-    def federation(self) -> Federation:
+    def federation(self) -> FederatedData:
         """The clients divide the base classes; both test sets in order of their images."""
         count, classes = self.setting.images, self.setting.classes
         base = EvaluationSet("test", self.base, torch.arange(count), torch.arange(count) % classes)
@@ -177,7 +181,7 @@ class Bench:
         for number, own in enumerate(split_classes(classes, self.setting.clients)):
             test = torch.isin(base.labels, torch.tensor(own)).nonzero().squeeze(1)
             members.append(Client(number, own, nothing, nothing, test))
-        return Federation(tuple(members), base, novel, GENERIC_TEMPLATE)
+        return FederatedData(tuple(members), base, novel, GENERIC_TEMPLATE)
 
     def evaluate(self) -> Tensor:
         """The accuracies of all clients, as the system finds them."""

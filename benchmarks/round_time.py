@@ -150,7 +150,7 @@ def table(title: str, rounds: list[dict[str, float]], epochs: int) -> Table:
 
 def described(run: Run) -> dict[str, Any]:
     """What the rounds go over."""
-    federation, engine = run.federation, run.engine
+    federation, engine = run.federated, run.engine
     return {
         "clients": len(federation.clients),
         "classes": {name: len(images.classes) for name, images in federation.sets().items()},
@@ -197,7 +197,7 @@ def main() -> None:
         watch = Watch()
         run.engine.run(1, watch)
     if world.is_main:
-        title = f"a round: {len(run.federation.clients)} clients, {args.model}, {args.precision}, "
+        title = f"a round: {len(run.federated.clients)} clients, {args.model}, {args.precision}, "
         show(table(f"{title}{world.device.type}, {world.size} ranks", watch.rounds, run.config.federation.local_epochs))
         report = {
             "benchmark": "round_time",

@@ -41,11 +41,11 @@ from pfedmma import rng
 from pfedmma.comm.world import DistributedConfig, World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.cohort import Trainer
+from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 

@@ -48,6 +48,7 @@ from pfedmma.comm.ledger import EXCHANGE, ring_bytes
 from pfedmma.comm.world import World
 from pfedmma.engine.rounds import Engine
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.checkpoint import write as checkpoint_write
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -100,7 +101,7 @@ class Meter:
         setattr(World, "sum", counted)  # noqa: B010, a type checker refuses the plain form
         self.within(Engine, "run", "rounds")
         self.within(Engine, "evaluate_all", "evaluation")
-        self.within(checkpoint_manifest, "save_checkpoint", "checkpoint")
+        self.within(checkpoint_write, "save_checkpoint", "checkpoint")
 
     def within(self, owner: object, function: str, phase: str) -> None:
         """What is summed while ``function`` of ``owner`` runs belongs to ``phase``."""

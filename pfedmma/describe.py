@@ -11,8 +11,8 @@ from rich.table import Table
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.data.loading import divide, open_source
-from pfedmma.data.partition import file
-from pfedmma.data.partition.federated import Federation
+from pfedmma.data.partition import partition_file
+from pfedmma.data.partition.federated import FederatedData
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
@@ -28,31 +28,31 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)  # settings may stand before and after options
     config = configuration.load(args.config, args.settings)
     source = open_source(config.data, config.seed, DRAWN_SIZE)
-    federation = divide(source, config.data, config.seed, config.evaluation.split)
-    show(describe(federation, config))
+    federated = divide(source, config.data, config.seed, config.evaluation.split)
+    show(describe(federated, config))
     if args.out is not None:
-        file.write(args.out, federation, source)
+        partition_file.write(args.out, federated, source)
         print(f"partition: {args.out}")
     if args.plot is not None:
-        plot(federation, config, args.plot)
+        plot(federated, config, args.plot)
         print(f"plot: {args.plot}")
 
 
-def counts(federation: Federation) -> torch.Tensor:
+def counts(federated: FederatedData) -> torch.Tensor:
     """Training images of each base class at each client [classes, clients]."""
-    classes = len(federation.base.classes)
-    return torch.stack([torch.bincount(client.labels, minlength=classes) for client in federation.clients], dim=1)
+    classes = len(federated.base.classes)
+    return torch.stack([torch.bincount(client.labels, minlength=classes) for client in federated.clients], dim=1)
 
 
-def describe(federation: Federation, config: Config) -> Table:
+def describe(federated: FederatedData, config: Config) -> Table:
     """One row a client: how much it holds, and of what most."""
-    table = Table(title=escape(f"{_origin(config)}, seed {config.seed}: {_sizes(federation)}"))
+    table = Table(title=escape(f"{_origin(config)}, seed {config.seed}: {_sizes(federated)}"))
     for name in ("client", "domain", "classes", "train", "test"):
         table.add_column(name, justify="right")
     table.add_column("most of")
-    for client, held in zip(federation.clients, counts(federation).T, strict=True):
+    for client, held in zip(federated.clients, counts(federated).T, strict=True):
         top = held.argsort(descending=True, stable=True)[:4]
-        most = ", ".join(f"{federation.base.classes[i]} {held[i]}" for i in top.tolist() if held[i])
+        most = ", ".join(f"{federated.base.classes[i]} {held[i]}" for i in top.tolist() if held[i])
         sizes = (str(len(part)) for part in (client.classes, client.train, client.test))
         table.add_row(str(client.id), escape(client.domain or "-"), *sizes, escape(most))  # a folder may be called "[b]"
     return table
@@ -62,17 +62,17 @@ def _origin(config: Config) -> str:
     return f"{config.data.name}, {config.data.partition_file or config.data.protocol}"
 
 
-def _sizes(federation: Federation) -> str:
-    return ", ".join(f"{name} {len(images.classes)} classes / {len(images.indices)} images" for name, images in federation.sets().items())
+def _sizes(federated: FederatedData) -> str:
+    return ", ".join(f"{name} {len(images.classes)} classes / {len(images.indices)} images" for name, images in federated.sets().items())
 
 
-def plot(federation: Federation, config: Config, path: Path) -> None:
+def plot(federated: FederatedData, config: Config, path: Path) -> None:
     """Classes x clients as an image; darker is more."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--plot needs matplotlib; install it with: pip install 'pfedmma[plots]'") from None
-    held = counts(federation)
+    held = counts(federated)
     figure = Figure(figsize=(max(4.0, 0.25 * held.shape[1] + 2.0), max(3.0, 0.12 * held.shape[0] + 1.5)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(held.numpy(), aspect="auto", cmap="Blues", interpolation="nearest")
@@ -80,7 +80,7 @@ def plot(federation: Federation, config: Config, path: Path) -> None:
     axes.set_xlabel("client")
     axes.set_ylabel("class")
     if held.shape[0] <= 40:
-        axes.set_yticks(range(held.shape[0]), federation.base.classes, fontsize=6, parse_math=False)
+        axes.set_yticks(range(held.shape[0]), federated.base.classes, fontsize=6, parse_math=False)
     axes.set_title(_origin(config), fontsize=9, parse_math=False)
     try:
         figure.savefig(path, dpi=150)

@@ -10,7 +10,8 @@ from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.assembly import assemble, restore
+from pfedmma.run.assembly import assemble
+from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.console import accuracy_table, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main

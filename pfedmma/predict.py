@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from pfedmma.clip import backbone as clip
-from pfedmma.data.pixels.pixels import Pixels, decode, fit
+from pfedmma.clip import loading
+from pfedmma.data.pixels.crop import fit
+from pfedmma.data.pixels.decode import decode
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source, Split, Unreadable
 from pfedmma.data.sources.folders import SUFFIXES
-from pfedmma.export import Kept, kept_of
 from pfedmma.methods import registry
-from pfedmma.portable.client_file import PersonalCLIP
-from pfedmma.records.checkpoint import classes as checkpoint_classes
+from pfedmma.portable.personal_clip import PersonalCLIP
+from pfedmma.records.checkpoint import manifest
 from pfedmma.records.folder import RunFolder
+from pfedmma.run.client import Kept, kept_of
+from pfedmma.system.console import Bar
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     device = device_of(args.device)
     kept = kept_of(folder, args.client)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
-    backbone = clip.load(kept.config.backbone, kept.config.seed, device)
+    backbone = loading.load(kept.config.backbone, kept.config.seed, device)
     model = PersonalCLIP.of(registry.build(kept.config.method, backbone), kept.tensors, kept.others, kept.template)
     answers = predict(model, names, paths, args.batch_size)
     if not args.json:
@@ -150,7 +151,7 @@ def given_names(args: argparse.Namespace) -> tuple[str, ...]:
 def classes_of(folder: RunFolder, kept: Kept, client: int, space: str) -> list[str]:
     """The run's own classes: ``all``, ``base``, ``novel``, or ``own``, those that ``client`` holds."""
     try:
-        classes = checkpoint_classes.of_client(kept.classes, client, kept.config.data.clients)
+        classes = manifest.classes_of_client(kept.classes, client, kept.config.data.clients)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"the checkpoint in {folder.path} does not say the run's classes ({error}); name some by --names") from None
     found = [*classes["base"], *classes["novel"]] if space == "all" else classes[space]
@@ -196,43 +197,6 @@ def top(names: Sequence[str], probabilities: Tensor, count: int) -> list[dict[st
 def readable(path: Path, best: Sequence[dict[str, Any]]) -> str:
     shown = os.fsencode(path).decode("utf-8", "replace")
     return "\n".join([shown, *(f"  {100.0 * row['probability']:6.2f} %  {row['class']}" for row in best)])
-
-
-class Bar:
-    """Where answers go, and a progress bar for many images at a terminal. A context manager."""
-
-    def __init__(self, count: int, many: bool) -> None:
-        self.shown = sys.stdout.isatty()  # answers and the bar share the terminal
-        console = Console(stderr=not self.shown)
-        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(
-            *columns,
-            console=console,
-            disable=not (many and console.is_terminal),
-            redirect_stdout=False,
-            redirect_stderr=sys.stderr.isatty(),
-            transient=True,
-        )
-        self.task = self.progress.add_task("", total=count)
-
-    def __enter__(self) -> Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.progress.stop()
-
-    def say(self, text: str) -> None:
-        if self.shown:
-            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        else:
-            print(text, flush=True)
-
-    def complain(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def advance(self) -> None:
-        self.progress.advance(self.task)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,18 @@ from typing import Any
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
+from pfedmma.config.identity import comparable, settings
 from pfedmma.config.schema import Config
 from pfedmma.engine.rounds import due
-from pfedmma.records.checkpoint import classes
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.checkpoint import write
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
-from pfedmma.run.assembly import Run, assemble, comparable, restore, settings
+from pfedmma.run.assembly import Run, assemble
+from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
+from pfedmma.system import options
 from pfedmma.system.console import Progression, accuracy_table, megabytes, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.memory import shortage_named
@@ -68,7 +71,7 @@ def parse(argv: list[str] | None) -> Config:
 
 def all_settings() -> str:
     """Every setting with its default, for ``--help``."""
-    return "settings:\n" + "\n".join(f"  {name}={value}" for name, value in configuration.flatten(Config()).items())
+    return "settings:\n" + "\n".join(f"  {name}={value}" for name, value in options.flatten(Config()).items())
 
 
 def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
@@ -134,13 +137,13 @@ class Recorder:
             "config": comparable(self.run.config),
             "ledger": engine.world.ledger.state(),
             "reads": engine.trainer.method.reads,
-            "template": self.run.federation.template,
-            "classes": classes.progress(self.run.federation),
+            "template": self.run.federated.template,
+            "classes": checkpoint_manifest.classes_of(self.run.federated),
         } | self.zero_shot.progress()
         keep = self.run.config.checkpoint.keep
         if engine.world.is_main:
             self.folder.sync_metrics()
-        checkpoint_manifest.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
+        write.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
 
 
 def headline(run: Run, done: int) -> str:

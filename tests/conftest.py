@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from pfedmma.clip.backbone import BackboneConfig, create_model
+from pfedmma.clip.loading import BackboneConfig, create_model
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import small
+
+from tests.support import small
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -52,10 +53,11 @@ def test_a_method_of_ones_own_learns_and_exchanges_what_it_says(folder: Path) ->
 def test_its_clients_are_exported_and_loaded(folder: Path) -> None:
     script = (
         "import gains, open_clip, torch, pfedmma\n"
-        "from pfedmma import config, export\n"
-        "from pfedmma.clip import backbone\n"
+        "from pfedmma import export\n"
+        "from pfedmma.config import schema as config\n"
+        "from pfedmma.clip import loading\n"
         "export.main(['run', '--client', '3', '--out', 'client3.safetensors'])\n"
-        "clip = backbone.create_model(config.Config().backbone, 0)\n"
+        "clip = loading.create_model(config.Config().backbone, 0)\n"
         "classify = pfedmma.load_client(clip, 'client3.safetensors').classifier(['red circle', 'blue star'])\n"
         "print(tuple(classify(torch.rand(3, 3, 32, 32)).shape))\n"
     )

@@ -15,16 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfedmma.accuracy.metrics import COLUMNS
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.stems import StemCache
-from pfedmma.comm.ledger import percentile
-from pfedmma.data.partition.federated import Client, Federation, cameras
+from pfedmma.data.partition.federated import Client, FederatedData, cameras
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.methods.base import Method
 from pfedmma.stack.client_state import ClientStore
 from pfedmma.system import checks
 
-COLUMNS = ("local", "base", "novel", "unseen")
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
 
 
@@ -47,10 +46,10 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates clients of one federation; ``clients_per_pass`` bounds how many share one forward pass."""
+    """Evaluates clients of one federated data set; ``clients_per_pass`` bounds how many share one forward pass."""
 
     backbone: Backbone
-    federation: Federation
+    federated: FederatedData
     pixels: Pixels
     batch_size: int
     clients_per_pass: int
@@ -64,7 +63,7 @@ class Evaluator:
         table = torch.full((len(clients), len(COLUMNS)), float("nan"), dtype=torch.float64)
         stems = stems or StemCache(0.0)
         alike = self._alike(method, store, clients)
-        for name in self.federation.sets():
+        for name in self.federated.sets():
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
                 correct = self._correct(name, method, store, [clients[rows[0]] for rows in part], stems)
@@ -87,9 +86,9 @@ class Evaluator:
 
     def _correct(self, name: str, method: Method, store: ClientStore, clients: Sequence[Client], stems: StemCache) -> Tensor:
         """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``."""
-        images = self.federation.sets()[name]
+        images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        prompts = self.backbone.prompts(self.federation.template, images.classes)
+        prompts = self.backbone.prompts(self.federated.template, images.classes)
         with self.backbone.autocast():
             stem = method.text_stem(prompts)
         states = [self._state(method, store, [c.id for c in group], stem) for group in groups]
@@ -114,7 +113,7 @@ class Evaluator:
 
     def _image_stem(self, name: str, part: slice, method: Method, group: Sequence[Client], stems: StemCache, plain: StemCache) -> Any:
         """The stem of this part of the test set ``name`` as each client of the group sees it."""
-        images, place = self.federation.sets()[name], (name, part.start, part.stop)
+        images, place = self.federated.sets()[name], (name, part.start, part.stop)
         pixels = lambda: self.pixels.fitted(images.split, images.indices[part])  # noqa: E731, not read where the stem is kept
         if (views := cameras(group)) is not None:  # every client sees the images in its own way
             see = lambda: self.pixels.normalise(pixels().expand(len(group), *pixels().shape), views).flatten(0, 1)  # noqa: E731
@@ -127,42 +126,3 @@ class Evaluator:
         state = store.layout.views(store.gather(ids))
         with self.backbone.autocast():
             return state | method.fixed(state, store.others(ids, method.reads), text_stem)
-
-
-def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean; 0 if any value is 0."""
-    return len(values) / sum(1.0 / v for v in values) if all(v > 0 for v in values) else 0.0
-
-
-def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> dict[str, Any]:
-    """Averages over clients [K, 4] -> local, base, novel, their harmonic mean, and the spread over clients.
-
-    ``hm`` is the harmonic mean of the averages of Local, Base and Novel (it reproduces the published averages); ``hm_base_novel`` of
-    Base and Novel alone. A column with nothing to test is None and is left out of the means. Where clients belong to ``domains`` [K],
-    ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those.
-    """
-    result: dict[str, Any] = {}
-    columns = {name: _finite(table[:, i]) for i, name in enumerate(COLUMNS)}
-    if not columns["unseen"]:
-        del columns["unseen"]
-    for name, values in columns.items():
-        result[name] = sum(values) / len(values) if values else None
-    present = [v for name in COLUMNS[:3] if (v := result[name]) is not None]
-    result["hm"] = harmonic_mean(present) if present else None
-    both = [v for name in ("base", "novel") if (v := result[name]) is not None]
-    result["hm_base_novel"] = harmonic_mean(both) if len(both) == 2 else None
-    for name, values in columns.items():
-        result[f"{name}_std"] = float(torch.tensor(values, dtype=torch.float64).std(correction=0)) if values else None
-        result[f"{name}_worst"] = min(values) if values else None
-        result[f"{name}_worst_decile"] = percentile(values, 0.1) if values else None
-    names = [name for name in dict.fromkeys(domains) if name is not None]
-    if names:
-        own = {name: _finite(table[[d == name for d in domains], 0]) for name in names}
-        result["domains"] = {name: sum(values) / len(values) if values else None for name, values in own.items()}
-        means = [mean for mean in result["domains"].values() if mean is not None]
-        result["domain_average"] = sum(means) / len(means) if means else None
-    return result
-
-
-def _finite(column: Tensor) -> list[float]:
-    return column[torch.isfinite(column)].tolist()

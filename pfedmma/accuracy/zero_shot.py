@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pfedmma.accuracy.evaluator import COLUMNS
+from pfedmma.accuracy.metrics import COLUMNS
 from pfedmma.system.errors import UserError
 
 

@@ -9,13 +9,15 @@ Shape legend: N sequences (clients x images, or clients x prompts), T tokens, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pfedmma.clip.stems import Stem
 
 
 @dataclass(frozen=True)
@@ -32,61 +34,6 @@ class Places:
     tokens: Callable[[int, Tensor], Tensor] | None = None
     attention: Callable[[int, str, Tensor], Tensor] | None = None
     output: Callable[[int, Tensor], Tensor] | None = None
-
-
-class Stem(NamedTuple):
-    """What the lowest ``blocks`` frozen blocks leave to the first place in use.
-
-    ``output`` [N,T,W] is the output of the last of them ([N,1,W] where the last block of the tower keeps the pooled token alone) and
-    ``normed``, of the same shape, LN1 of its input; None with ``blocks`` 0. ``pool`` [N] is the index of the pooled token, None
-    where all tokens are kept to the end.
-    """
-
-    output: Tensor
-    normed: Tensor | None
-    pool: Tensor | None
-    blocks: int
-
-    def repeat(self, clients: int) -> Stem:
-        """The same stem for each of ``clients`` clients: [N,...] -> [clients * N, ...]."""
-        return self._each(lambda t: repeat(t, clients))
-
-    def take(self, rows: Tensor) -> Stem:
-        """The stem of some of its sequences."""
-        return self._each(lambda t: t[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Stem:
-        normed, pool = (None if t is None else change(t) for t in (self.normed, self.pool))
-        return Stem(change(self.output), normed, pool, self.blocks)
-
-    @staticmethod
-    def join(stems: Sequence[Stem]) -> Stem:
-        """One stem of all their sequences."""
-        first = stems[0]
-        normed = None if first.normed is None else torch.cat([s.normed for s in stems if s.normed is not None])
-        pool = None if first.pool is None else torch.cat([s.pool for s in stems if s.pool is not None])
-        return Stem(torch.cat([s.output for s in stems]), normed, pool, first.blocks)
-
-
-class Features(NamedTuple):
-    """The stem of a tower in which no trained tensor acts: its finished features ``value`` [N,...]."""
-
-    value: Tensor
-
-    def repeat(self, clients: int) -> Features:
-        return Features(repeat(self.value, clients))
-
-    def take(self, rows: Tensor) -> Features:
-        return Features(self.value[rows])
-
-    @staticmethod
-    def join(stems: Sequence[Features]) -> Features:
-        return Features(torch.cat([s.value for s in stems]))
-
-
-def repeat(x: Tensor, clients: int) -> Tensor:
-    """[N,...] -> [clients * N, ...], the same for each client."""
-    return x if clients == 1 else x.expand(clients, *x.shape).flatten(0, 1)
 
 
 class Norm:

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.config import schema as configuration
-from pfedmma.config.schema import Config, shown
+from pfedmma.config.schema import Config
+from pfedmma.system import options
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import shown
 
 KEYS = ("config", "settings", "methods", "datasets", "shots", "seeds")
 ROOT = Path("runs") / "compare"
@@ -59,21 +61,21 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
     Raises:
         UserError: an unreadable file, an unknown key, a setting that cannot be, two runs of one name.
     """
-    tree = configuration.read_yaml(file)
+    tree = options.read_yaml(file)
     for key in tree:
         if key not in KEYS:
             raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
     start = tree.get("config") or ""
     if not isinstance(start, str):
         raise UserError(f"{file}: 'config' must be the path of a config file, not '{shown(start)}'")
-    common = configuration.read_yaml(file.parent / start) if start else {}
-    common = configuration.merged(common, _mapping(file, "settings", tree.get("settings") or {}))
+    common = options.read_yaml(file.parent / start) if start else {}
+    common = options.merged(common, _mapping(file, "settings", tree.get("settings") or {}))
     methods = _labels(file, "methods", tree.get("methods"), "method")
     data_name = _section(file, common, "data").get("name", "shapes")
     datasets = _labels(file, "datasets", tree.get("datasets") or [data_name], "data")
     plans: list[Plan] = []
     for dataset, data in datasets.items():
-        usual = _section(file, configuration.merged(common, data), "data").get("shots")
+        usual = _section(file, options.merged(common, data), "data").get("shots")
         for shots in _numbers(file, "shots", tree.get("shots"), usual):
             for method, own in methods.items():
                 for seed in _numbers(file, "seeds", tree.get("seeds"), common.get("seed", 0)):
@@ -85,7 +87,7 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
                         varied["data"] = {"shots": shots}
                     whole = common
                     for part in (data, own, varied):
-                        whole = configuration.merged(whole, part)
+                        whole = options.merged(whole, part)
                     plans.append(Plan(method, dataset, _resolved(file, whole, overrides), group))
     try:
         refuse_shared_folders(plans)
@@ -122,7 +124,7 @@ def _labels(file: Path, key: str, value: Any, section: str) -> dict[str, dict[st
     for label, settings in value.items():
         tree = _mapping(file, f"{key}.{label}", settings or {})
         if "name" not in _section(file, tree, section):
-            tree = configuration.merged({section: {"name": str(label)}}, tree)
+            tree = options.merged({section: {"name": str(label)}}, tree)
         labels[str(label)] = tree
     return labels
 
@@ -134,7 +136,7 @@ def _section(file: Path, tree: dict[str, Any], name: str) -> dict[str, Any]:
 def _mapping(file: Path, key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{file}: '{key}' must be a mapping of settings, not '{shown(value)}'")
-    return configuration.dotted(value)
+    return options.dotted(value)
 
 
 def _numbers(file: Path, key: str, value: Any, otherwise: Any) -> list[Any]:

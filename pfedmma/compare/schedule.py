@@ -15,8 +15,8 @@ import torch
 
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
+from pfedmma.config.identity import HOUSEKEEPING, refuse_other_config, settings
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.assembly import HOUSEKEEPING, refuse_other_config, settings
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from pfedmma.accuracy.evaluator import harmonic_mean
+from pfedmma.accuracy.metrics import harmonic_mean
 from pfedmma.compare.grid import Plan
 from pfedmma.system.console import megabytes
 

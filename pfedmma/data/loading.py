@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
-from pfedmma.clip.backbone import Preprocess
-from pfedmma.data.partition import file
-from pfedmma.data.partition.federated import Federation, base_to_novel
+from pfedmma.clip.preprocess import Preprocess
+from pfedmma.data.partition import partition_file
+from pfedmma.data.partition.base_to_novel import base_to_novel
+from pfedmma.data.partition.camera import camera
+from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.partition.protocols import spread
-from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources import cifar, coop, folders, lists, shapes
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, template_problem
 from pfedmma.system import checks
@@ -79,16 +81,16 @@ class DataConfig:
             raise UserError("held_out_domain: base_to_novel has no unseen domain; use data.protocol=domains, dirichlet or iid")
 
 
-def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, device: torch.device) -> tuple[Federation, Pixels]:
+def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, device: torch.device) -> tuple[FederatedData, Pixels]:
     """Open the source that ``config`` names and divide it among clients."""
     source = open_source(config, seed, preprocess.size)
-    federation = divide(source, config, seed, test_split)
+    federated = divide(source, config, seed, test_split)
     strength = source.camera if config.camera == -1.0 else config.camera
     if strength > 0:
-        seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federation.clients)
-        federation = dataclasses.replace(federation, clients=seen)
+        seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federated.clients)
+        federated = dataclasses.replace(federated, clients=seen)
     augment = source.augment if config.augment == "auto" else config.augment
-    return federation, Pixels(source, preprocess, augment, device, config.cache_gb)
+    return federated, Pixels(source, preprocess, augment, device, config.cache_gb)
 
 
 def open_source(config: DataConfig, seed: int, size: int) -> Source:
@@ -122,18 +124,18 @@ def _open(config: DataConfig, seed: int, size: int) -> Source:
     return folders.domain_folder(name, folder, SPLIT_SEED, config.test_fraction)
 
 
-def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Federation:
+def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:
     """The partition that ``config`` asks for; it depends on the source and the seed alone."""
     if config.partition_file:
-        federation = file.read(Path(config.partition_file), source)
-        if federation.base.split != test_split:
+        federated = partition_file.read(Path(config.partition_file), source)
+        if federated.base.split != test_split:
             raise UserError(
-                f"data.partition_file: {config.partition_file} divides the '{federation.base.split}' split; set evaluation.split to it"
+                f"data.partition_file: {config.partition_file} divides the '{federated.base.split}' split; set evaluation.split to it"
             )
-        if len(federation.clients) != config.clients:
-            held = len(federation.clients)
+        if len(federated.clients) != config.clients:
+            held = len(federated.clients)
             raise UserError(f"data.clients: {config.partition_file} has {held} clients, not {config.clients}; set data.clients={held}")
-        return federation
+        return federated
     if config.protocol == "base_to_novel":
         return base_to_novel(source, config.clients, config.shots, seed, test_split)
     return spread(

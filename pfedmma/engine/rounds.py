@@ -13,15 +13,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pfedmma import rng
-from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, summarise
+from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
+from pfedmma.accuracy.metrics import summarise
 from pfedmma.clip.stems import StemCache
 from pfedmma.comm.ledger import EXCHANGE
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.cohort import PassWidth, Trainer, train_cohort
-from pfedmma.methods.base import POOL, UNIFORM, Method
+from pfedmma.engine.cohort import PassWidth, train_cohort
+from pfedmma.engine.local import Trainer
+from pfedmma.engine.participation import sample
+from pfedmma.methods.base import Method
 from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.rules import POOL, UNIFORM
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.signals import Interruption
@@ -202,10 +205,3 @@ class Clock:
 def due(every: int, round_: int, last: int) -> bool:
     """Whether what happens ``every`` so many rounds happens after this one: the last always counts, 0 is never."""
     return every > 0 and (round_ % every == 0 or round_ == last)
-
-
-def sample(clients: int, participation: float, seed: int, round_: int) -> list[int]:
-    """The participants of a round, ascending: max(1, round(p K)) of K clients, the same on every rank."""
-    count = max(1, round(participation * clients))
-    order = torch.randperm(clients, generator=rng.generator(seed, "cohort", round_))
-    return sorted(order[:count].tolist())

@@ -11,27 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.stack.rules import MEAN as MEAN
+from pfedmma.stack.rules import POOL as POOL
+from pfedmma.stack.rules import UNIFORM as UNIFORM
+from pfedmma.stack.rules import Others, State
 
-State = Mapping[str, Tensor]
-
-# How an exchanged tensor becomes the server's: the mean over participants weighted by their images; the plain mean; or the
-# weighted mean, and each participant's own tensor is kept by the server, where other clients read it.
-MEAN, UNIFORM, POOL = RULES = ("mean", "uniform", "pool")
 SEEDS = "seeds"  # the entry of a state that is there in training only: a random number of each client for this step [C], int64
-
-
-class Others(NamedTuple):
-    """Tensors of other clients that a client reads: ``tensors`` {name: [C, E, *shape]}, nearest first; ``present`` [C, E], else padding."""
-
-    tensors: dict[str, Tensor]
-    present: Tensor
 
 
 @dataclass(frozen=True)

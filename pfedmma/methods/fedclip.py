@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
-from pfedmma.clip.towers import Features
-from pfedmma.methods.base import UNIFORM, Method, State, cosine_logits, cross_entropy, per_client
-from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.clip.stems import Features
+from pfedmma.methods.base import Method, cosine_logits, cross_entropy, per_client
+from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.rules import UNIFORM, State
 from pfedmma.system import checks
 
 LINEARS = ("hidden", "gate")

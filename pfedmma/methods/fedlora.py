@@ -6,7 +6,7 @@ averaged apart: the mean of the B times the mean of the A is not the mean of the
 mean of the clients' models. That is what federated averaging of these tensors does, and it is kept.
 
 Deliberately unlike the public code: B A is never merged into the frozen weights, which all clients share, nor formed as a matrix;
-the dropout masks follow from each client's own number (see `pfedmma.noise`), not from the device's generator; there is no cosine
+the dropout masks follow from each client's own number (see `pfedmma.rng.keep_mask`), not from the device's generator; there is no cosine
 schedule down to 1e-6 and no fp16 loss scaling unless asked for; the factors are made in fp32 from the run's own seed; the number of local
 steps is the federation's, not 500 a shot.
 
@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma import noise
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Places, Stem
+from pfedmma.clip.stems import Stem
+from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.multimodal import TOWERS
-from pfedmma.methods.base import MEAN, SEEDS, Method, State, count, per_client
+from pfedmma.methods.base import SEEDS, Method, count, per_client
+from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
 
 PARTS = ("q", "k", "v")
@@ -109,7 +111,7 @@ class FedLoRA(Method):
         x = per_client(state, normed)
         if SEEDS in state and self.settings.dropout > 0:  # in training only
             share = 1.0 - self.settings.dropout
-            x = x * noise.keep(state[SEEDS], name, x.shape[1:], share)
+            x = x * rng.keep_mask(state[SEEDS], name, x.shape[1:], share)
             factor /= share  # keeps the expected value; applied below, where there are r numbers a token instead of W
         x = x.flatten(1, 2)
         x = torch.bmm(torch.bmm(x, a.transpose(1, 2)) * factor, b.transpose(1, 2))

@@ -22,10 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Places, Stem
+from pfedmma.clip.stems import Stem
+from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, word_ids
-from pfedmma.methods.base import MEAN, Method, State, count, per_client
-from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.methods.base import Method, count, per_client
+from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Features, Stem
+from pfedmma.clip.stems import Features, Stem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import MEAN, Method, State, per_client
+from pfedmma.methods.base import Method, per_client
+from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
 
 PLAIN_EPS = 0.05  # K >= e^-40; u and v, its inverses, stay far from fp32's limits

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Features, Places, Stem
+from pfedmma.clip.stems import Features, Stem
+from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import MEAN, SEEDS, Method, Others, State, shared_by
+from pfedmma.methods.base import SEEDS, Method, shared_by
+from pfedmma.stack.rules import MEAN, Others, State
 from pfedmma.system import checks
 
 ANCHORS = ("template", "placeholder")

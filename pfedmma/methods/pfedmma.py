@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Stem
+from pfedmma.clip.stems import Stem
 from pfedmma.methods.adapters.multimodal import PARTS, AdapterSpec, adapted_features
-from pfedmma.methods.base import MEAN, Method, State, count
+from pfedmma.methods.base import Method, count
+from pfedmma.stack.rules import MEAN, State
 from pfedmma.system.errors import UserError
 
 PRESETS = {"pfedmma": "shared", "local": "none", "fedavg_mma": "all"}

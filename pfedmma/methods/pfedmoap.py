@@ -27,10 +27,11 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Stem
+from pfedmma.clip.stems import Stem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import POOL, Method, Others, State, cosine_logits
-from pfedmma.stack.named_linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.methods.base import Method, cosine_logits
+from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.rules import POOL, Others, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.towers import Stem
+from pfedmma.clip.stems import Stem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import MEAN, Method, Others, State
+from pfedmma.methods.base import Method
+from pfedmma.stack.rules import MEAN, Others, State
 from pfedmma.system import checks
 
 

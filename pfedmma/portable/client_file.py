@@ -7,69 +7,29 @@ metadata ``format``, ``method`` (its settings as JSON), ``backbone``, ``template
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from pfedmma.clip.backbone import Backbone, own_tokenizer
-from pfedmma.config import schema as configuration
+from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.loading import own_tokenizer
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, template_problem
 from pfedmma.methods import registry
-from pfedmma.methods.base import POOL, Method, Others, State
+from pfedmma.methods.base import Method
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.portable import adapter_file
 from pfedmma.portable.adapted_clip import refuse_misfit
-from pfedmma.system import untrusted
+from pfedmma.portable.personal_clip import PersonalCLIP
+from pfedmma.stack.rules import POOL, State
+from pfedmma.system import options, tensor_files, untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 
 FORMAT = "pfedmma-client/1"
 _OTHERS = "others."
-
-
-@dataclass(frozen=True)
-class PersonalCLIP:
-    """A client's model. ``state``: its tensors {name: [1, *shape]}; ``others``: what it reads of other clients."""
-
-    method: Method
-    state: State
-    others: Others | None
-    template: str
-
-    @classmethod
-    def of(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:
-        """From one client's tensors {name: [*shape]} and what it reads of E others {name: [E, *shape]}, on any device."""
-        device = method.backbone.device
-        state, others = ({name: x.to(device).float().unsqueeze(0) for name, x in found.items()} for found in (tensors, read))
-        if not others:
-            return cls(method, state, None, template)
-        present = torch.ones(1, next(iter(others.values())).shape[1], dtype=torch.bool, device=device)
-        return cls(method, state, Others(others, present), template)
-
-    @torch.no_grad()
-    def classifier(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
-        """From preprocessed images [N,3,S,S] to logits [N,K] over the classes ``names``; their text features are computed once."""
-        backbone = self.method.backbone
-        with backbone.autocast():
-            stem = self.method.text_stem(backbone.prompts(self.template, tuple(names)))
-        with backbone.autocast():
-            state = {**self.state, **self.method.fixed(self.state, self.others, stem)}
-        with backbone.autocast():
-            texts = self.method.text_features(state, stem)
-
-        @torch.no_grad()
-        def classify(images: Tensor) -> Tensor:
-            with backbone.autocast():
-                features = self.method.image_features(state, self.method.image_stem(images.float()))
-                return self.method.logits(state, features, texts)[0]
-
-        return classify
 
 
 def write(path: str | Path, tensors: State, others: State, settings: dict[str, Any], backbone: str, template: str) -> None:
@@ -111,7 +71,7 @@ def load_client(clip: Any, path: str | Path, template: str | None = None) -> Per
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        tensors, metadata = adapter_file.open_tensors(path)
+        tensors, metadata = tensor_files.open_tensors(path)
     except FileNotFoundError:
         raise UserError(f"there is no client file {path}") from None
     except (OSError, SafetensorError) as error:
@@ -130,7 +90,7 @@ def _settings(path: str | Path, metadata: dict[str, str]) -> registry.MethodConf
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not say its method's settings ({error}); write client files with python -m pfedmma.export") from None
     try:
-        return configuration.section(registry.MethodConfig, tree, "method.")
+        return options.section(registry.MethodConfig, tree, "method.")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -155,4 +115,4 @@ def _require(path: str | Path, method: Method, tensors: State, read: State) -> N
     )
     if wrong:
         raise UserError(f"{path} does not fit {method.backbone.name}: tensor {wrong[0][:60]} is not of the shape that its method has there")
-    adapter_file.require_numbers(path, {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in read.items()}})
+    tensor_files.require_numbers(path, {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in read.items()}})

@@ -19,7 +19,7 @@ SECONDS = ("train", "input", "wait", "exchange", "evaluate", "total")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """``scores``: every number of `pfedmma.accuracy.evaluator.summarise` by its name; ``domains``: Local by domain."""
+    """``scores``: every number of `pfedmma.accuracy.metrics.summarise` by its name; ``domains``: Local by domain."""
 
     scores: Scores
     domains: Scores

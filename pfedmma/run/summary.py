@@ -13,15 +13,16 @@ import torch
 import torchvision
 
 import pfedmma
-from pfedmma.accuracy.evaluator import COLUMNS
+from pfedmma.accuracy.metrics import COLUMNS
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import WIRE_DTYPES
+from pfedmma.config.identity import settings
 from pfedmma.methods import registry
-from pfedmma.methods.base import POOL
 from pfedmma.methods.pfedmma import PRESETS
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
-from pfedmma.run.assembly import Run, settings
-from pfedmma.stack.linear import Layout
+from pfedmma.run.assembly import Run
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.rules import POOL
 
 
 def build_summary(run: Run, zero_shot: Reference, metrics: list[dict[str, Any]]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def build_summary(run: Run, zero_shot: Reference, metrics: list[dict[str, Any]])
     layout, method = engine.trainer.layout, engine.trainer.method
     pooled = layout.columns.get(POOL, slice(0, 0))
     # What a client is sent once every other client has something to read.
-    received = layout.exchanged_size + min(method.reads, len(run.federation.clients) - 1) * (pooled.stop - pooled.start)
+    received = layout.exchanged_size + min(method.reads, len(run.federated.clients) - 1) * (pooled.stop - pooled.start)
     wire_bytes = WIRE_DTYPES[config.distributed.wire].itemsize
     return {
         "method": config.method.name,
@@ -72,8 +73,8 @@ def per_client(run: Run, zero_shot: Reference) -> list[dict[str, Any]]:
     """id, names of the classes held, sizes and accuracies of each client; those of CLIP as it comes are None where nobody knows them."""
     reference = None if zero_shot.table is None else zero_shot.table.tolist()
     rows = []
-    for client in run.federation.clients:
-        held = [run.federation.base.classes[label] for label in client.classes]
+    for client in run.federated.clients:
+        held = [run.federated.base.classes[label] for label in client.classes]
         row = {"id": client.id, "domain": client.domain, "classes": held}
         row |= {"train_samples": len(client.train), "test_samples": len(client.test)}
         values = [None] * len(COLUMNS) if run.engine.table is None else run.engine.table[client.id].tolist()

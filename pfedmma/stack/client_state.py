@@ -12,11 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from pfedmma.methods.base import POOL, Others
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Bank, Budget
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
 from pfedmma.stack.pool import Pool
+from pfedmma.stack.rules import POOL, Others
 
 
 class ClientStore:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pfedmma.stack import optim
 from pfedmma.system import checks
+
+pass
 
 OptimizerState = dict[str, Tensor]  # each [C, P], "step" [C, 1]
 
@@ -75,3 +78,29 @@ def step(config: OptimizerConfig, params: Tensor, grads: Tensor, state: Optimize
     # In fp64: 1 - 0.999 in fp32 is off by 1e-5, and every weight with it.
     first, second = ((1.0 - beta ** state["step"].double()).float() for beta in (config.beta1, config.beta2))
     params.sub_(rates / first * state["mean"] / ((state["square"] / second).sqrt_().add_(config.eps)))
+
+
+class LossScale:
+    """Loss scaling for fp16, one factor a client: a client whose gradient overflows skips the step and halves its factor."""
+
+    def __init__(self, clients: int, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled
+        self.factor = torch.full((clients,), 4096.0, device=device)
+
+    def scaled(self, losses: Tensor) -> Tensor:
+        return losses * self.factor[: len(losses)] if self.enabled else losses
+
+    def guarded_step(
+        self, config: OptimizerConfig, params: Tensor, grads: Tensor, state: optim.OptimizerState, rates: Tensor | None = None
+    ) -> None:
+        """An optimizer step on the unscaled gradients; without scaling, just the step."""
+        if not self.enabled:
+            return optim.step(config, params, grads, state, rates)
+        k = len(params)
+        grads = grads / self.factor[:k, None]
+        good = torch.isfinite(grads).all(dim=1, keepdim=True)
+        before = {"": params.clone()} | {name: tensor.clone() for name, tensor in state.items()}
+        optim.step(config, params, torch.where(good, grads, 0.0), state, rates)
+        for name, tensor in ({"": params} | state).items():
+            tensor.copy_(torch.where(good, tensor, before[name]))
+        self.factor[:k] = torch.where(good[:, 0], self.factor[:k], self.factor[:k] / 2.0)

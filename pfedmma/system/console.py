@@ -76,3 +76,40 @@ def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any] | None, 
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+class Bar:
+    """Where answers go, and a progress bar for many images at a terminal. A context manager."""
+
+    def __init__(self, count: int, many: bool) -> None:
+        self.shown = sys.stdout.isatty()  # answers and the bar share the terminal
+        console = Console(stderr=not self.shown)
+        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self.progress = Progress(
+            *columns,
+            console=console,
+            disable=not (many and console.is_terminal),
+            redirect_stdout=False,
+            redirect_stderr=sys.stderr.isatty(),
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=count)
+
+    def __enter__(self) -> Bar:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def complain(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def advance(self) -> None:
+        self.progress.advance(self.task)

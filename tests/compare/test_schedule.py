@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import small
 
 from pfedmma import train
 from pfedmma.compare import schedule
@@ -21,6 +20,7 @@ from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
 from pfedmma.system.errors import UserError
+from tests.support import small
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "caltech101-2-shot-{}-seed0"

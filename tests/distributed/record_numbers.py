@@ -1,4 +1,4 @@
-"""Record what every method computes: ``python tests/distributed/record_numbers.py`` writes ``numbers.json`` beside it.
+"""Record what every method computes: ``python -m tests.distributed.record_numbers`` writes ``numbers.json`` beside it.
 
 Three rounds of four clients, half of them at a time, on one rank and on two, in fp32: losses, accuracies, cohorts, bytes, and a hash of
 each client's model at the end. `test_same_numbers` compares: to the last bit on the machine and torch that recorded them, and within
@@ -14,13 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import small
 import torch
-from ranks import run_ranks, train, values_of
 from safetensors.torch import load_file
 
 from pfedmma.export import main as export
 from pfedmma.methods import registry
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
 
 FILE = Path(__file__).with_name("numbers.json")
 CLIENTS = 4

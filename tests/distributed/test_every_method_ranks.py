@@ -6,17 +6,16 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import painted
 import pytest
-import small
 import torch
-from ranks import run_ranks, train, values_of
 
-from pfedmma.clip import backbone as clip
+from pfedmma.clip import loading
 from pfedmma.comm.world import World
 from pfedmma.config import schema
 from pfedmma.methods import registry
-from pfedmma.methods.base import POOL
+from pfedmma.stack.rules import POOL
+from tests.support import painted, small
+from tests.support.ranks import run_ranks, train, values_of
 
 
 class Runs(NamedTuple):
@@ -60,7 +59,7 @@ def runs(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
         settings = painted.settings(pictures, folder / str(size), request.param, *more)
         sent[size] = values_of(run_ranks(folder / f"meet-{size}", size, recorded_run, settings))
     resolved = schema.load(folder / "1" / "config.yaml")
-    method = registry.build(resolved.method, clip.load(resolved.backbone, 0, torch.device("cpu")))
+    method = registry.build(resolved.method, loading.load(resolved.backbone, 0, torch.device("cpu")))
     numbers = {tensor: math.prod(method.shapes[tensor]) for tensor in method.exchange}
     pooled = sum(size for tensor, size in numbers.items() if method.exchange[tensor] == POOL)
     return Runs(folder / "1", folder / "2", sent[2], sum(numbers.values()), pooled)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import small
 
 from pfedmma.train import main
+from tests.support import small
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small
 import torch
-from ranks import run_ranks, train, values_of
+
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
 
 MORE = ["method.name=pfedmoap", "federation.participation=0.6", "method.pfedmoap.experts=3", "method.pfedmoap.context=2"]
 

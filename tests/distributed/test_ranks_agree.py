@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small
-from ranks import run_ranks, train, values_of
+
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
 
 SIZES = (1, 2, 4)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small
 import torch
-from ranks import run_ranks, train, values_of
+
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
 
 # The totals of the ledger that a pause must not change; "checkpoint" and "resume" waits are those of each part of the run.
 TOTALS = ("payload_bytes", "uplink_bytes", "downlink_bytes", "collectives")

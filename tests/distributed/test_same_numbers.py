@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import record_numbers
 
 from pfedmma.methods import registry
+from tests.distributed import record_numbers
 
 RECORDED = json.loads(record_numbers.FILE.read_text())
 ALIKE = RECORDED["machine"] == record_numbers.machine()  # elsewhere the last bits of sums differ

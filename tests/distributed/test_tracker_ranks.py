@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
-from ranks import run_ranks, train, values_of
-from tracked import curves, losses, near
 
 from pfedmma.train import Recorder, main
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
+from tests.support.tracked import curves, losses, near
 
 pytest.importorskip("tensorboard")
 

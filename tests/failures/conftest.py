@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pfedmma.data.sources import shapes
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "distributed"))  # for `ranks`
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pfedmma.comm.world import World
-from pfedmma.records.checkpoint import manifest
+from pfedmma.records.checkpoint import manifest, read, write
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
+from tests.support import small
 
 ONE_RANK = World(0, 1, torch.device("cpu"))
 THREE_ROUNDS = ("federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=3")
@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three rounds, a checkpoint after each, in several shards."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(manifest, "SHARD_BYTES", 1)  # each client has its own
+        patch.setattr(write, "SHARD_BYTES", 1)  # each client has its own
         main(small.settings(folder, *THREE_ROUNDS))
     return folder
 
@@ -60,7 +60,7 @@ def test_damage_at_any_place_is_noticed(finished: Path, data: st.DataObject) -> 
         damaged = content[:place] + bytes([content[place] ^ 1 << data.draw(st.integers(0, 7))]) + content[place + 1 :]
     file.write_bytes(damaged)
     try:
-        found = manifest.newest_good(finished / "checkpoints", ONE_RANK)
+        found = read.newest_good(finished / "checkpoints", ONE_RANK)
     finally:
         file.write_bytes(content)
     assert found is not None
@@ -89,7 +89,7 @@ def test_two_shards_swapped(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     one.rename(folder / "aside")
     two.rename(one)
     (folder / "aside").rename(two)
-    found = manifest.newest_good(copy / "checkpoints", ONE_RANK)
+    found = read.newest_good(copy / "checkpoints", ONE_RANK)
     assert found is not None and found[0] == 2
     assert f"{one.name} does not have the hash" in capsys.readouterr().err
 

@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from disks import PAGE, fill, make_read_only, small_disk
-from ranks import run_ranks
 
 from pfedmma import export, train
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
 from pfedmma.records.checkpoint import manifest
+from pfedmma.records.checkpoint import write as checkpoint_write
 from pfedmma.records.folder import RunFolder
 from pfedmma.report import command as report
 from pfedmma.stack import offload
 from pfedmma.system import files
 from pfedmma.system.errors import RankFailure, UserError
+from tests.support import small
+from tests.support.disks import PAGE, fill, make_read_only, small_disk
+from tests.support.ranks import run_ranks
 
 THREE_ROUNDS = ("federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=1")
 NO_ROOM = "No space left on device"
@@ -64,7 +65,7 @@ def when_writing(name: str, time: int, monkeypatch: pytest.MonkeyPatch, happens:
             happens()
         real(path, content)
 
-    for module in (manifest, sys.modules[RunFolder.__module__]):
+    for module in (checkpoint_write, sys.modules[RunFolder.__module__]):
         monkeypatch.setattr(module, "write_atomically", write)
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from ranks import Ended, run_ranks, train, values_of
 
 from pfedmma.accuracy import evaluator
-from pfedmma.engine import cohort
+from pfedmma.engine import local, participation
 from pfedmma.engine import rounds as engine_rounds
-from pfedmma.records.checkpoint import manifest
+from pfedmma.records.checkpoint import manifest, write
 from pfedmma.system import files
+from tests.support import small
+from tests.support.ranks import Ended, run_ranks, train, values_of
 
 NAN = "the training loss of client {client} in round 2, batch 2 is nan; lower optimizer.lr, or set optimizer.clip"
 OOM = "out of memory (CUDA out of memory. Tried to allocate 9.00 GiB.); lower federation.batch_size, evaluation.batch_size, "
@@ -36,7 +36,7 @@ def note_the_time() -> None:
 
 def loss_is_nan(round_: int, batch: int) -> None:
     """The first client of the stack loses its way."""
-    real_cohort, real_step, rounds, steps = engine_rounds.train_cohort, cohort.Trainer.step, 0, 0
+    real_cohort, real_step, rounds, steps = engine_rounds.train_cohort, local.Trainer.step, 0, 0
 
     def train_cohort(*args: Any) -> Any:
         nonlocal rounds, steps
@@ -51,12 +51,12 @@ def loss_is_nan(round_: int, batch: int) -> None:
             note_the_time()
         return losses
 
-    engine_rounds.train_cohort, cohort.Trainer.step = train_cohort, step
+    engine_rounds.train_cohort, local.Trainer.step = train_cohort, step
 
 
 def disk_is_full(checkpoint_: int) -> None:
     """Of this rank's node alone, when it writes its part."""
-    real, calls = manifest._write_shard, 0
+    real, calls = write._write_shard, 0
 
     def no_room(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -69,7 +69,7 @@ def disk_is_full(checkpoint_: int) -> None:
             note_the_time()
         real(*args)
 
-    manifest._write_shard = write_shard
+    write._write_shard = write_shard
 
 
 def memory_is_out() -> None:
@@ -108,7 +108,7 @@ def fails(tmp_path: Path, victim: int, purpose: str, happens: Callable[..., None
 def test_loss_is_nan(tmp_path: Path, victim: int) -> None:
     said = fails(tmp_path, victim, "metrics", loss_is_nan, 2, 2)
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]
-    cohort_of_2 = engine_rounds.sample(7, 0.4, seed=0, round_=2)
+    cohort_of_2 = participation.sample(7, 0.4, seed=0, round_=2)
     assert said in [f"error: {NAN.format(client=i)}" for i in cohort_of_2 if i % 2 == victim]
 
 

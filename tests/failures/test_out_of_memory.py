@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
 
 from pfedmma import evaluate
 from pfedmma.accuracy import evaluator
 from pfedmma.data.pixels import pixels
-from pfedmma.engine import cohort
+from pfedmma.engine import local
 from pfedmma.run import assembly
 from pfedmma.system.errors import RankFailure
 from pfedmma.train import main
+from tests.support import small
 
 GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 has a total capacity of 8 GiB.")
 CPU = RuntimeError(
@@ -39,7 +39,7 @@ def raising(error: BaseException) -> Any:
         (evaluator.Evaluator, "_image_stem", CPU),
         (pixels.Pixels, "stage", CPU),  # in the thread that prepares batches
         (pixels.Pixels, "stage", MemoryError()),
-        (cohort.Trainer, "whole_stem", CPU),
+        (local.Trainer, "whole_stem", CPU),
         (assembly.Engine, "exchange", GPU),
     ],
     ids=["load", "evaluation", "stem of test images", "batches", "batches, Python", "stem of training images", "exchange"],
@@ -53,7 +53,7 @@ def test_wherever_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ow
 
 
 def test_one_client_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cohort.Trainer, "step", raising(GPU))
+    monkeypatch.setattr(local.Trainer, "step", raising(GPU))
     with pytest.raises(RankFailure, match=r"^out of memory with 1 clients? in a pass; lower federation.batch_size or federation.stems_gb$"):
         main(small.settings(tmp_path / "run", "federation.clients_per_pass=1"))
 

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dying
 import pytest
-import small
-from ranks import run_ranks, train, values_of
+
+from tests.support import dying, small
+from tests.support.ranks import run_ranks, train, values_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = bool(os.environ.get("PFEDMMA_SLOW_TESTS"))

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import dying
 import pytest
-import small
-from ranks import run_ranks, train, values_of
+
+from tests.support import dying, small
+from tests.support.ranks import run_ranks, train, values_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

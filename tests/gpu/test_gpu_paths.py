@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import small
 import torch
-from test_stack import SGD, SIZES, drawn_state, new_clients, new_trainer
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from pfedmma import rng
-from pfedmma.clip.backbone import Preprocess
+from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources import shapes
 from pfedmma.data.sources.base import Source, Split
-from pfedmma.engine.cohort import Batch, LossScale, PassWidth, Trainer, train_cohort
+from pfedmma.engine.batches import Batch
+from pfedmma.engine.cohort import PassWidth, train_cohort
+from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.client_state import ClientStore
 from pfedmma.stack.offload import Budget
+from pfedmma.stack.optim import LossScale
+from tests.support import small
+from tests.support.stacks import SGD, SIZES, drawn_state, new_clients, new_trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,33 +17,37 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import open_clip
-import painted
 import pytest
-import small
 import torch
 from torch import Tensor, nn
 
 from pfedmma import evaluate, rng
-from pfedmma.clip.backbone import Backbone, BackboneConfig
-from pfedmma.clip.backbone import load as load_backbone
+from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.loading import BackboneConfig
+from pfedmma.clip.loading import load as load_backbone
 from pfedmma.comm.world import World
 from pfedmma.config import schema
+from pfedmma.data.partition.camera import camera
 from pfedmma.data.partition.federated import Client
-from pfedmma.data.pixels.pixels import Pixels, camera
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
-from pfedmma.engine.cohort import LocalWork, PassWidth, Trainer, by_steps, train_cohort
+from pfedmma.engine.batches import LocalWork, by_steps
+from pfedmma.engine.cohort import PassWidth, train_cohort
+from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine, EvaluationConfig, FederationConfig
 from pfedmma.methods import registry
-from pfedmma.methods.base import POOL, Method, Others
+from pfedmma.methods.base import Method
 from pfedmma.methods.fedpgp import FedPGPConfig
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
 from pfedmma.methods.registry import NAMES, MethodConfig
 from pfedmma.records.checkpoint import manifest
 from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.rules import POOL, Others
 from pfedmma.train import main
+from tests.support import painted, small
 
 TRAINED = tuple(name for name in NAMES if name != "zeroshot")
 CLASSES = ("cat", "dog", "bird", "fern", "red_fish")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import open_clip
 import pytest
-import small
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,13 +18,14 @@ from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.engine.rounds import Engine
 from pfedmma.methods import registry
-from pfedmma.methods.base import UNIFORM
 from pfedmma.methods.fedclip import FedCLIP, FedCLIPConfig
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.run.assembly import assemble
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.rules import UNIFORM
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
+from tests.support import small
 
 NAMES = ("cat", "red_fish", "fern", "dog", "bird")
 LABELS = torch.tensor([[0, 3, 3, 1], [2, 2, 4, 0]])  # two images of one class in each batch

@@ -9,18 +9,18 @@ from collections.abc import Mapping
 import open_clip
 import pytest
 import torch
-from random_clip import random_clip
 from torch import Tensor, nn
 
-from pfedmma import noise, rng
+from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
 from pfedmma.config.schema import load
 from pfedmma.methods import registry
 from pfedmma.methods.base import SEEDS
 from pfedmma.methods.fedlora import FedLoRA, FedLoRAConfig
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.system.errors import UserError
+from tests.support.random_clip import random_clip
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")  # prompts of several lengths
 TEMPLATE = "a photo of a {}."
@@ -198,7 +198,7 @@ def test_gradients_with_a_mask() -> None:
     g = torch.randn(y.shape, generator=rng.generator(0, "g"))
     found = torch.autograd.grad((g * y).sum(), leaves)
     factor = 1.0 / math.sqrt(2) / 0.75
-    mask = noise.keep(state[SEEDS], "text.1.q", (2, 3, 24), 0.75).float()
+    mask = rng.keep_mask(state[SEEDS], "text.1.q", (2, 3, 24), 0.75).float()
     assert 0.5 < mask.mean() < 0.95
     for client in range(2):
         rows = slice(2 * client, 2 * client + 2)
@@ -229,13 +229,13 @@ def test_each_projection_has_a_mask_of_its_own() -> None:
 def test_the_towers_ask_for_every_mask_once(monkeypatch) -> None:
     """Each projection under its own name, for all tokens; in the last block, queries of the pooled token alone."""
     asked = []
-    real = noise.keep
+    real = rng.keep_mask
 
     def spy(seeds: Tensor, place: str, shape: tuple[int, ...], share: float) -> Tensor:
         asked.append((place, tuple(shape)))
         return real(seeds, place, shape, share)
 
-    monkeypatch.setattr(noise, "keep", spy)
+    monkeypatch.setattr(rng, "keep_mask", spy)
     method, state, _ = one_projection(clients=2)
     logits(method, state, pixels(2 * 3))
     assert sorted(place for place, _ in asked) == sorted(name for name, _ in method.projections())

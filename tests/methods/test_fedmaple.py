@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import open_clip
 import pytest
 import torch
-from random_clip import random_clip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +16,9 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.methods import registry
 from pfedmma.methods.fedmaple import FedMaPLe, FedMaPLeConfig
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.system.errors import UserError
+from tests.support.random_clip import random_clip
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")  # prompts of several lengths
 GENERIC = "a picture of the {}."  # not what FedMaPLe reads

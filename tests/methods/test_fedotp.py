@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from open_clip_prompts import NAMES, hollow, text_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +16,9 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.methods import registry
 from pfedmma.methods.fedotp import FedOTP, FedOTPConfig, transport
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.system.errors import UserError
+from tests.support.open_clip_prompts import NAMES, hollow, text_features
 
 TEMPLATE = "a photo of a {}."
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from open_clip_prompts import NAMES, hollow, text_features
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +16,9 @@ from pfedmma.methods import registry
 from pfedmma.methods.base import SEEDS
 from pfedmma.methods.fedpgp import FedPGP, FedPGPConfig, contrast
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
 from pfedmma.system.errors import UserError
+from tests.support.open_clip_prompts import NAMES, hollow, text_features
 
 TEMPLATE = "a photo of a {}."
 LABELS, WEIGHTS = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]]), torch.tensor([[0.25] * 4, [0.5, 0.5, 0.0, 0.0]])

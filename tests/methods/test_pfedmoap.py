@@ -9,7 +9,6 @@ from typing import Any
 
 import open_clip
 import pytest
-import small
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,14 +18,15 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.methods import registry
-from pfedmma.methods.base import Others
 from pfedmma.methods.pfedmoap import PFedMoAP, PFedMoAPConfig
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.records.checkpoint import manifest
+from pfedmma.records.checkpoint import manifest, read
 from pfedmma.run.assembly import assemble
-from pfedmma.stack.linear import Layout
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.rules import Others
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
+from tests.support import small
 
 NAMES = ("cat", "red_fish", "fern", "dog", "bird")
 # They add the same to all scores of a query, or to the logits of all classes, which a softmax does not see.
@@ -310,7 +310,7 @@ def test_the_pool_holds_what_the_participants_sent_last(tmp_path: Path) -> None:
     pools = []
     for round_ in (1, 2):
         folder = manifest.folder_of(tmp_path / "checkpoints", round_)
-        tensors = dict(manifest.read_tensors(folder, manifest.read_manifest(folder), set()))
+        tensors = dict(read.read_tensors(folder, manifest.read_manifest(folder), set()))
         pools.append({int(name.split(".")[0]): tensor for name, tensor in tensors.items() if name.endswith(".pool")})
         sizes = {i: client["train_samples"] for i, client in enumerate(small.summary(tmp_path)["per_client"])}
         cohort = rows[round_ - 1]["clients"]

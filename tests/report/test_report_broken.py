@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reported import summary, write_run
 
 from pfedmma.report import main
 from pfedmma.report.command import compose
@@ -19,6 +18,7 @@ from pfedmma.report.html import render
 from pfedmma.report.runs import read_all
 from pfedmma.report.wire import Wire
 from pfedmma.system.errors import UserError
+from tests.support.reported import summary, write_run
 
 REQUIRED = ("method", "dataset", "protocol", "backbone", "seed", "world_size", "accuracy", "zero_shot", "per_client", "comm", "throughput")
 

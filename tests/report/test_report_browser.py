@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from reported import accuracy, member, summary, write_run
 
 from pfedmma.report import main
+from tests.support.reported import accuracy, member, summary, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 # A window of a browser without a screen is never narrower than 500 px: a frame of 390 px is what the page is laid out in.

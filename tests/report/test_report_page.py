@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, round_, summary, write_run
 
 from pfedmma.report import main
 from pfedmma.system.errors import UserError
+from tests.support.reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, round_, summary, write_run
 
 SECTIONS = {"setting", "accuracy", "curves", "clients", "communication", "time", "environment"}
 

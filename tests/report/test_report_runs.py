@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import small
-from reported import Page
 
 from pfedmma import train
 from pfedmma.data.sources import shapes
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.report import main
+from tests.support import small
+from tests.support.reported import Page
 
 MORE = ("federation.rounds=2", "evaluation.every=1", "checkpoint.every=1", "checkpoint.keep=2")
 

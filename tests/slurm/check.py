@@ -1,6 +1,6 @@
 """Both batch files of ``launch/`` on a real SLURM: jobs that were requeued, interrupted and robbed of a rank end as an unbroken run does.
 
-``python tests/slurm/check.py`` installs SLURM from the distribution's packages if it is missing, starts a cluster whose nodes are both this
+``python -m tests.slurm.check`` installs SLURM from the distribution's packages if it is missing, starts a cluster whose nodes are both this
 machine, and takes everything down again. It needs root; where SLURM cannot be had it says so and ends with 0. pytest does not collect it.
 """
 
@@ -17,11 +17,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from tests.slurm.cluster import NODES, CannotStart, Cluster, missing
+from tests.support import small
 
-import small  # noqa: E402
-from cluster import NODES, CannotStart, Cluster, missing  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 ROUNDS = 90
 PATIENCE = 150.0  # seconds

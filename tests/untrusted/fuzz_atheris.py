@@ -1,12 +1,12 @@
 """Coverage-guided fuzzing of everything that reads a file of someone else; for people, not collected by pytest.
 
     pip install atheris
-    python tests/untrusted/fuzz_atheris.py adapter -max_total_time=60
+    python -m tests.untrusted.fuzz_atheris adapter -max_total_time=60
 
 The first argument is a kind of file in `specimens` (or ``all``: each kind in turn, in a process of its own), the others are
 libFuzzer's. A good file is the first input. Whatever is neither read nor refused in a sentence ends the run with a traceback, as does
 an input that takes longer than ``-timeout`` (here 10 s) or more memory than ``-rss_limit_mb`` (here 4000); the input is kept in
-``crash-*``, and ``python tests/untrusted/fuzz_atheris.py adapter crash-...`` repeats it.
+``crash-*``, and ``python -m tests.untrusted.fuzz_atheris adapter crash-...`` repeats it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,13 @@ import tempfile
 from pathlib import Path
 
 import atheris
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import open_clip
 import torchvision  # noqa: F401
 
 open_clip.SimpleTokenizer = functools.cache(open_clip.SimpleTokenizer)  # a sixth of a second each
 
 with atheris.instrument_imports(include=["pfedmma", "yaml"]):
-    from specimens import SPECIMENS
+    from tests.support.specimens import SPECIMENS
 
 DEFAULTS = ("-timeout=10", "-rss_limit_mb=4000", "-max_len=4096")
 
@@ -41,7 +38,7 @@ def main() -> None:
     if name == "all":
         for each in SPECIMENS:
             print(f"== {each}", flush=True)
-            subprocess.run([sys.executable, __file__, each, *more], check=True)
+            subprocess.run([sys.executable, "-m", "tests.untrusted.fuzz_atheris", each, *more], check=True)
         return
     with tempfile.TemporaryDirectory() as place:
         corpus, folder = Path(place) / "corpus", Path(place) / "files"

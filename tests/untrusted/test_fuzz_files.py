@@ -18,10 +18,10 @@ import yaml
 from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
-from specimens import SPECIMENS, packed, unpacked
 
-from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
+from pfedmma.system import options
+from tests.support.specimens import SPECIMENS, packed, unpacked
 
 SOON = 5.0  # seconds of this process: none of the specimens takes a tenth of it
 JSON = ("manifest", "partition", "split", "summary")
@@ -216,7 +216,7 @@ def test_scraps_of_yaml(name: str, folder: Callable[[], Path], scraps: list[str]
     check(name, folder(), "".join(scraps).encode())
 
 
-KEYS = sorted(configuration.flatten(Config()))
+KEYS = sorted(options.flatten(Config()))
 
 
 @trials(deadline=None, max_examples=300)

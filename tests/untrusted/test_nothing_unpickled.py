@@ -23,14 +23,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from specimens import SPECIMENS
 from torch import nn
 from torchvision import datasets
 
 from pfedmma import train
-from pfedmma.clip.backbone import BackboneConfig, create_model
+from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.data.sources import cifar, coop_splits
 from pfedmma.system.errors import UserError
+from tests.support.specimens import SPECIMENS
 
 
 class Marking:
@@ -256,10 +256,10 @@ import collections, json, pickle, sys
 found = []
 sys.addaudithook(lambda event, args: found.append(args[:2]) if event == "pickle.find_class" else None)
 sys.path.insert(0, sys.argv[2])
-import small
+from tests.support import small
 from pfedmma import evaluate, export, train, load_adapter
-from pfedmma.clip.backbone import BackboneConfig, create_model
-from pfedmma.data import shapes
+from pfedmma.clip.loading import BackboneConfig, create_model
+from pfedmma.data.sources import shapes
 from pathlib import Path
 shapes.PER_CLASS = {"train": 2, "val": 1, "test": 1}
 root = Path(sys.argv[1])
@@ -278,7 +278,7 @@ print("FOUND", json.dumps(during))
 
 
 def test_a_run_unpickles_nothing(tmp_path: Path):
-    command = [sys.executable, "-c", RUN, str(tmp_path), str(Path(__file__).resolve().parents[1])]
+    command = [sys.executable, "-c", RUN, str(tmp_path), str(Path(__file__).resolve().parents[2])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "FOUND []"

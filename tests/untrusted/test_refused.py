@@ -13,7 +13,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save
-from specimens import (
+
+from pfedmma import train
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import PROTOCOLS, DataConfig, divide
+from pfedmma.data.sources import lists
+from pfedmma.data.sources.folders import LONGEST_NAME
+from pfedmma.records.checkpoint import manifest as checkpoint_manifest
+from pfedmma.records.checkpoint import read
+from pfedmma.records.folder import RunFolder
+from pfedmma.run import client as run_client
+from pfedmma.system import options, untrusted
+from pfedmma.system.errors import UserError
+from tests.support.specimens import (
     ALONE,
     PROGRESS,
     SPECIMENS,
@@ -27,16 +39,6 @@ from specimens import (
     unpacked,
     write_checkpoint,
 )
-
-from pfedmma import export, train
-from pfedmma.config import schema as configuration
-from pfedmma.data.loading import PROTOCOLS, DataConfig, divide
-from pfedmma.data.sources import lists
-from pfedmma.data.sources.folders import LONGEST_NAME
-from pfedmma.records.checkpoint import manifest as checkpoint_manifest
-from pfedmma.records.folder import RunFolder
-from pfedmma.system import untrusted
-from pfedmma.system.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +107,7 @@ def test_aliases_that_stay_small_are_taken(tmp_path: Path):
 
 def test_a_file_without_end():
     with pytest.raises(UserError, match="is longer than 131072 characters"):
-        configuration.read_yaml(Path("/dev/zero"))
+        options.read_yaml(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_a_server_without_its_state(tmp_path: Path):
     (folder / "server.safetensors").write_bytes(content)
     found = checkpoint_manifest.read_manifest(folder)
     with pytest.raises(UserError, match="lacks a part of the state of the server"):
-        export.client_state(folder, found, 3)
+        run_client.client_state(folder, found, 3)
 
 
 def test_folders_that_are_no_rounds(tmp_path: Path):
@@ -296,7 +298,7 @@ def test_folders_that_are_no_rounds(tmp_path: Path):
         (tmp_path / name).mkdir()
     (tmp_path / "round-000007").touch()
     assert checkpoint_manifest.rounds(tmp_path) == [7, 2]
-    assert checkpoint_manifest.newest_good(tmp_path, ALONE) is None
+    assert read.newest_good(tmp_path, ALONE) is None
 
 
 # Data.
@@ -366,8 +368,8 @@ RANGES = [
     *("method.dim=0", "method.dim=1000000000", "method.fedlora.rank=1000000000", "method.fedpgp.rank=1000000000"),
     *("method.fedotp.iterations=1000000000", "optimizer.momentum=1", "optimizer.beta1=1", "optimizer.beta2=1.5", "optimizer.beta2=-0.1"),
 ]
-FLOATS = [name for name, value in configuration.flatten(configuration.Config()).items() if isinstance(value, float)]
-COUNTS = [name for name, value in configuration.flatten(configuration.Config()).items() if type(value) is int and name != "seed"]
+FLOATS = [name for name, value in options.flatten(configuration.Config()).items() if isinstance(value, float)]
+COUNTS = [name for name, value in options.flatten(configuration.Config()).items() if type(value) is int and name != "seed"]
 
 
 @pytest.mark.parametrize("setting", RANGES)

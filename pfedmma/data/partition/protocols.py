@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pfedmma.data.partition import skew
-from pfedmma.data.partition.federated import Client, EvaluationSet, Federation, draw_shots
+from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
+from pfedmma.data.partition.shots import draw_shots
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.system.errors import UserError
 
@@ -15,7 +16,7 @@ PACHINKO_ALPHA = 10.0
 
 def spread(
     source: Source, protocol: str, clients: int, shots: int, beta: float, least: int, seed: int, test_split: str, held_out: str = ""
-) -> Federation:
+) -> FederatedData:
     """Divide all classes among clients by ``iid``, ``dirichlet``, ``pachinko`` or ``domains``.
 
     ``shots`` training images a class (and domain) are drawn first, 0 takes all. Local is tested on the client's share of the test images,
@@ -42,7 +43,7 @@ def spread(
         labels_ = train.labels[chosen]
         members.append(Client(place, tuple(labels_.unique().tolist()), chosen, labels_, own_test, domain=domain))
     base = EvaluationSet(test_split, source.class_names, kept_test, test.labels[kept_test])
-    return Federation(tuple(members), base, None, source.template, unseen)
+    return FederatedData(tuple(members), base, None, source.template, unseen)
 
 
 def _divide(source: Source, protocol: str, train: Tensor, test: Tensor, clients: int, beta: float, least: int, seed: int) -> skew.Parts:

@@ -5,69 +5,17 @@ Shape legend: N images, S pixels a side (of the backbone).
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
-from pfedmma import rng
-from pfedmma.clip.backbone import Preprocess
+from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages
+from pfedmma.data.pixels.crop import crop_box, fit, from_corner, random_crop, side_by_side
 from pfedmma.data.pixels.resample import crop_resize
-from pfedmma.data.sources.base import Source, Unreadable
-
-_ORIENTATION_TAG = 0x0112
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-MOST_PIXELS = 1 << 25  # of a picture resized for the centre crop
-CROP_SCALE = (0.08, 1.0)  # of the image's area
-CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
-
-
-def decode(path: Path) -> Tensor:
-    """Image file -> uint8 [3, H, W], upright, RGB.
-
-    Raises:
-        UserError: the file cannot be read as an image; the message names it.
-    """
-    try:
-        with Image.open(path) as image:
-            turn = _TURNS.get(_orientation(image))
-            upright = _to_rgb(image) if turn is None else _to_rgb(image).transpose(turn)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"cannot read the image {path}: {error}; repair or replace the file") from None
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture as 8-bit RGB; 16-bit grey is scaled, where PIL by itself would cut it off at white."""
-    if image.mode.startswith("I"):
-        levels = np.asarray(image).astype(np.float64) / 257.0
-        return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none; other tags, broken or not, are left alone."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (ValueError, TypeError, SyntaxError, struct.error):
-        return 1
+from pfedmma.data.sources.base import Source
 
 
 @dataclass(frozen=True)
@@ -129,7 +77,7 @@ class Pixels:
             cut = [random_crop(image, self.preprocess, draw, bool(flip)) for image, draw, flip in zip(images, draws, flips, strict=True)]
             return Staged(torch.stack(cut))
         boxes = torch.tensor([crop_box(image.shape[1], image.shape[2], draw) for image, draw in zip(images, draws, strict=True)])
-        return Staged(_side_by_side(images, boxes), _from_corner(boxes), flips)
+        return Staged(side_by_side(images, boxes), from_corner(boxes), flips)
 
     def finish(self, staged: Staged) -> Tensor:
         """The device's part: [n,3,S,S] uint8 on the device."""
@@ -144,87 +92,3 @@ class Pixels:
         if camera is not None:
             x = (camera.to(self.device) @ x.flatten(-2)).clamp(0.0, 1.0).view(x.shape)
         return (x - self._mean) / self._std
-
-
-def _side_by_side(images: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """The cut-outs of unequal size in one tensor [n,3,H,W], each in its upper left corner."""
-    height, width = boxes[:, 2].max(), boxes[:, 3].max()
-    whole = torch.zeros(len(images), 3, int(height), int(width), dtype=torch.uint8)
-    for place, image, (top, left, h, w) in zip(whole, images, boxes.tolist(), strict=True):
-        place[:, :h, :w] = image[:, top : top + h, left : left + w]
-    return whole.pin_memory() if torch.cuda.is_available() else whole
-
-
-def _from_corner(boxes: Tensor) -> Tensor:
-    """The same boxes where each cut-out lies in the upper left corner."""
-    return torch.cat([torch.zeros_like(boxes[:, :2]), boxes[:, 2:]], dim=1)
-
-
-def fit(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """uint8 [3,H,W] -> uint8 [3,S,S], through PIL as open_clip does it: shorter side to S and centre crop, or squashed."""
-    size = preprocess.size
-    if image.shape[1:] == (size, size):
-        return image
-    mode = InterpolationMode(preprocess.interpolation)
-    if preprocess.resize_mode != "squash":
-        image = _middle(image, size)
-    picture = tv.to_pil_image(image)
-    if preprocess.resize_mode == "squash":
-        picture = tv.resize(picture, [size, size], interpolation=mode)
-    else:
-        picture = tv.center_crop(tv.resize(picture, [size], interpolation=mode), [size, size])
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
-
-
-def _middle(image: Tensor, size: int) -> Tensor:
-    """The middle of a picture so long that it would grow to gigabytes; the centre crop shows no more of it."""
-    short, long = sorted(image.shape[1:])
-    if long / short * size * size <= MOST_PIXELS:
-        return image
-    length = 9 * short + (long - short) % 2
-    lengths = [min(side, length) for side in image.shape[1:]]
-    top, left = ((side - kept) // 2 for side, kept in zip(image.shape[1:], lengths, strict=True))
-    return image[:, top : top + lengths[0], left : left + lengths[1]]
-
-
-def random_crop(image: Tensor, preprocess: Preprocess, draws: Tensor, flip: bool) -> Tensor:
-    """Random resized crop (area 8-100 %, aspect 3/4-4/3, ten tries, then the centre) and horizontal flip.
-
-    Args:
-        image: uint8 [3,H,W]. draws: [10, 4] uniform numbers, one row a try: area, aspect, top, left.
-    """
-    top, left, height, width = crop_box(image.shape[1], image.shape[2], draws)
-    size = [preprocess.size, preprocess.size]
-    mode = InterpolationMode(preprocess.interpolation)
-    out = tv.resized_crop(image, top, left, height, width, size, interpolation=mode, antialias=True)
-    return out.flip(-1) if flip else out
-
-
-def crop_box(height: int, width: int, draws: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop, distributed as in torchvision's ``RandomResizedCrop``."""
-    low, high = (math.log(r) for r in CROP_RATIO)
-    for area, aspect, top, left in draws.tolist():
-        target = height * width * (CROP_SCALE[0] + area * (CROP_SCALE[1] - CROP_SCALE[0]))
-        ratio = math.exp(low + aspect * (high - low))
-        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
-    ratio = width / height
-    w = width if ratio <= CROP_RATIO[1] else round(height * CROP_RATIO[1])
-    h = height if ratio >= CROP_RATIO[0] else round(width / CROP_RATIO[0])
-    return (height - h) // 2, (width - w) // 2, h, w
-
-
-def camera(seed: int, client: int, strength: float) -> Tensor:
-    """A client's own camera: a colour matrix [3,3] that turns the hue and greys out, the same for all its images.
-
-    ``strength`` 0..1: the hue turns by up to ``strength`` x 180 degrees either way, and up to ``strength`` of the colour is lost.
-    """
-    draw = torch.rand(2, generator=rng.generator(seed, "camera", client)).tolist()
-    angle, grey = (2.0 * draw[0] - 1.0) * strength * math.pi, draw[1] * strength
-    cos, sin = math.cos(angle), math.sin(angle)
-    # Rotation about the grey axis (1,1,1)/sqrt(3), then a mix with the mean of the channels.
-    along = torch.full((3, 3), 1.0 / 3.0)
-    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3.0)
-    turn = cos * torch.eye(3) + (1.0 - cos) * along + sin * across
-    return (1.0 - grey) * turn + grey * along

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pfedmma import rng
-from pfedmma.data.pixels.pixels import decode
+from pfedmma.data.pixels.decode import decode
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.system.errors import UserError
 

@@ -10,7 +10,7 @@ from pfedmma.data.drawn.drawing import COLOURS, PATTERNS, SHAPES, draw_random
 from pfedmma.data.sources.base import Source, Split
 
 PER_CLASS = {"train": 64, "val": 10, "test": 10}
-CAMERA = 0.5  # strength of the clients' cameras, see pfedmma.data.pixels.pixels.camera
+CAMERA = 0.5  # strength of the clients' cameras, see pfedmma.data.partition.camera.camera
 
 
 def classes() -> list[tuple[int, int]]:

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
-from pfedmma.clip.towers import Places, Stem
+from pfedmma.clip.stems import Stem
+from pfedmma.clip.towers import Places
 from pfedmma.system.errors import UserError
 
 STD = 0.02  # of drawn context, as CLIP's own token embeddings

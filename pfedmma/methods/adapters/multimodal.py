@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
-from pfedmma.clip.towers import Places, Stem
+from pfedmma.clip.stems import Stem
+from pfedmma.clip.towers import Places
 from pfedmma.stack.linear import kaiming_normal_fan_out, linear
 
 TOWERS = ("visual", "text")

@@ -1,0 +1,64 @@
+"""The protocol ``base_to_novel``: half of the labels are trained on, disjoint ones by each client; the others are novel."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import torch
+
+from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
+from pfedmma.data.partition.shots import draw_shots
+from pfedmma.data.sources.base import Source
+from pfedmma.system.errors import UserError
+
+
+def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_split: str = "test") -> FederatedData:
+    """Train on the first half of the labels, disjoint classes a client; test on own, base and novel classes.
+
+    Base is the first ceil(n/2) labels in label order. Base classes, shuffled with ``random.Random(2023)``, are cut into runs of
+    round(n_base / clients); the last client takes the remainder. ``shots`` images a class are drawn by seed, 0 takes all.
+
+    Raises:
+        UserError: a client would get no class, or a class has fewer than ``shots`` training images.
+    """
+    total = len(source.class_names)
+    n_base = -(-total // 2)
+    if total < 2:
+        raise UserError(f"data.protocol: base_to_novel needs at least 2 classes; {source.name} has {total}")
+    base = _evaluation_set(source, test_split, 0, n_base)
+    groups = split_classes(n_base, clients)
+    members = []
+    for number, classes in enumerate(groups):
+        chosen = torch.cat([draw_shots(source, label, shots, seed) for label in classes])
+        own = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
+        members.append(Client(number, classes, chosen, source.splits["train"].labels[chosen], own))
+    return FederatedData(tuple(members), base, _evaluation_set(source, test_split, n_base, total), source.template)
+
+
+def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:
+    """The base labels of each client, sorted."""
+    run = round(n_base / clients)
+    if not _every_client_has_one(n_base, clients):
+        near = min((k for k in range(1, n_base + 1) if _every_client_has_one(n_base, k)), key=lambda k: abs(k - clients))
+        raise UserError(
+            f"data.clients: {n_base} base classes in runs of {run} leave some of {clients} clients without a class; "
+            f"data.clients={near} works"
+        )
+    order = list(range(n_base))
+    random.Random(2023).shuffle(order)
+    cuts = [run * i for i in range(clients)] + [n_base]
+    return [tuple(sorted(order[a:b])) for a, b in itertools.pairwise(cuts)]
+
+
+def _every_client_has_one(n_base: int, clients: int) -> bool:
+    run = round(n_base / clients)
+    return run >= 1 and run * (clients - 1) < n_base
+
+
+def _evaluation_set(source: Source, split: str, start: int, stop: int) -> EvaluationSet:
+    labels = source.split_for_tests(split).labels
+    indices = ((labels >= start) & (labels < stop)).nonzero().squeeze(1)
+    if len(indices) == 0:
+        raise UserError(f"data.root: the '{split}' split of {source.name} holds no image of its labels {start} .. {stop - 1}")
+    return EvaluationSet(split, source.class_names[start:stop], indices, labels[indices] - start)

@@ -1,0 +1,198 @@
+"""What travels: every collective of a run, byte by byte. Nothing private can reach one."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import pfedmma
+from pfedmma.comm import world
+from pfedmma.config import schema
+from pfedmma.engine.local import Trainer
+from pfedmma.run.assembly import assemble
+from tests.support import small
+from tests.support.ranks import run_ranks, train, values_of
+
+# Everything else in torch.distributed that moves data between ranks. dir() finds what later versions add under the known stems.
+STEMS = ("all_gather", "all_to_all", "all_reduce_", "barrier", "monitored_barrier", "broadcast", "gather", "reduce", "scatter")
+OTHERS = {name for name in dir(dist) if name.startswith(STEMS)}
+OTHERS |= {"send", "recv", "isend", "irecv", "batch_isend_irecv", "send_object_list", "recv_object_list"}
+
+# The tiny CLIP carries adapters in 3 blocks; with dim 8 their shared parts are 3 linears of 8 x 8 + 8 numbers, and one client's
+# adapters have, for each block, 128 x 8 + 8 and 8 x 128 + 128 (visual), 64 x 8 + 8 and 8 x 64 + 64 (text), 8 x 8 + 8 (shared).
+SHARED = 3 * 72
+ALL = 3 * ((1032 + 1152) + (520 + 576) + 72)
+
+
+class Collective(NamedTuple):
+    purpose: str
+    dtype: torch.dtype
+    content: bytes
+
+
+def record() -> list[Collective]:
+    """From now on, list every all-reduce of this process with what it was handed; every other collective raises."""
+    seen: list[Collective] = []
+    purpose = ""
+    real_sum, real_all_reduce = world.World.sum, dist.all_reduce
+
+    def world_sum(self: world.World, flat: torch.Tensor, why: str) -> torch.Tensor:
+        nonlocal purpose
+        purpose = why
+        total = real_sum(self, flat, why)
+        purpose = "outside of World.sum"
+        return total
+
+    def all_reduce(tensor: torch.Tensor, *args: Any, **options: Any) -> Any:
+        seen.append(Collective(purpose, tensor.dtype, tensor.contiguous().view(torch.uint8).numpy().tobytes()))
+        return real_all_reduce(tensor, *args, **options)
+
+    def forbidden(name: str) -> Callable[..., None]:
+        def collective(*args: Any, **options: Any) -> None:
+            raise AssertionError(f"torch.distributed.{name} is called")
+
+        return collective
+
+    world.World.sum = world_sum
+    for module in (dist, dist.distributed_c10d):
+        module.all_reduce = all_reduce
+        for name in OTHERS:
+            if hasattr(module, name):
+                setattr(module, name, forbidden(name))
+    return seen
+
+
+def recorded_run(meeting: list[str], settings: list[str]) -> list[Collective]:
+    seen = record()
+    train(meeting, settings)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("method", "wire", "parameters", "dtype", "bytes_a_number"),
+    [
+        ("pfedmma", "fp32", SHARED, torch.float32, 4),
+        ("pfedmma", "bf16", SHARED, torch.bfloat16, 2),
+        ("pfedmma", "fp16", SHARED, torch.float16, 2),
+        ("fedavg_mma", "fp32", ALL, torch.float32, 4),
+        ("local", "fp32", 0, None, 4),
+    ],
+)
+def test_only_the_exchanged_tensors_travel_once_a_round(
+    tmp_path: Path, method: str, wire: str, parameters: int, dtype: torch.dtype | None, bytes_a_number: int
+) -> None:
+    run_dir = tmp_path / "run"
+    more = [f"method.name={method}", "method.dim=8", f"distributed.wire={wire}", "federation.rounds=3", "checkpoint.every=2"]
+    ranks = values_of(run_ranks(tmp_path / "meet", 2, recorded_run, small.settings(run_dir, *more)))
+
+    payload = parameters * bytes_a_number
+    for seen in ranks:
+        exchanges = [one for one in seen if one.purpose == "exchange"]
+        assert [(one.dtype, len(one.content)) for one in exchanges] == [(dtype, payload)] * (3 if parameters else 0)
+        # Everything else is bookkeeping: waits, sums of a loss and of who was asked to end; far smaller than any tensor of a client.
+        assert all(len(one.content) <= 16 for one in seen if one.purpose != "exchange")
+        assert "outside of World.sum" not in {one.purpose for one in seen}
+    assert [(one.purpose, len(one.content)) for one in ranks[0]] == [(one.purpose, len(one.content)) for one in ranks[1]]
+
+    for row in small.metrics(run_dir):  # and the ledger says the same
+        assert row["comm"]["shared_parameters"] == parameters
+        assert row["comm"]["payload_bytes"] == payload
+        assert row["comm"]["uplink_bytes"] == row["comm"]["downlink_bytes"] == 3 * payload  # 3 of 7 clients take part
+        assert row["comm"]["collectives"] == (1 if parameters else 0)
+    totals = small.summary(run_dir)["comm"]
+    assert (totals["payload_bytes"], totals["uplink_bytes"]) == (3 * payload, 3 * 3 * payload)
+
+
+def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict[str, Any]:
+    """Round 2 with a local "training" that writes known numbers: 1000 + id into what is private, id into what is shared.
+
+    ``variant`` doubles the "private" or the "shared" numbers. Returns every collective, and the shared tensors afterwards.
+    """
+    resolved = schema.load(None, [*meeting, *settings])
+    seen = record()
+    run = assemble(resolved, world.open_world(resolved.distributed))
+    exchanged = run.engine.trainer.layout.exchanged_size
+
+    def train_stack(self: Trainer, clients: Any, params: torch.Tensor, state: Any, round_: int, others: Any) -> torch.Tensor:
+        for row, client in enumerate(clients):
+            params[row, exchanged:] = (1000.0 + client.id) * (2 if variant == "private" else 1)
+            params[row, :exchanged] = client.id * (2 if variant == "shared" else 1)
+        return torch.ones(len(clients))
+
+    class Listener:
+        def round_done(self, row: dict[str, Any]) -> None:
+            self.row = row
+
+        def checkpoint_due(self, round_: int) -> bool:
+            return False
+
+    Trainer.train = train_stack
+    listener = Listener()
+    run.engine.run(2, listener)
+    return {
+        "clients": listener.row["clients"],
+        "seen": seen,
+        "shared": run.engine.store.shared.tolist(),
+        "private": {client: tensor[0].item() for client, tensor in run.engine.store.private.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """variant -> what each of 4 ranks returns."""
+    folder = tmp_path_factory.mktemp("made-up")
+    settings = small.settings(folder / "unused", "method.dim=8", "federation.rounds=2")
+    return {
+        variant: values_of(run_ranks(folder / variant, 4, made_up_round, settings, variant)) for variant in ("plain", "private", "shared")
+    }
+
+
+def test_private_values_change_no_byte_of_any_collective(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    for plain, changed in zip(made_up["plain"], made_up["private"], strict=True):
+        assert changed["private"] == {client: 2 * value for client, value in plain["private"].items()}  # they did change
+        assert changed["seen"] == plain["seen"]
+
+
+def test_shared_values_change_the_exchange_and_nothing_else(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    for rank, (plain, changed) in enumerate(zip(made_up["plain"], made_up["shared"], strict=True)):
+        different = {one.purpose for one, other in zip(plain["seen"], changed["seen"], strict=True) if one != other}
+        takes_part = any(client % 4 == rank for client in plain["clients"])
+        assert different == ({"exchange"} if takes_part else set())
+
+
+def test_the_server_mean_is_weighted_by_images(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    # Round 2 draws clients 4, 5 and 6 with 18, 18 and 12 images; each "trained" its own id.
+    for rank in made_up["plain"]:
+        assert rank["clients"] == [4, 5, 6]
+        assert rank["shared"] == pytest.approx([(18 * 4 + 18 * 5 + 12 * 6) / 48] * SHARED, rel=1e-6)
+
+
+def test_private_values_stay_with_their_clients(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    assert [rank["private"] for rank in made_up["plain"]] == [{4: 1004.0}, {5: 1005.0}, {6: 1006.0}, {}]
+
+
+def test_a_rank_without_participants_enters_with_zeros(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    idle = made_up["plain"][3]  # clients 4, 5, 6 live on ranks 0, 1, 2
+    (exchange,) = [one for one in idle["seen"] if one.purpose == "exchange"]
+    assert exchange.content == bytes(4 * SHARED)
+
+
+def test_only_one_module_imports_torch_distributed() -> None:
+    root = Path(pfedmma.__file__).parent
+    users = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            if isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            if any(name.startswith("torch.distributed") for name in names):
+                users.add(path.relative_to(root).as_posix())
+    assert users == {"comm/world.py"}

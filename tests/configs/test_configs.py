@@ -1,0 +1,85 @@
+"""The files in ``configs/``: each is a run that can start once ``data.root`` is set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pfedmma.config import schema as configuration
+from pfedmma.data.loading import NAMES, DataConfig, divide
+from pfedmma.data.sources import lists
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CLASSES = {
+    "caltech101": 100, "oxford_pets": 37, "oxford_flowers": 102, "food101": 101, "dtd": 47, "sun397": 397, "ucf101": 101, "eurosat": 10,
+    "fgvc_aircraft": 100, "stanford_cars": 196, "imagenet": 1000, "cifar10": 10, "cifar100": 100, "domainnet": 10, "office_caltech10": 10,
+    "shapes": 120, "imagefolder": 5, "domainfolder": 7,
+}  # fmt: skip
+DOMAINS = {"domainnet": lists.DOMAINNET, "office_caltech10": ("amazon", "caltech", "dslr", "webcam"), "domainfolder": ("a", "c", "p", "s")}
+
+
+def no_pixels(index: int) -> torch.Tensor:
+    raise AssertionError("a partition looks at labels, never at pixels")
+
+
+def imitation(name: str) -> Source:
+    """A source with the classes and domains of the real one, and a few images of each."""
+    count, domains = CLASSES[name], DOMAINS.get(name, ())
+    groups = max(1, len(domains))
+    splits = {}
+    for part, each in (("train", 50), ("test", 4)):
+        labels = torch.arange(count).repeat(each * groups)
+        splits[part] = Split(labels, no_pixels, torch.arange(groups).repeat_interleave(count * each) if domains else None)
+    names = tuple(sorted(fine for members in SUPERCLASSES.values() for fine in members.split()))
+    coarse = superclasses(names) if name == "cifar100" else None
+    return Source(name, tuple(f"c{i}" for i in range(count)), splits, domains=domains, coarse=coarse)
+
+
+def test_every_data_set_has_a_config():
+    assert {configuration.load(file).data.name for file in FILES} == set(NAMES)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_loads_and_says_what_it_is(file: Path):
+    loaded = configuration.load(file)
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("# ") and max(map(len, text.splitlines())) <= 140
+    assert loaded.data.root == loaded.data.partition_file == loaded.resume == ""  # nothing of the machine it was written on
+    if loaded.data.name != "shapes":
+        assert "data.root" in text and file.stem.startswith(loaded.data.name)
+    assert configuration.load(file, ["data.clients=2", "federation.rounds=1"]).data.clients == 2
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_clients_can_be_served(file: Path):
+    # EuroSAT has 5 base classes: not every data set goes with every number of clients.
+    data = configuration.load(file).data
+    federation = divide(imitation(data.name), data, seed=0, test_split="test")
+    assert len(federation.clients) == data.clients
+    if data.protocol == "domains":
+        domains = DOMAINS[data.name]
+        assert [client.domain for client in federation.clients] == [name for name in domains for _ in range(data.clients // len(domains))]
+
+
+def test_settings_of_the_paper():
+    loaded = {file.stem: configuration.load(file) for file in FILES}
+
+    def of(name: str) -> tuple[DataConfig, float]:
+        return loaded[name].data, loaded[name].federation.participation
+
+    for name in ("cifar10_dirichlet", "cifar100_dirichlet", "cifar100_pachinko"):
+        data, participation = of(name)
+        assert (data.clients, data.beta, data.shots, participation) == (100, 0.5, 0, 0.1)
+        assert data.protocol == name.partition("_")[2]
+    for name, clients in (("domainnet", 30), ("office_caltech10", 12)):
+        data, participation = of(name)
+        assert (data.protocol, data.clients, data.beta, data.shots, participation) == ("domains", clients, 0.5, 0, 1.0)
+    for name, config in loaded.items():
+        if config.data.protocol == "base_to_novel" and name != "demo":
+            assert (config.data.shots, config.data.clients) == (16, 5 if name == "eurosat" else 10)
+            assert (config.federation.rounds, config.federation.local_epochs, config.federation.batch_size) == (50, 2, 32)
+            assert (config.method.dim, config.method.scale, config.optimizer.lr) == (32, 0.001, 0.001)

@@ -1,0 +1,187 @@
+"""The base-to-novel protocol, on label counts that can be checked by hand."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pfedmma.data.partition.base_to_novel import base_to_novel, split_classes
+from pfedmma.data.partition.federated import FederatedData
+from pfedmma.data.sources.base import Source, Split
+from pfedmma.system.errors import UserError
+
+
+def no_pixels(index: int) -> torch.Tensor:
+    raise AssertionError("a partition looks at labels, never at pixels")
+
+
+def source(classes: int, train: int = 6, test: int = 3) -> Source:
+    """``classes`` named c0, c1, ...; images of a class lie scattered (label = position mod classes), as in real split files."""
+    sizes = {"train": train, "val": 1, "test": test}
+    labels = {name: torch.arange(classes).repeat(count) for name, count in sizes.items()}
+    return Source("toy", tuple(f"c{i}" for i in range(classes)), {name: Split(rows, no_pixels) for name, rows in labels.items()})
+
+
+def divide(classes: int, clients: int, shots: int = 2, seed: int = 0, **sizes: int) -> FederatedData:
+    return base_to_novel(source(classes, **sizes), clients, shots, seed)
+
+
+@pytest.mark.parametrize(("classes", "n_base"), [(2, 1), (7, 4), (8, 4), (101, 51), (120, 60)])
+def test_base_is_the_first_half_rounded_up(classes: int, n_base: int):
+    federation = divide(classes, clients=1)
+    names = tuple(f"c{i}" for i in range(classes))
+    assert federation.base.classes == names[:n_base]
+    assert federation.novel is not None and federation.novel.classes == names[n_base:]
+
+
+@pytest.mark.parametrize(
+    ("n_base", "clients", "sizes"),
+    [
+        (10, 2, [5, 5]),
+        (10, 3, [3, 3, 4]),  # round(3.33) = 3
+        (10, 4, [2, 2, 2, 4]),  # round(2.5) = 2: Python rounds halves to even
+        (7, 2, [4, 3]),  # round(3.5) = 4: the last may get fewer, too
+        (11, 4, [3, 3, 3, 2]),  # round(2.75) = 3
+        (50, 10, [5] * 10),  # Caltech101
+        (51, 10, [5] * 9 + [6]),
+    ],
+)
+def test_clients_get_runs_of_the_shuffled_classes(n_base: int, clients: int, sizes: list[int]):
+    groups = split_classes(n_base, clients)
+    assert [len(group) for group in groups] == sizes
+    order = list(range(n_base))
+    random.Random(2023).shuffle(order)  # the seed of the released code, whatever the run's seed
+    for i, group in enumerate(groups):
+        start = sum(sizes[:i])
+        assert list(group) == sorted(order[start : start + sizes[i]])
+
+
+def test_five_classes_by_hand():
+    # random.Random(2023) shuffles 0..4 to 0 2 1 4 3; two clients, round(2.5) = 2: {0, 2} and the remainder.
+    order = list(range(5))
+    random.Random(2023).shuffle(order)
+    assert order == [0, 2, 1, 4, 3]
+    assert split_classes(5, 2) == [(0, 2), (1, 3, 4)]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(1, 300), st.integers(1, 400))
+def test_every_split_covers_the_classes_or_names_a_client_count_that_works(n_base: int, clients: int):
+    try:
+        groups = split_classes(n_base, clients)
+    except UserError as error:
+        named = re.search(r"data\.clients=(\d+) works", str(error))
+        assert named, error
+        clients = int(named[1])
+        groups = split_classes(n_base, clients)
+    assert len(groups) == clients and all(groups)
+    assert sorted(label for group in groups for label in group) == list(range(n_base))  # disjoint and covering
+
+
+def test_a_client_without_a_class_is_an_error():
+    # 10 classes, 7 clients: runs of round(1.43) = 1 give the last one 4. 6 clients: runs of 2, five of them use up all ten.
+    assert [len(group) for group in split_classes(10, 7)] == [1, 1, 1, 1, 1, 1, 4]
+    with pytest.raises(UserError, match=r"data\.clients: 10 base classes in runs of 2 leave some of 6 clients .* data\.clients=[57] works"):
+        split_classes(10, 6)
+    with pytest.raises(UserError, match=r"runs of 0 leave .* data\.clients=10 works"):
+        split_classes(10, 25)
+
+
+def test_one_class_cannot_be_divided():
+    with pytest.raises(UserError, match="at least 2 classes; toy has 1"):
+        divide(1, clients=1)
+
+
+def test_shots_are_drawn_per_class():
+    toy = source(8)
+    federation = base_to_novel(toy, clients=2, shots=3, seed=0)
+    labels = toy.splits["train"].labels
+    for client in federation.clients:
+        assert torch.equal(client.labels, labels[client.train])
+        assert len(client.train.unique()) == len(client.train)
+        assert client.labels.bincount(minlength=8).tolist() == [3 if label in client.classes else 0 for label in range(8)]
+
+
+def test_the_seed_draws_the_shots():
+    def drawn(seed: int) -> list[list[int]]:
+        return [client.train.tolist() for client in divide(8, clients=2, shots=3, seed=seed, train=40).clients]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+def test_the_shots_of_a_class_do_not_depend_on_who_holds_it():
+    # So that runs with more or fewer clients learn from the same images.
+    def drawn(clients: int) -> list[int]:
+        return sorted(position for client in divide(8, clients, train=20).clients for position in client.train.tolist())
+
+    assert drawn(1) == drawn(2) == drawn(4)
+
+
+def test_zero_shots_take_every_image():
+    toy = source(7)
+    federation = base_to_novel(toy, clients=2, shots=0, seed=0)
+    taken = torch.cat([client.train for client in federation.clients]).sort().values
+    assert torch.equal(taken, (toy.splits["train"].labels < 4).nonzero().squeeze(1))
+
+
+def test_too_many_shots_name_the_class_and_what_it_has():
+    assert len(divide(4, clients=1, shots=6).clients[0].train) == 12
+    with pytest.raises(UserError, match=r"data\.shots: class 'c[01]' has 6 training images, fewer than 7 shots"):
+        divide(4, clients=1, shots=7)
+
+
+@pytest.mark.parametrize("shots", [0, 1])
+def test_a_class_without_training_images_is_an_error(shots: int):
+    toy = source(4)
+    empty = toy.splits | {"train": Split(torch.tensor([0, 0, 2, 3]), no_pixels)}
+    with pytest.raises(UserError, match="class 'c1' has 0 training images"):
+        base_to_novel(Source("toy", toy.class_names, empty), clients=1, shots=shots, seed=0)
+
+
+def test_test_positions_are_the_base_test_images_of_own_classes():
+    toy = source(9, test=4)
+    federation = base_to_novel(toy, clients=2, shots=1, seed=0)
+    for client in federation.clients:
+        expected = [i for i, label in enumerate(federation.base.labels.tolist()) if label in client.classes]
+        assert client.test.tolist() == expected and len(expected) == 4 * len(client.classes)
+        # A position counts within the base set; the base set knows the image.
+        images = federation.base.indices[client.test]
+        assert set(toy.splits["test"].labels[images].tolist()) == set(client.classes)
+
+
+def test_base_and_novel_sets_share_out_the_test_split():
+    toy = source(9, test=4)
+    federation = base_to_novel(toy, clients=2, shots=1, seed=0)
+    base, novel = federation.base, federation.novel
+    assert novel is not None and base.split == novel.split == "test"
+    assert torch.cat([base.indices, novel.indices]).sort().values.tolist() == list(range(36))
+    labels = toy.splits["test"].labels
+    assert torch.equal(base.labels, labels[base.indices])
+    assert torch.equal(novel.labels, labels[novel.indices] - 5)  # re-indexed from 0
+    assert novel.labels.unique().tolist() == [0, 1, 2, 3] and novel.classes == ("c5", "c6", "c7", "c8")
+
+
+def test_evaluation_can_use_the_validation_split():
+    federation = base_to_novel(source(6), clients=1, shots=1, seed=0, test_split="val")
+    assert federation.base.split == "val" and len(federation.base.indices) == 3
+
+
+def test_an_empty_test_split_is_an_error():
+    toy = source(4)
+    none = toy.splits | {"test": Split(torch.tensor([0, 1, 1]), no_pixels)}
+    with pytest.raises(UserError, match=r"'test' split of toy holds no image of its labels 2 \.\. 3"):
+        base_to_novel(Source("toy", toy.class_names, none), clients=1, shots=1, seed=0)
+
+
+def test_the_partition_does_not_touch_global_randomness():
+    random.seed(1)
+    torch.manual_seed(1)
+    before = random.getstate(), torch.random.get_rng_state()
+    divide(8, clients=3)
+    assert random.getstate() == before[0] and torch.equal(torch.random.get_rng_state(), before[1])

@@ -1,0 +1,87 @@
+"""The server's pool: which other clients' tensors a client is sent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.pool import Pool
+from pfedmma.stack.rules import MEAN, POOL
+
+SIZE = 3
+
+
+def plain(pool: Pool, client: int, current: Tensor, limit: int) -> list[int]:
+    """The ids of the nearest others, by a loop; ``sorted`` keeps the order of ids among equally near ones."""
+    own = pool.rows.get(client, current)
+    others = [i for i in sorted(pool.rows) if i != client]
+    return sorted(others, key=lambda i: float(sum((a - b) ** 2 for a, b in zip(own.tolist(), pool.rows[i].tolist(), strict=True))))[:limit]
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> Pool:
+    """Rows of small whole numbers, so that equal distances are common and exact; entered in any order."""
+    pool = Pool()
+    for i in draw(st.lists(st.integers(0, 9), unique=True, max_size=8)):
+        pool.rows[i] = torch.tensor(draw(st.lists(st.integers(-2, 2), min_size=SIZE, max_size=SIZE)), dtype=torch.float32)
+    return pool
+
+
+@settings(max_examples=200, deadline=None)
+@given(pools(), st.lists(st.integers(0, 11), unique=True, min_size=1, max_size=5), st.integers(0, 9))
+def test_nearest_is_a_plain_search(pool: Pool, ids: list[int], limit: int) -> None:
+    current = torch.ones(SIZE)
+    wanted = [plain(pool, i, current, limit) for i in ids]
+    assert [pool.readable(i, limit) for i in ids] == [len(found) for found in wanted]
+    result = pool.nearest(ids, current, limit)
+    if not any(wanted):
+        assert result is None
+        return
+    assert result is not None
+    tensors, present = result
+    assert tensors.shape == (*present.shape, SIZE)
+    assert present.tolist() == [[column < len(found) for column in range(max(map(len, wanted)))] for found in wanted]
+    for row, found in enumerate(wanted):
+        assert torch.equal(tensors[row, : len(found)], torch.stack([pool.rows[i] for i in found]) if found else tensors[row, :0])
+
+
+def test_nearest_by_hand() -> None:
+    """Client 5 has sent nothing and looks from the current mean; 1 and 7 are equally near to 3; a client is not its own neighbour."""
+    pool = Pool()
+    pool.rows = {7: torch.tensor([2.0]), 3: torch.tensor([1.0]), 1: torch.tensor([0.0]), 4: torch.tensor([9.0])}
+    result = pool.nearest([3, 5, 4], torch.tensor([8.0]), limit=9)
+    assert result is not None
+    assert result[0][:, :3, 0].tolist() == [[0.0, 2.0, 9.0], [9.0, 2.0, 1.0], [2.0, 1.0, 0.0]]
+    assert result[1].tolist() == [[True, True, True, False], [True] * 4, [True, True, True, False]]
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_nothing_to_read(limit: int) -> None:
+    pool = Pool()
+    assert pool.nearest([0], torch.zeros(1), limit) is None
+    pool.rows[0] = torch.ones(1)
+    assert pool.nearest([0], torch.zeros(1), limit) is None  # only its own
+    assert (pool.nearest([1], torch.zeros(1), limit) is None) == (limit == 0)
+
+
+def test_a_store_hands_out_named_tensors_of_the_rule_pool_alone() -> None:
+    layout = Layout({"mean": (2,), "a": (1, 2), "private": (3,), "b": (2,)}, {"mean": MEAN, "b": POOL, "a": POOL})
+    store = ClientStore(layout, torch.zeros(layout.size), OptimizerConfig(), torch.device("cpu"))
+    assert store.others([0], 5) is None
+    store.pool.rows = {i: torch.arange(4.0) + 10 * i for i in range(3)}
+    others = store.others([2, 0], 1)
+    assert others is not None
+    assert others.present.tolist() == [[True], [True]]
+    both = {name: tensor.tolist() for name, tensor in others.tensors.items()}  # client 1's, twice
+    assert both == {"a": [[[[10.0, 11.0]]]] * 2, "b": [[[12.0, 13.0]]] * 2}
+
+
+def test_a_method_without_the_rule_reads_nothing() -> None:
+    layout = Layout({"a": (1,)}, {"a": MEAN})
+    assert ClientStore(layout, torch.zeros(1), OptimizerConfig(), torch.device("cpu")).others([0], 5) is None
