@@ -23,20 +23,18 @@ from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.methods.base import Method
 from pfedmma.stack.client_state import ClientStore
 from pfedmma.system import checks
+from pfedmma.system.options import GOES_ON, setting
 
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """``every``: rounds between evaluations (the last round is always evaluated; 0 = never). ``split``: ``test``, or ``val`` for tuning.
+    """When and on what clients are tested."""
 
-    ``batch_size``: images x clients of one forward pass.
-    """
-
-    every: int = 5
-    split: str = "test"
-    batch_size: int = 512
+    every: int = setting(5, "rounds between evaluations; the last round is always evaluated; 0: never", GOES_ON)
+    split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
+    batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
 
     def __post_init__(self) -> None:
         checks.at_least("every", self.every, 0)

@@ -19,23 +19,24 @@ from pfedmma.clip import tiny, weights
 from pfedmma.clip.backbone import PRECISIONS, Backbone, refuse_unsupported
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import SAME_RESULT, setting
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which CLIP is adapted.
+    """Which CLIP is adapted."""
 
-    ``name``: ``tiny`` (shipped) or an open_clip ViT name. ``pretrained``: an open_clip tag, a local checkpoint file, ``none``
-    (random weights from the seed) or ``auto`` (the shipped weights of ``tiny``, OpenAI's of anything else). With a file of
-    OpenAI's weights, name the ``-quickgelu`` model: a file does not say which activation it was trained with.
-    ``allow_torchscript``: also take a file that is a TorchScript archive, which can hold code, as OpenAI's own are.
-    ``precision``: of the frozen matrix products; adapters and optimizer state are always fp32.
-    """
-
-    name: str = "tiny"
-    pretrained: str = "auto"
-    allow_torchscript: bool = False
-    precision: str = "fp32"
+    name: str = setting("tiny", "tiny (shipped), or an open_clip name such as ViT-B-16; for a file of OpenAI's weights the -quickgelu one")
+    pretrained: str = setting(
+        "auto",
+        "an open_clip tag, a checkpoint file, none (random from the seed), or auto: tiny's shipped weights, otherwise OpenAI's",
+    )
+    allow_torchscript: bool = setting(
+        False,
+        "also read a checkpoint file that is a TorchScript archive, as OpenAI's are; such a file can hold code",
+        SAME_RESULT,
+    )
+    precision: str = setting("fp32", "of the frozen matrix products: fp32, bf16 or fp16; adapters and optimizer state are always fp32")
 
     def __post_init__(self) -> None:
         checks.one_of("precision", self.precision, PRECISIONS)

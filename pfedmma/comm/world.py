@@ -22,6 +22,7 @@ from pfedmma.comm.missing_ranks import RollCall
 from pfedmma.comm.rendezvous import fresh_name
 from pfedmma.system import checks
 from pfedmma.system.errors import RankFailure, UserError
+from pfedmma.system.options import GOES_ON, SAME_RESULT, setting
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
@@ -31,18 +32,17 @@ SAY_SO_AFTER = 1.0  # seconds of waiting, and again after each as many, a rank s
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """How ranks meet. ``backend``: ``auto`` (NCCL on GPUs, gloo on CPUs), ``nccl`` or ``gloo`` (several ranks may then share a GPU).
+    """How ranks meet and what they send."""
 
-    ``device``: ``auto``, ``cpu`` or ``cuda``. ``wire``: the dtype in which exchanged tensors travel. ``timeout``: seconds after which
-    a rank that waits for another one ends, and says for which.
-    ``init_method``: ``env://``, or ``file:///path`` of a file that all ranks see, for launchers that open no port.
-    """
-
-    backend: str = "auto"
-    device: str = "auto"
-    wire: str = "fp32"
-    timeout: float = 600.0
-    init_method: str = "env://"
+    backend: str = setting("auto", "auto (NCCL on GPUs, gloo on CPUs), nccl, or gloo (several ranks may then share a GPU)", SAME_RESULT)
+    device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda", SAME_RESULT)
+    wire: str = setting("fp32", "dtype in which exchanged tensors travel: fp32, bf16 or fp16", GOES_ON)
+    timeout: float = setting(600.0, "seconds after which a rank that waits for another one ends and names it", SAME_RESULT)
+    init_method: str = setting(
+        "env://",
+        "env://, or file:///path of a file that all ranks see, for launchers that open no port",
+        SAME_RESULT,
+    )
 
     def __post_init__(self) -> None:
         checks.one_of("backend", self.backend, ("auto", "nccl", "gloo"))

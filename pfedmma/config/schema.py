@@ -26,21 +26,21 @@ from pfedmma.records.checkpoint.write import CheckpointConfig
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import _insert, _Raw, merged, read_yaml, section, shown
+from pfedmma.system.options import OUTSIDE, _insert, _Raw, merged, read_yaml, section, setting, shown
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. ``run_dir`` empty: ``runs/<data>-<method>-seed<seed>``.
+    """All settings of a run, by section."""
 
-    ``resume``: empty (a new run), ``auto`` (go on from the newest good checkpoint of ``run_dir``, or start), or the
-    folder of a run to go on with. ``trackers``: who else is told of every round: ``tensorboard``, ``wandb``, ``mlflow``.
-    """
-
-    seed: int = 0
-    run_dir: str = ""
-    resume: str = ""
-    trackers: tuple[str, ...] = ()
+    seed: int = setting(0, "seed of every random draw")
+    run_dir: str = setting("", "folder that the run writes; empty: runs/<data>-<method>-seed<seed>", OUTSIDE)
+    resume: str = setting(
+        "",
+        "empty (a new run), auto (go on from the newest good checkpoint of run_dir, or start), or the folder of a run to go on with",
+        OUTSIDE,
+    )
+    trackers: tuple[str, ...] = setting((), "who else is told of every round: a list of tensorboard, wandb, mlflow", OUTSIDE)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)

@@ -20,6 +20,7 @@ from pfedmma.data.sources import cifar, coop, folders, lists, shapes
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, template_problem
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import SAME_RESULT, setting
 
 SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
 PROTOCOLS = ("base_to_novel", "iid", "dirichlet", "pachinko", "domains")
@@ -30,38 +31,31 @@ NAMES = ("shapes", *coop.LAYOUTS, "fgvc_aircraft", "imagenet", "cifar10", "cifar
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are divided.
+    """Which images, and how they are divided among clients."""
 
-    - ``root``: the folder with the data set (``shapes`` needs none).
-    - ``shots``: training images a class, 0 for all. ``beta``: of the Dirichlet draws.
-    - ``min_samples``: training images that every client must get.
-    - ``held_out_domain``: a domain that no client holds, tested as unseen.
-    - ``partition_file``: written by ``python -m pfedmma.describe --out``; it takes the place of ``protocol``.
-    - ``template``: ``generic`` ("a photo of a {}."), ``dataset`` (the usual one of this data set), or a text with {}.
-    - ``test_fraction``: of folders that come without a test split.
-    - ``all_classes``: DomainNet's 345 instead of the usual ten. ``download``: let torchvision fetch CIFAR.
-    - ``augment``: ``crop`` (random resized crop and flip), ``none``, or ``auto`` (``none`` for shapes, ``crop`` for photographs).
-    - ``camera``: 0..1, how far each client's colours differ from the others'; -1 takes the source's own default.
-    - ``on_bad_image``: ``stop``, or ``skip`` it and count. ``cache_gb``: decoded images kept in memory; more go to a temporary file.
-    """
-
-    name: str = "shapes"
-    root: str = ""
-    protocol: str = "base_to_novel"
-    clients: int = 10
-    shots: int = 16
-    beta: float = 0.5
-    min_samples: int = 1
-    held_out_domain: str = ""
-    partition_file: str = ""
-    template: str = "generic"
-    test_fraction: float = 0.3
-    all_classes: bool = False
-    download: bool = False
-    augment: str = "auto"
-    camera: float = -1.0
-    on_bad_image: str = "stop"
-    cache_gb: float = 8.0
+    name: str = setting("shapes", "the data set, by a name of the table of data sets; shapes is drawn and needs no files")
+    root: str = setting("", "folder with the data set", SAME_RESULT)
+    protocol: str = setting("base_to_novel", "how images are divided among clients: base_to_novel, iid, dirichlet, pachinko or domains")
+    clients: int = setting(10, "number of clients")
+    shots: int = setting(16, "training images of a class; 0: all")
+    beta: float = setting(0.5, "concentration of the Dirichlet draws; smaller means more skew")
+    min_samples: int = setting(1, "training images that every client gets at least")
+    held_out_domain: str = setting("", "a domain that no client holds, tested as unseen")
+    partition_file: str = setting("", "a partition written by python -m pfedmma.describe --out; it takes the place of data.protocol")
+    template: str = setting(
+        "generic",
+        'class prompt: generic ("a photo of a {}."), dataset (the usual one of the data set), or a text with {}',
+    )
+    test_fraction: float = setting(0.3, "share of the images that becomes the test split of folders without one")
+    all_classes: bool = setting(False, "all 345 classes of DomainNet instead of the usual ten")
+    download: bool = setting(False, "let torchvision fetch CIFAR", SAME_RESULT)
+    augment: str = setting(
+        "auto",
+        "training images: crop (random resized crop and flip), none, or auto (none for shapes, crop for photographs)",
+    )
+    camera: float = setting(-1.0, "how far each client's colours differ from the others', 0 to 1; -1: the data set's own default")
+    on_bad_image: str = setting("stop", "an unreadable image ends the run (stop), or is left out and counted (skip)")
+    cache_gb: float = setting(8.0, "GB of decoded images kept in memory; the rest lies in a temporary file", SAME_RESULT)
 
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, NAMES)

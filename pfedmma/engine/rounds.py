@@ -27,26 +27,30 @@ from pfedmma.stack.client_state import ClientStore
 from pfedmma.stack.rules import POOL, UNIFORM
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import GOES_ON, SAME_RESULT, setting
 from pfedmma.system.signals import Interruption
 
 
 @dataclass(frozen=True)
 class FederationConfig:
-    """``participation``: share of the clients that train in a round.
+    """Rounds of the federation, and how the clients of a rank share its memory."""
 
-    ``clients_per_pass``: how many clients of a rank share one pass; ``auto``: as many as the memory of the GPU takes, 10 on a CPU.
-    ``stems_gb``: memory for what follows from images that come again unchanged (test images; training images without augmentation).
-    ``device_gb``, ``host_gb``: how much of the clients' own state rests on a GPU and in host memory; the rest lies in a temporary file.
-    """
-
-    rounds: int = 50
-    local_epochs: int = 2
-    participation: float = 1.0
-    batch_size: int = 32
-    clients_per_pass: str = "auto"
-    stems_gb: float = 2.0
-    device_gb: float = 8.0
-    host_gb: float = 16.0
+    rounds: int = setting(50, "communication rounds of the whole run", GOES_ON)
+    local_epochs: int = setting(2, "epochs over its own images that a participant trains in a round")
+    participation: float = setting(1.0, "share p of the K clients that train in a round, 0 < p <= 1: max(1, round(p K)) of them")
+    batch_size: int = setting(32, "images of one client in a training step")
+    clients_per_pass: str = setting(
+        "auto",
+        "clients of a rank that share one pass; auto: as many as the memory of the GPU takes, 10 on a CPU",
+        SAME_RESULT,
+    )
+    stems_gb: float = setting(
+        2.0,
+        "memory in GB for what the frozen blocks give of images that come again unchanged; 0 keeps nothing",
+        SAME_RESULT,
+    )
+    device_gb: float = setting(8.0, "GB of the clients' own state that rest on a GPU; the rest lies in host memory", SAME_RESULT)
+    host_gb: float = setting(16.0, "GB of the clients' own state that rest in host memory; the rest lies in a temporary file", SAME_RESULT)
 
     def __post_init__(self) -> None:
         for name in ("rounds", "local_epochs", "batch_size"):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pfedmma.stack import optim
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 pass
 
@@ -21,20 +22,20 @@ OptimizerState = dict[str, Tensor]  # each [C, P], "step" [C, 1]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """``name``: sgd, adam (decay added to the gradient) or adamw (decay apart). ``clip``: largest gradient norm of a client, 0 for none.
+    """The optimizer of local training; another method may bring other defaults."""
 
-    ``state``: ``reset`` (every round starts with a fresh optimizer) or ``persist`` (each client keeps its own between its rounds).
-    """
-
-    name: str = "sgd"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip: float = 0.0
-    state: str = "reset"
+    name: str = setting("sgd", "sgd, adam (weight decay added to the gradient) or adamw (weight decay apart)")
+    lr: float = setting(1e-3, "learning rate")
+    momentum: float = setting(0.9, "momentum of sgd, from 0 to less than 1")
+    weight_decay: float = setting(5e-4, "weight decay")
+    beta1: float = setting(0.9, "decay of the mean of gradients in adam and adamw")
+    beta2: float = setting(0.999, "decay of the mean of squared gradients in adam and adamw")
+    eps: float = setting(1e-8, "added to the denominator in adam and adamw")
+    clip: float = setting(0.0, "largest norm of one client's gradient; 0: no clipping")
+    state: str = setting(
+        "reset",
+        "reset (every round starts with a fresh optimizer) or persist (a client keeps its own between its rounds)",
+    )
 
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, ("sgd", "adam", "adamw"))

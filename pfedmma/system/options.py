@@ -17,8 +17,9 @@ from pfedmma.system.errors import UserError
 
 MOST_CHARACTERS = 4096  # of a text
 LARGEST = 3.4e38  # number
-# What another value of a setting makes of a run: another run; the same run, which may go on with it; a run with the very same results.
-ANOTHER_RUN, GOES_ON, SAME_RESULT = "another run", "goes on", "same result"
+# What another value of a setting makes of a run: another run; the same run, which may go on with it; a run with the very same results;
+# nothing, as it says where the run lies and who follows it.
+ANOTHER_RUN, GOES_ON, SAME_RESULT, OUTSIDE = "another run", "goes on", "same result", "outside"
 
 
 def setting(default: Any, meaning: str, change: str = ANOTHER_RUN) -> Any:
@@ -26,7 +27,8 @@ def setting(default: Any, meaning: str, change: str = ANOTHER_RUN) -> Any:
 
     Args:
         meaning: what it sets, with unit and choices, in a line; tables of settings are made of it.
-        change: `ANOTHER_RUN`, `GOES_ON` (it may change when a run is resumed) or `SAME_RESULT` (no result depends on it).
+        change: `ANOTHER_RUN`, `GOES_ON` (it may change when a run is resumed), `SAME_RESULT` (no result depends on it) or `OUTSIDE`
+            (no setting of the run itself).
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "change": change})
 

@@ -17,16 +17,17 @@ from pfedmma.stack.client_state import ClientStore
 from pfedmma.system import checks
 from pfedmma.system.errors import RankFailure, UserError
 from pfedmma.system.files import sync_folder, to_json, write_atomically
+from pfedmma.system.options import SAME_RESULT, setting
 
 SHARD_BYTES = 5e8
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """``every``: rounds between checkpoints (the last round is always kept; 0 = never). ``keep``: how many to keep."""
+    """How often a run is saved."""
 
-    every: int = 10
-    keep: int = 2
+    every: int = setting(10, "rounds between checkpoints; the last round is always saved; 0: never", SAME_RESULT)
+    keep: int = setting(2, "checkpoints that are kept; older ones are deleted", SAME_RESULT)
 
     def __post_init__(self) -> None:
         checks.at_least("every", self.every, 0)
