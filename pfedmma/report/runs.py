@@ -9,9 +9,9 @@ from typing import Any
 
 from pfedmma.comm.ledger import percentile
 from pfedmma.records.folder import RunFolder
-from pfedmma.report.fields import Fields
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
+from pfedmma.system.fields import Fields
 
 Scores = dict[str, float | None]
 SECONDS = ("train", "input", "wait", "exchange", "evaluate", "total")

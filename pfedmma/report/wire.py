@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pfedmma.report.document import Table
-from pfedmma.report.fields import Fields
+from pfedmma.system.fields import Fields
 
 
 @dataclass(frozen=True)
