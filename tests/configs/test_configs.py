@@ -1,11 +1,15 @@
-"""The files in ``configs/``: each is a run that can start once ``data.root`` is set."""
+"""The files in ``configs/``: each can start once ``data.root`` is set, and says only what differs from the defaults."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from pfedmma.config import schema as configuration
 from pfedmma.data.loading import NAMES, DataConfig, divide
@@ -13,7 +17,14 @@ from pfedmma.data.sources import lists
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
+PAPER = CONFIGS / "paper.yaml"
+# The data sets with a file for the paper's setting, and what but their name differs from `PAPER`. EuroSAT has five base classes.
+OF_THE_PAPER: dict[str, dict[str, Any]] = {
+    "caltech101": {}, "oxford_pets": {}, "oxford_flowers": {}, "food101": {}, "dtd": {}, "sun397": {}, "ucf101": {}, "stanford_cars": {},
+    "fgvc_aircraft": {}, "imagenet": {}, "eurosat": {"clients": 5},
+}  # fmt: skip
 CLASSES = {
     "caltech101": 100, "oxford_pets": 37, "oxford_flowers": 102, "food101": 101, "dtd": 47, "sun397": 397, "ucf101": 101, "eurosat": 10,
     "fgvc_aircraft": 100, "stanford_cars": 196, "imagenet": 1000, "cifar10": 10, "cifar100": 100, "domainnet": 10, "office_caltech10": 10,
@@ -41,6 +52,54 @@ def imitation(name: str) -> Source:
 
 def test_every_data_set_has_a_config():
     assert {configuration.load(file).data.name for file in FILES} == set(NAMES)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_file_of_a_data_set_is_the_papers_setting(name: str):
+    own = {"name": name, **OF_THE_PAPER[name]}
+    assert read(CONFIGS / f"{name}.yaml") == {"data": own, **read(PAPER)}
+    as_settings = [f"data.{key}={value}" for key, value in own.items()]
+    assert configuration.load(CONFIGS / f"{name}.yaml") == configuration.load(PAPER, as_settings)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("data.name", "dtd"), ... of nested values."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def repeated(tree: dict[str, Any], below: configuration.Config) -> list[str]:
+    """The settings of ``tree`` that say what ``below`` says already."""
+    known = dict(flat(dataclasses.asdict(below)))
+    return [name for name, value in flat(tree) if known[name] == value]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_it_says_only_what_differs_from_the_defaults(file: Path):
+    assert repeated(read(file), configuration.Config()) == []
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "compare").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_compare_file_says_only_what_differs_from_its_config(file: Path):
+    tree = read(file)
+    start = file.parent / tree["config"] if "config" in tree else None
+    assert repeated(tree.get("settings", {}), configuration.load(start)) == []
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_file_of_a_method_names_it_and_its_optimizer(file: Path):
+    """tests/methods/ compares the optimizer with the built-in one; here, nothing remains of what a file before this one set."""
+    tree = read(file)
+    assert tree.pop("method") == {"name": file.stem} and tree.keys() <= {"optimizer"}
+    if tree:
+        assert configuration.load([CONFIGS / "demo.yaml", file]).optimizer == configuration.load(file).optimizer
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
