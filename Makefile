@@ -29,7 +29,7 @@ test: $(INSTALLED) ## all tests, two files at a time
 test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
 	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
 
-slurm-check: $(INSTALLED) ## the batch files on a real SLURM on this machine (root, Debian packages); skipped where it cannot be had
+slurm-check: $(INSTALLED) ## the batch file on a real SLURM on this machine (root, Debian packages), minutes; skipped where it cannot be had
 	$(BIN)/python -m tests.slurm.check
 
 lint: $(INSTALLED) ## style and types

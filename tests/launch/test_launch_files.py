@@ -1,6 +1,6 @@
 """The files in ``launch/``: what they start, what they pass on, and when a batch job is queued again.
 
-``tests/slurm/check.py`` tries the batch files on a real SLURM; here `srun`, `scontrol` and the launchers are stand-ins.
+``tests/slurm/check.py`` tries the batch file on a real SLURM; here `srun`, `scontrol` and the launchers are stand-ins.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ import pytest
 
 from tests.support import small
 
+pytestmark = pytest.mark.timeout(1800)
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
-BATCH_FILES = sorted(LAUNCH.glob("*.sbatch"))
+BATCH = LAUNCH / "slurm.sbatch"
+LAUNCHERS = {"torchrun": "torchrun_nodes.sh", "accelerate": "accelerate.sh"}  # LAUNCHER of the batch file, and what it starts on each node
+PATIENCE = 600  # seconds that anything may take on a crowded machine; nothing waits so long unless something is wrong
 AWKWARD = ["data.root=two words/here", "a='b' \"c\"", "*", "$HOME", ""]  # what a shell would change if it read it once more
 
 SRUN = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$SEEN/srun"
 env >"$SEEN/environment"
-sleep "${LASTS:-0}"
+while [[ -n ${UNTIL:-} && ! -e $SEEN/$UNTIL ]]; do sleep 0.05; done
 for argument in "$@"; do [[ $argument != run_dir=* ]] || run_dir=${argument#*=}; done
 [[ -z ${LEAVES:-} ]] || mkdir -p "$run_dir/$LEAVES"
 touch "$SEEN/srun-ended"
@@ -55,12 +58,12 @@ class StandIns:
         return {**os.environ, "PATH": path, "SEEN": str(self.folder), **job, **more}
 
     def run(self, script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(script), *arguments], env=self.environment(**environment), cwd=self.folder, capture_output=True, text=True, timeout=60
-        )
+        command = [str(script), *arguments]
+        environment = self.environment(**environment)
+        return subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE)
 
-    def batch(self, script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(Path("bash"), str(script), *arguments, **environment)
+    def batch(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(Path("bash"), str(BATCH), *arguments, **environment)
 
     def requeued(self) -> list[str]:
         file = self.folder / "scontrol"
@@ -80,7 +83,7 @@ def stand_ins(tmp_path: Path) -> StandIns:
     return StandIns(tmp_path)
 
 
-@pytest.mark.parametrize("script", [*LAUNCH.glob("*.sh"), *BATCH_FILES], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*LAUNCH.glob("*.sh"), BATCH], ids=lambda path: path.name)
 def test_bash_can_read_it(script: Path) -> None:
     ended = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
@@ -123,53 +126,63 @@ def test_nodes_meet_at_the_head_node(stand_ins: StandIns) -> None:
     one_sentence(stand_ins.run(LAUNCH / "accelerate.sh", **meeting), "NODE_RANK")
 
 
-# Batch files.
+# The batch file.
 
 
-@pytest.mark.parametrize("script", BATCH_FILES, ids=lambda path: path.stem)
-def test_what_the_nodes_are_told(stand_ins: StandIns, script: Path) -> None:
+def told(stand_ins: StandIns) -> dict[str, str]:
+    """The environment of srun."""
+    lines = (stand_ins.folder / "environment").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_what_the_nodes_are_told(stand_ins: StandIns, launcher: str) -> None:
     """Arguments arrive as they were given; how many ranks there are and which node it is, each node finds out itself."""
-    ended = stand_ins.batch(
-        script, *AWKWARD, "run_dir=old", "run_dir=a run", LEAVES="checkpoints", SLURM_NODEID="0", SLURM_GPUS_ON_NODE="8"
-    )
+    node = {"SLURM_NODEID": "0", "SLURM_GPUS_ON_NODE": "8"}
+    ended = stand_ins.batch(*AWKWARD, "run_dir=old", "run_dir=a run", LAUNCHER=launcher, LEAVES="checkpoints", **node)
     assert ended.returncode == 0, ended.stderr
     words = stand_ins.srun()
     first = words.index(str(LAUNCH / "slurm_node.sh"))
     assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1"} < set(words[:first])
-    launcher = {"slurm_torchrun": "torchrun_nodes.sh", "slurm_accelerate": "accelerate.sh"}[script.stem]
-    assert words[first + 1 :] == [str(LAUNCH / launcher), *AWKWARD, "run_dir=old", "run_dir=a run", "run_dir=a run", "resume=auto"]
-    told = dict(line.split("=", 1) for line in (stand_ins.folder / "environment").read_text().splitlines() if "=" in line)
-    assert (told["NNODES"], told["HEAD_NODE"], told["HEAD_PORT"]) == ("2", "node7", "23456")
-    assert "NODE_RANK" not in told and not told.get("RANKS_PER_NODE")
+    started = str(LAUNCH / LAUNCHERS[launcher])
+    assert words[first + 1 :] == [started, *AWKWARD, "run_dir=old", "run_dir=a run", "run_dir=a run", "resume=auto"]
+    environment = told(stand_ins)
+    assert (environment["NNODES"], environment["HEAD_NODE"], environment["HEAD_PORT"]) == ("2", "node7", "23456")
+    assert "NODE_RANK" not in environment and not environment.get("RANKS_PER_NODE")
 
 
-@pytest.mark.parametrize("script", BATCH_FILES, ids=lambda path: path.stem)
-def test_queued_again_only_if_the_run_is_unfinished(stand_ins: StandIns, script: Path) -> None:
-    failed = stand_ins.batch(script, "run_dir=failed", LEAVES="checkpoints", STATUS="7")
+def test_torchrun_starts_the_ranks_unless_another_launcher_is_named(stand_ins: StandIns) -> None:
+    assert stand_ins.batch(LAUNCHER="", LEAVES="checkpoints").returncode == 0
+    assert str(LAUNCH / "torchrun_nodes.sh") in stand_ins.srun()
+    one_sentence(stand_ins.batch(LAUNCHER="mpirun"), "torchrun or accelerate", "'mpirun'")
+
+
+def test_queued_again_only_if_the_run_is_unfinished(stand_ins: StandIns) -> None:
+    failed = stand_ins.batch("run_dir=failed", LEAVES="checkpoints", STATUS="7")
     assert failed.returncode == 7 and not stand_ins.requeued(), "a failure would fail for ever"
-    finished = stand_ins.batch(script, "run_dir=finished", LEAVES="summary.json")
+    finished = stand_ins.batch("run_dir=finished", LEAVES="summary.json")
     assert finished.returncode == 0 and not stand_ins.requeued() and "finished, see finished/summary.json" in finished.stdout
-    one_sentence(stand_ins.batch(script, "run_dir=elsewhere"), "elsewhere", "no run")
+    one_sentence(stand_ins.batch("run_dir=elsewhere"), "elsewhere", "no run")
     assert not stand_ins.requeued(), "it would begin again for ever"
-    interrupted = stand_ins.batch(script, LEAVES="checkpoints")
+    interrupted = stand_ins.batch(LEAVES="checkpoints")
     assert interrupted.returncode == 0 and stand_ins.requeued() == ["requeue 123456"] and "to be continued" in interrupted.stdout
     assert (stand_ins.folder / "runs" / "slurm-123456" / "checkpoints").exists(), "a run folder for each job that names none"
 
 
 def test_a_batch_job_that_cannot_run(stand_ins: StandIns) -> None:
-    script = BATCH_FILES[0]
-    one_sentence(stand_ins.batch(script, SLURM_SUBMIT_DIR=str(stand_ins.folder)), "submit from the root", "REPOSITORY")
-    one_sentence(stand_ins.batch(script, "resume=runs/a"), "give run_dir=runs/a")
+    one_sentence(stand_ins.batch(SLURM_SUBMIT_DIR=str(stand_ins.folder)), "submit from the root", "REPOSITORY")
+    one_sentence(stand_ins.batch("resume=runs/a"), "give run_dir=runs/a")
     assert not (stand_ins.folder / "srun").exists()
-    assert stand_ins.batch(script, SLURM_SUBMIT_DIR="/", REPOSITORY=str(ROOT), LEAVES="summary.json").returncode == 0
+    assert stand_ins.batch(SLURM_SUBMIT_DIR="/", REPOSITORY=str(ROOT), LEAVES="summary.json").returncode == 0
 
 
 def test_a_cancelled_job_leaves_the_ranks_their_time_and_is_not_queued_again(stand_ins: StandIns) -> None:
-    environment = stand_ins.environment(LEAVES="checkpoints", LASTS="2")
-    job = subprocess.Popen(["bash", str(BATCH_FILES[0])], env=environment, cwd=stand_ins.folder)
+    environment = stand_ins.environment(LEAVES="checkpoints", UNTIL="the ranks are done")
+    job = subprocess.Popen(["bash", str(BATCH)], env=environment, cwd=stand_ins.folder)
     until(lambda: (stand_ins.folder / "srun").exists())
     job.terminate()
-    assert job.wait(timeout=30) == 128 + signal.SIGTERM
+    (stand_ins.folder / "the ranks are done").touch()
+    assert job.wait(timeout=PATIENCE) == 128 + signal.SIGTERM
     assert (stand_ins.folder / "srun-ended").exists() and not stand_ins.requeued()
 
 
@@ -187,7 +200,7 @@ def test_a_node_counts_its_gpus_and_passes_the_status_on(stand_ins: StandIns) ->
 
 
 def until(there: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not there():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -207,7 +220,7 @@ def test_a_signal_to_the_first_process_alone_reaches_the_ranks(tmp_path: Path, l
     node = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: node.poll() is not None or ((run_dir / "metrics.jsonl").exists() and small.metrics(run_dir) != []))
     node.send_signal(number)
-    out, err = node.communicate(timeout=60)
+    out, err = node.communicate(timeout=PATIENCE)
     assert node.returncode == 0, err
     assert "on 2 ranks" in out and f"interrupted by {number.name} after round {len(small.metrics(run_dir))} of 100000" in out
     assert [path.name for path in (run_dir / "checkpoints").iterdir()] == [f"round-{len(small.metrics(run_dir)):06d}"]
