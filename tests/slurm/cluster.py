@@ -16,7 +16,7 @@ PACKAGES = ("slurm-wlm", "munge")
 NODES = ("localhost", "other")  # the first of a job's nodes is where its ranks meet, by a name that is known everywhere
 
 # The controller looks every second for jobs to start, and lets a requeued job wait seconds instead of two minutes (cred_expire). A job that
-# was asked late to end has a minute more (OverTimeLimit). There are more CPUs than there may be (config_overrides): the jobs mostly sleep.
+# is slow to end has ten minutes more (OverTimeLimit). There are more CPUs than there may be (config_overrides): the jobs mostly sleep.
 # SLURM takes "other" for defined twice if it comes after "localhost".
 CONFIG = """
 ClusterName=check
@@ -42,7 +42,7 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/%n.log
 SlurmdParameters=config_overrides
 ReturnToService=2
-OverTimeLimit=1
+OverTimeLimit=10
 GresTypes=gpu
 NodeName=DEFAULT CPUs=8 CoresPerSocket=8 Gres=gpu:4 State=UNKNOWN
 NodeName=other NodeAddr=127.0.0.1 Port={ports[2]}
@@ -101,12 +101,12 @@ class Cluster:
 
     def __exit__(self, *exc: object) -> None:
         self.run("scancel", "--state=PENDING,RUNNING", "--user=root")
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 300
         while self.run("squeue", "--noheader").stdout.strip() and time.monotonic() < deadline:
             time.sleep(0.5)
         for daemon in (*NODES, "slurmctld", "munged"):
             end(self.folder / f"{daemon}.pid")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)
         self.left = left
@@ -145,7 +145,7 @@ class Cluster:
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def wait_for_nodes(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 300
         while (state := self.run("sinfo", "--noheader", "--Node", "--format=%T")).stdout.split() != ["idle"] * len(NODES):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the nodes do not come up: {state.stdout} {state.stderr}")
