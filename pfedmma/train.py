@@ -12,6 +12,7 @@ from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.config.identity import comparable, settings
 from pfedmma.config.schema import Config
+from pfedmma.config.table import all_settings
 from pfedmma.engine.rounds import due
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import write
@@ -21,7 +22,6 @@ from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
-from pfedmma.system import options
 from pfedmma.system.console import Progression, accuracy_table, megabytes, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.memory import shortage_named
@@ -67,11 +67,6 @@ def parse(argv: list[str] | None) -> Config:
     if any(s.startswith("run_dir=") for s in given):
         raise UserError(f"run_dir: resume={config.resume} goes on in that folder; leave run_dir out, or copy the folder first")
     return configuration.load(folder.config, [*given, f"run_dir={config.resume}", "resume=auto"])
-
-
-def all_settings() -> str:
-    """Every setting with its default, for ``--help``."""
-    return "settings:\n" + "\n".join(f"  {name}={value}" for name, value in options.flatten(Config()).items())
 
 
 def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:

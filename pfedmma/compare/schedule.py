@@ -15,16 +15,10 @@ import torch
 
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
-from pfedmma.config.identity import HOUSEKEEPING, refuse_other_config, settings
+from pfedmma.config.identity import refuse_other_config, relevant, settings
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
-
-# What neither a result nor its comparison depends on.
-INDIFFERENT = (
-    *HOUSEKEEPING, "checkpoint.", "data.root", "data.cache_gb", "data.download",
-    "distributed.backend", "distributed.device", "distributed.timeout", "distributed.init_method",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,7 @@ def finished(plan: Plan) -> dict[str, Any] | None:
     if not folder.summary.exists():
         return None
     summary = folder.read_summary()
-    return summary if _relevant(summary.get("config", {})) == _relevant(settings(plan.config)) else None
+    return summary if relevant(summary.get("config", {})) == relevant(settings(plan.config)) else None
 
 
 def command(plan: Plan, ranks: int) -> list[str]:
@@ -164,7 +158,3 @@ def require_one_setting_a_run(plans: Sequence[Plan]) -> None:
 def _plan_file(plan: Plan) -> Path:
     path = Path(plan.config.run_dir)
     return path.with_name("plans") / f"{path.name}.yaml"
-
-
-def _relevant(flat: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flat.items() if not name.startswith(INDIFFERENT)}

@@ -1,41 +1,54 @@
-"""Which settings make a run another run."""
+"""What another value of a setting makes of a run: another run, the same one that goes on, or one with the same results.
+
+Each setting says so beside its field (`pfedmma.system.options.setting`); nothing is listed here.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pfedmma.config.schema import Config
-from pfedmma.methods import registry
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import flatten
-
-# How the work is laid out in memory, which no result depends on.
-HOUSEKEEPING = ("federation.clients_per_pass", "federation.stems_gb", "federation.device_gb", "federation.host_gb")
+from pfedmma.system.options import ANOTHER_RUN, OUTSIDE, SAME_RESULT, described, flatten, plain
 
 
-# What may change between the parts of one run without making it another run.
-FREE_ON_RESUME = (
-    "federation.rounds", *HOUSEKEEPING, "evaluation.", "checkpoint.",
-    "distributed.", "data.root", "data.cache_gb", "data.download", "backbone.allow_torchscript",
-)  # fmt: skip
+def change_of() -> dict[str, str]:
+    """{"federation.rounds": `GOES_ON`, ...} for all settings; see `pfedmma.system.options.CHANGES`."""
+    return {item.name: item.change for item in described(Config)}
 
 
-def refuse_other_config(config: Config, saved: dict) -> None:
+def settings(config: Config) -> dict[str, Any]:
+    """The settings {"federation.rounds": 50, ...} of the run itself, as JSON keeps them; methods that do not take part are left out."""
+    change = change_of()
+    return {name: plain(value) for name, value in flatten(config).items() if change[name] != OUTSIDE}
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """The settings that identify a run: another value of one of them is another run."""
+    change = change_of()
+    return {name: value for name, value in settings(config).items() if change[name] == ANOTHER_RUN}
+
+
+def relevant(flat: dict[str, Any]) -> dict[str, Any]:
+    """Of settings as `settings` gives them, of this version or an earlier one, those that a result depends on.
+
+    A name that is no setting of this version is kept.
+    """
+    change = change_of()
+    return {name: value for name, value in flat.items() if change.get(name) != SAME_RESULT}
+
+
+def refuse_other_config(config: Config, saved: dict[str, Any]) -> None:
     """Raise a `UserError` if ``saved`` (flat) differs from ``config`` in anything that makes it another run."""
     wanted = comparable(config)
-    different = [name for name in wanted if wanted[name] != saved.get(name)]
+    # What an earlier version had no setting for, it did as the default says.
+    known = {item.name: plain(item.default) for item in described(Config)} | saved
+    different = [name for name in wanted if _same(wanted[name]) != _same(known[name])]
     if different:
-        changes = ", ".join(f"{name} (was {saved.get(name)}, is {wanted[name]})" for name in different)
+        changes = ", ".join(f"{name} (was {known[name]}, is {wanted[name]})" for name in different)
         raise UserError(f"resume: the run in {config.run_dir} is of another configuration: {changes}")
 
 
-def comparable(config: Config) -> dict:
-    """The settings that identify a run, as JSON keeps them."""
-    return {name: value for name, value in settings(config).items() if not name.startswith(FREE_ON_RESUME)}
-
-
-def settings(config: Config) -> dict:
-    """All settings {"federation.rounds": 50, ...} as JSON keeps them.
-
-    But for where the run lies and is followed, and methods that do not take part.
-    """
-    left_out = ("run_dir", "resume", "trackers", *(f"method.{name}." for name in registry.OTHERS if name != config.method.name))
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in flatten(config).items() if not name.startswith(left_out)}
+def _same(value: Any) -> Any:
+    """A list as the text that it may have been in an earlier version: parts joined by "+"."""
+    return "+".join(map(str, value)) if isinstance(value, list) else value

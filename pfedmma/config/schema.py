@@ -1,7 +1,6 @@
-"""Configuration: dataclass defaults < YAML file < ``key=value`` on the command line.
+"""All settings of a run: defaults < the method's own defaults < YAML files < ``key=value`` on the command line.
 
-Each part of the system owns its small config dataclass; this module assembles them, checks names and types, and writes
-the result back as YAML.
+Each part of the system owns the dataclass of its section; here they are put together, read, and written back as YAML.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from pfedmma.clip.loading import BackboneConfig
 from pfedmma.comm.world import DistributedConfig
 from pfedmma.data.loading import DataConfig
 from pfedmma.engine.rounds import FederationConfig
-from pfedmma.methods.registry import DEFAULTS, MethodConfig
+from pfedmma.methods.registry import MethodConfig, entry_of
 from pfedmma.records import trackers
 from pfedmma.records.checkpoint.write import CheckpointConfig
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import OUTSIDE, _insert, _Raw, merged, read_yaml, section, setting, shown
+from pfedmma.system.options import OUTSIDE, Raw, insert, merged, nested, read_yaml, section, setting, shown
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run, by section."""
+    """A run: its seed, where it lies and who follows it, and a section for each part."""
 
     seed: int = setting(0, "seed of every random draw")
     run_dir: str = setting("", "folder that the run writes; empty: runs/<data>-<method>-seed<seed>", OUTSIDE)
@@ -74,10 +73,10 @@ def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
         name, equals, raw = item.partition("=")
         if not equals:
             raise UserError(f"'{shown(item)}' is no setting; write key=value, for example federation.rounds=10")
-        _insert(tree, name.strip(), _Raw(raw))
+        insert(tree, name.strip(), Raw(raw))
     config = section(Config, tree)
-    if own := DEFAULTS.get(config.method.name):
-        config = section(Config, merged(own, tree))
+    if own := entry_of(config.method.name).optimizer:
+        config = section(Config, merged({"optimizer": dict(own)}, tree))
     if config.run_dir:
         return config
     return dataclasses.replace(config, run_dir=f"runs/{config.data.name}-{config.method.name}-seed{config.seed}")
@@ -85,5 +84,4 @@ def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML that `load` reads back to the same value."""
-    plain = dataclasses.asdict(config, dict_factory=lambda items: {k: list(v) if isinstance(v, tuple) else v for k, v in items})
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.safe_dump(nested(config), sort_keys=False)

@@ -10,7 +10,7 @@ import reprlib
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
@@ -19,7 +19,7 @@ MOST_CHARACTERS = 4096  # of a text
 LARGEST = 3.4e38  # number
 # What another value of a setting makes of a run: another run; the same run, which may go on with it; a run with the very same results;
 # nothing, as it says where the run lies and who follows it.
-ANOTHER_RUN, GOES_ON, SAME_RESULT, OUTSIDE = "another run", "goes on", "same result", "outside"
+CHANGES = ANOTHER_RUN, GOES_ON, SAME_RESULT, OUTSIDE = "another run", "goes on", "same result", "outside"
 
 
 def setting(default: Any, meaning: str, change: str = ANOTHER_RUN) -> Any:
@@ -31,6 +31,71 @@ def setting(default: Any, meaning: str, change: str = ANOTHER_RUN) -> Any:
             (no setting of the run itself).
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "change": change})
+
+
+class Described(NamedTuple):
+    """What a dataclass says about one of its settings; ``name`` is dotted."""
+
+    name: str
+    type: Any
+    default: Any
+    meaning: str
+    change: str
+
+
+class Open:
+    """A base for dataclasses of settings to which sub-sections are added from elsewhere, of which one is in use: its field ``own``."""
+
+    @classmethod
+    def sections(cls) -> dict[str, type]:
+        """Name -> dataclass of every sub-section that there is."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Any:
+        """From the values of fields and sub-sections by name."""
+        raise NotImplementedError
+
+    def section_in_use(self) -> str:
+        """The name of the sub-section that ``own`` holds."""
+        raise NotImplementedError
+
+
+def fields_of(cls: type) -> list[tuple[str, Any, dataclasses.Field | None]]:
+    """Name, type and field of each setting and sub-section of ``cls``, in order; the type of a sub-section is a dataclass."""
+    kinds = typing.get_type_hints(cls)
+    if not issubclass(cls, Open):
+        return [(item.name, kinds[item.name], item) for item in dataclasses.fields(cls)]
+    own = [(item.name, kinds[item.name], item) for item in dataclasses.fields(cls) if item.name != "own"]
+    return [*own, *((name, kind, None) for name, kind in cls.sections().items())]
+
+
+def is_section(kind: Any) -> bool:
+    """Whether a type among `fields_of` is that of a sub-section."""
+    return dataclasses.is_dataclass(kind)
+
+
+def value_of(config: Any, name: str) -> Any:
+    """The value of a setting, or the dataclass of a sub-section; None of a sub-section that is not in use."""
+    if isinstance(config, Open) and name in config.sections():
+        return config.own if name == config.section_in_use() else None  # type: ignore[attr-defined]
+    return getattr(config, name)
+
+
+def described(cls: type, prefix: str = "") -> list[Described]:
+    """All settings of ``cls`` and its sub-sections, in order of declaration; ``prefix`` ("method.") stands before their names.
+
+    A field that is declared without `setting` has no meaning and makes another run.
+    """
+    found = []
+    for name, kind, item in fields_of(cls):
+        if is_section(kind):
+            found += described(kind, f"{prefix}{name}.")
+        else:
+            assert item is not None
+            says = item.metadata
+            found.append(Described(f"{prefix}{name}", kind, item.default, says.get("meaning", ""), says.get("change", ANOTHER_RUN)))
+    return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -51,11 +116,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"federation.rounds": 50, ...} in order of declaration."""
     flat: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        name = f"{prefix}{item.name}"
-        flat.update(flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value})
+    for name, kind, _ in fields_of(type(config)):
+        value = value_of(config, name)
+        if not is_section(kind):
+            flat[f"{prefix}{name}"] = value
+        elif value is not None:
+            flat |= flatten(value, f"{prefix}{name}.")
     return flat
+
+
+def nested(config: Any) -> dict[str, Any]:
+    """{"federation": {"rounds": 50, ...}, ...}: plain values that `section` reads back."""
+    tree = {}
+    for name, kind, _ in fields_of(type(config)):
+        value = value_of(config, name)
+        if not is_section(kind):
+            tree[name] = plain(value)
+        elif value is not None:
+            tree[name] = nested(value)
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """A setting's value as JSON and YAML keep it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -72,16 +156,17 @@ def dotted(tree: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in tree.items():
         branch: dict[str, Any] = {}
-        _insert(branch, str(name), dotted(value) if isinstance(value, dict) else value)
+        insert(branch, str(name), dotted(value) if isinstance(value, dict) else value)
         result = merged(result, branch)
     return result
 
 
-class _Raw(str):
+class Raw(str):
     """Text from the command line: read as YAML unless the setting is a string."""
 
 
-def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
+def insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put ``value`` at a dotted name of a tree."""
     *parents, last = dotted.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})
@@ -91,21 +176,14 @@ def _insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _all_names(cls: Any, prefix: str = "") -> list[str]:
-    names = []
-    for name, kind in typing.get_type_hints(cls).items():
-        names += _all_names(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [f"{prefix}{name}"]
-    return names
-
-
 def _unknown(name: str, root: type, prefix: str) -> UserError:
-    known = _all_names(root, prefix)
+    known = [item.name for item in described(root, prefix)]
     last = name.rsplit(".", 1)[-1]
     near = [item for item in known if item.rsplit(".", 1)[-1] == last] or difflib.get_close_matches(name, known, 1, 0.6)
     if not near:
         like = difflib.get_close_matches(last, [item.rsplit(".", 1)[-1] for item in known], 1, 0.6)
         near = [item for item in known if item.rsplit(".", 1)[-1] in like]
-    sections = ", ".join(f"{prefix}{item.name}" for item in dataclasses.fields(root))
+    sections = ", ".join(f"{prefix}{own}" for own, _, _ in fields_of(root))
     hint = f"did you mean {' or '.join(repr(item) for item in near)}?" if near else f"the sections are {sections}"
     return UserError(f"unknown setting '{name}'; {hint}")
 
@@ -116,32 +194,33 @@ def section(cls: type, tree: dict[str, Any], prefix: str = "", root: tuple[type,
     ``root``: the dataclass that an unknown name may be of, and its prefix; by default this one.
     """
     root = root or (cls, prefix)
-    hints = typing.get_type_hints(cls)
+    kinds = {name: kind for name, kind, _ in fields_of(cls)}
     values = {}
     for name, value in tree.items():
         full = f"{prefix}{name}"
-        if name not in hints:
+        if name not in kinds:
             while isinstance(value, dict) and value and len(full) < 200:  # name the setting, not only its section
                 name, value = next(iter(value.items()))
                 full = f"{full}.{name}"
             raise _unknown(shown(full), *root)
-        if dataclasses.is_dataclass(hints[name]):
+        if is_section(kinds[name]):
             if value is None:
                 value = {}
             if not isinstance(value, dict):
-                raise UserError(f"'{full}' is a section; set one of its keys, for example {_all_names(hints[name], full + '.')[0]}")
-            values[name] = section(hints[name], value, f"{full}.", root)
+                keys = [item.name for item in described(kinds[name], f"{full}.")]
+                raise UserError(f"'{full}' is a section; " + (f"set one of its keys, for example {keys[0]}" if keys else "it has no keys"))
+            values[name] = section(kinds[name], value, f"{full}.", root)
         else:
-            values[name] = _convert(value, hints[name], full)
+            values[name] = _convert(value, kinds[name], full)
     try:
-        return cls(**values)
+        return cls.from_values(values) if issubclass(cls, Open) else cls(**values)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from None
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
     """``value`` as ``kind``, or a `UserError` that says what was expected."""
-    if isinstance(value, _Raw):
+    if isinstance(value, Raw):
         if kind is str:
             return _text(value, name)
         try:

@@ -1,0 +1,100 @@
+"""Which settings make another run: what each says of itself holds when a run is resumed or its result is looked up again."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from pfedmma.config.identity import change_of, comparable, refuse_other_config, relevant, settings
+from pfedmma.config.schema import Config, load
+from pfedmma.system.errors import UserError
+from pfedmma.system.options import ANOTHER_RUN, CHANGES, GOES_ON, OUTSIDE, SAME_RESULT, Described, described, flatten
+
+ALL = described(Config)
+each_setting = pytest.mark.parametrize("item", ALL, ids=lambda item: item.name)
+
+
+def base_of(item: Described) -> list[str]:
+    """Settings of a run in which this one counts: of its method, and with a protocol that any setting of the data goes with."""
+    method = re.match(r"method\.(\w+)\.", item.name)
+    return ["data.protocol=iid", "run_dir=r", *([f"method.name={method[1]}"] if method else [])]
+
+
+def values_of(item: Described) -> list[str]:
+    """What to try as another value: numbers near the default, or what the meaning names, from which any text may be taken."""
+    if item.type in (int, float):
+        return [str(item.type(item.default + 1)), str(item.default / 2), "0.5", "1"]
+    if item.type is bool:
+        return [str(not item.default)]
+    return [*re.findall(r"\w+", item.meaning), "2"]
+
+
+def changed(item: Described) -> Config:
+    """The base with another value of this setting."""
+    old = flatten(load(None, base_of(item)))[item.name]
+    for text in values_of(item):
+        try:
+            config = load(None, [*base_of(item), f"{item.name}={text}"])
+        except UserError:
+            continue
+        if flatten(config)[item.name] != old:
+            return config
+    raise AssertionError(f"no other value of {item.name} among {values_of(item)}")
+
+
+def saved(flat: dict[str, Any]) -> dict[str, Any]:
+    """As it is read from a checkpoint's manifest or a summary."""
+    return json.loads(json.dumps(flat))
+
+
+@each_setting
+def test_every_setting_says_what_it_means_in_a_line(item: Described) -> None:
+    assert item.meaning.strip() == item.meaning != ""
+    assert "\n" not in item.meaning and len(item.meaning) <= 160
+
+
+@each_setting
+def test_every_setting_says_what_another_value_makes_of_a_run(item: Described) -> None:
+    assert item.change in CHANGES
+    assert change_of()[item.name] == item.change
+
+
+@each_setting
+def test_resume_accepts_another_value_unless_it_makes_another_run(item: Described) -> None:
+    before = saved(comparable(load(None, base_of(item))))
+    after = changed(item)
+    if item.change != ANOTHER_RUN:
+        refuse_other_config(after, before)
+        return
+    with pytest.raises(UserError, match=rf"resume: .* another configuration: .*{re.escape(item.name)} \(was "):
+        refuse_other_config(after, before)
+
+
+@each_setting
+def test_a_result_stands_for_other_settings_only_if_it_does_not_depend_on_them(item: Described) -> None:
+    before, after = saved(settings(load(None, base_of(item)))), settings(changed(item))
+    assert (relevant(before) == relevant(after)) == (item.change in (SAME_RESULT, OUTSIDE))
+
+
+def test_what_may_change() -> None:
+    names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
+    assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
+    evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size"]
+    assert names[GOES_ON] == ["federation.rounds", *evaluation, "distributed.wire"]
+    assert {name.partition(".")[0] for name in names[SAME_RESULT]} == {"backbone", "data", "federation", "checkpoint", "distributed"}
+
+
+def test_settings_leave_out_where_the_run_lies_and_other_methods() -> None:
+    flat = settings(load(None, ["method.name=fedpgp", "run_dir=r", "trackers=tensorboard"]))
+    assert {name.split(".")[1] for name in flat if name.count(".") == 2} == {"fedpgp"}
+    assert not {"run_dir", "resume", "trackers"} & set(flat)
+    assert flat["method.fedpgp.rank"] == 8 and flat["federation.clients_per_pass"] == "auto"
+
+
+def test_a_saved_setting_that_there_is_no_more_counts() -> None:
+    now = settings(load())
+    assert relevant({**now, "optimizer.schedule": "cosine"}) != relevant(now)
+    assert relevant({"optimizer.schedule": "cosine", "checkpoint.keep": 9}) == {"optimizer.schedule": "cosine"}

@@ -1,0 +1,62 @@
+"""The tables of settings: in ``configs/README.md``, and in ``train --help``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pfedmma.config import table
+from pfedmma.config.schema import Config
+from pfedmma.system.errors import UserError
+from pfedmma.system.options import described
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "configs" / "README.md"
+
+
+def test_the_tables_of_the_readme_are_what_the_dataclasses_say() -> None:
+    # In a process of its own: tests register methods of theirs in this one.
+    ended = subprocess.run([sys.executable, "-m", "pfedmma.config.table"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = README.read_text(encoding="utf-8").partition(table.BEGIN)[2].partition(table.END)[0]
+    assert found.strip() == ended.stdout.strip(), "run: python -m pfedmma.config.table configs/README.md"
+
+
+def test_every_setting_has_a_row() -> None:
+    rows = [line for line in table.markdown().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [item.name for item in described(Config)]
+    assert "| `federation.rounds` | `50` | communication rounds of the whole run | may change |" in rows
+    assert all(row.replace(r"\|", "").count("|") == 5 for row in rows)
+
+
+def test_help_shows_default_and_meaning() -> None:
+    lines = table.all_settings().splitlines()[1:]
+    assert len(lines) == len(described(Config))
+    for line, item in zip(lines, described(Config), strict=True):
+        assert line.startswith(f"  {item.name}={table.written(item.default)} ") and line.endswith(f" {item.meaning}")
+
+
+def test_defaults_are_shown_as_they_are_written() -> None:
+    assert [table.written(value) for value in (True, 1e-8, "", ("a", "b"), ())] == ["true", "1e-08", "", "a,b", ""]
+
+
+def test_a_file_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
+    text = f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    new = table.replaced(text, tmp_path)
+    assert new == f"before\n{table.BEGIN}\n\n{table.markdown()}\n\n{table.END}\nafter\n"
+    assert table.replaced(new, tmp_path) == new
+
+
+@pytest.mark.parametrize("text", ["no marks", table.BEGIN, table.END, f"{table.END} {table.BEGIN}"])
+def test_a_file_without_the_marks_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="no place for the tables"):
+        table.replaced(text, Path("page.md"))
+
+
+def test_every_file_of_the_folder_is_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    files = sorted(path.relative_to(README.parent).as_posix() for path in README.parent.rglob("*.yaml"))
+    assert files
+    assert [name for name in files if f"`{name}`" not in text and f"`{name.rpartition('/')[2]}`" not in text] == []
