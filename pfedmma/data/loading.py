@@ -1,39 +1,31 @@
-"""Data: sources (where images come from), partition (who gets them), images (how they become pixels)."""
+"""From the settings of ``data`` to the images of a run: a source is opened, divided among clients, and read as pixels."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from pfedmma.clip.preprocess import Preprocess
+from pfedmma.comm.world import World
 from pfedmma.data.partition import partition_file
-from pfedmma.data.partition.base_to_novel import base_to_novel
 from pfedmma.data.partition.camera import camera
+from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import FederatedData
-from pfedmma.data.partition.protocols import spread
+from pfedmma.data.partition.protocols import PROTOCOLS
 from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.sources import cifar, coop, folders, lists, shapes
-from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, template_problem
+from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Wanted, template_problem
+from pfedmma.data.sources.registry import DATA_SETS, NAMES
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import SAME_RESULT, setting
-
-SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
-PROTOCOLS = ("base_to_novel", "iid", "dirichlet", "pachinko", "domains")
-OFFICE = ("amazon", "caltech", "dslr", "webcam")
-FOLDERS = ("imagefolder", "domainfolder", "office_caltech10")
-NAMES = ("shapes", *coop.LAYOUTS, "fgvc_aircraft", "imagenet", "cifar10", "cifar100", "domainnet", *FOLDERS)
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which images, and how they are divided among clients."""
 
-    name: str = setting("shapes", "the data set, by a name of the table of data sets; shapes is drawn and needs no files")
+    name: str = setting("shapes", "shapes (drawn, no files), caltech101, domainnet, imagefolder, or another data set of configs/README.md")
     root: str = setting("", "folder with the data set", SAME_RESULT)
     protocol: str = setting("base_to_novel", "how images are divided among clients: base_to_novel, iid, dirichlet, pachinko or domains")
     clients: int = setting(10, "number of clients")
@@ -75,8 +67,12 @@ class DataConfig:
             raise UserError("held_out_domain: base_to_novel has no unseen domain; use data.protocol=domains, dirichlet or iid")
 
 
-def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, device: torch.device) -> tuple[FederatedData, Pixels]:
-    """Open the source that ``config`` names and divide it among clients."""
+def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, world: World) -> tuple[FederatedData, Pixels]:
+    """Open the source that ``config`` names and divide it among clients; its pixels as ``preprocess`` asks for, for this rank.
+
+    Raises:
+        UserError: the data set is not there, or cannot be divided like this.
+    """
     source = open_source(config, seed, preprocess.size)
     federated = divide(source, config, seed, test_split)
     strength = source.camera if config.camera == -1.0 else config.camera
@@ -84,54 +80,43 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
         seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federated.clients)
         federated = dataclasses.replace(federated, clients=seen)
     augment = source.augment if config.augment == "auto" else config.augment
-    return federated, Pixels(source, preprocess, augment, device, config.cache_gb)
+    return federated, Pixels(source, preprocess, augment, world.device, config.cache_gb, world.local_size)
 
 
 def open_source(config: DataConfig, seed: int, size: int) -> Source:
-    """The source by name, with the wanted prompt template; ``size`` is the side at which drawn images are drawn."""
-    source = _open(config, seed, size)
+    """The data set that ``config`` names, with the class prompt that it asks for.
+
+    Args:
+        seed: of the run. size: pixels a side at which images are drawn, where they are drawn.
+
+    Raises:
+        UserError: the data set is not at ``data.root``, or not whole.
+    """
+    wanted = Wanted(config.name, config.root, seed, size, config.test_fraction, config.all_classes, config.download)
+    source = DATA_SETS[config.name](wanted)
     templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}
     return dataclasses.replace(source, template=templates.get(config.template, config.template))
 
 
-def _open(config: DataConfig, seed: int, size: int) -> Source:
-    name, root = config.name, config.root
-    if name == "shapes":
-        return shapes.load(seed, size)
-    if name in coop.LAYOUTS:
-        return coop.load(name, root, SPLIT_SEED)
-    if name in ("cifar10", "cifar100"):
-        return cifar.load(name, root, config.download)
-    if name == "fgvc_aircraft":
-        return lists.aircraft(root)
-    if name == "imagenet":
-        return lists.imagenet(root)
-    if name == "domainnet":
-        return lists.domainnet(root, config.all_classes)
-    if name == "office_caltech10":
-        return folders.domain_folder(name, lists.folder_below(root, "office_caltech_10"), SPLIT_SEED, config.test_fraction, OFFICE)
-    if not root:
-        raise UserError("data.root: give the folder of images")
-    folder = Path(os.path.expanduser(root))
-    if name == "imagefolder":
-        return folders.image_folder(folder, SPLIT_SEED, config.test_fraction)
-    return folders.domain_folder(name, folder, SPLIT_SEED, config.test_fraction)
-
-
 def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:
-    """The partition that ``config`` asks for; it depends on the source and the seed alone."""
+    """The partition that ``config`` asks for; it depends on the source and the seed alone.
+
+    Raises:
+        UserError: the source cannot be divided like this, or the partition file is of other data.
+    """
     if config.partition_file:
-        federated = partition_file.read(Path(config.partition_file), source)
-        if federated.base.split != test_split:
-            raise UserError(
-                f"data.partition_file: {config.partition_file} divides the '{federated.base.split}' split; set evaluation.split to it"
-            )
-        if len(federated.clients) != config.clients:
-            held = len(federated.clients)
-            raise UserError(f"data.clients: {config.partition_file} has {held} clients, not {config.clients}; set data.clients={held}")
-        return federated
-    if config.protocol == "base_to_novel":
-        return base_to_novel(source, config.clients, config.shots, seed, test_split)
-    return spread(
-        source, config.protocol, config.clients, config.shots, config.beta, config.min_samples, seed, test_split, config.held_out_domain
-    )
+        return _from_file(source, config, test_split)
+    division = Division(config.clients, seed, config.shots, config.beta, config.min_samples, config.held_out_domain)
+    return PROTOCOLS[config.protocol](source, division, test_split)
+
+
+def _from_file(source: Source, config: DataConfig, test_split: str) -> FederatedData:
+    federated = partition_file.read(Path(config.partition_file), source)
+    if federated.base.split != test_split:
+        raise UserError(
+            f"data.partition_file: {config.partition_file} divides the '{federated.base.split}' split; set evaluation.split to it"
+        )
+    held = len(federated.clients)
+    if held != config.clients:
+        raise UserError(f"data.clients: {config.partition_file} has {held} clients, not {config.clients}; set data.clients={held}")
+    return federated

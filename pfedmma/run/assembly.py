@@ -60,11 +60,11 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     if world.device.type == "cpu":
         keep_freed_memory()
     backbone = clip.load(config.backbone, config.seed, world.device)
-    federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world.device)
+    federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world)
     share_test_images(federated, pixels, world, config.run_dir)
     skipped = 0
     if config.data.on_bad_image == "skip":
-        federated, skipped = leave_out_unreadable(federated, pixels, world, [c for c in federated.clients if world.hosts(c.id)])
+        federated, skipped = leave_out_unreadable(federated, pixels, world)
     if config.evaluation.every and world.local_size > 1:
         make_test_images(federated, pixels, world)
     method = registry.build(config.method, backbone)

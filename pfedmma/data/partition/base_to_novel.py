@@ -7,37 +7,41 @@ import random
 
 import torch
 
+from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.partition.shots import draw_shots
 from pfedmma.data.sources.base import Source
 from pfedmma.system.errors import UserError
 
 
-def base_to_novel(source: Source, clients: int, shots: int, seed: int, test_split: str = "test") -> FederatedData:
+def base_to_novel(source: Source, division: Division, test_split: str = "test") -> FederatedData:
     """Train on the first half of the labels, disjoint classes a client; test on own, base and novel classes.
 
     Base is the first ceil(n/2) labels in label order. Base classes, shuffled with ``random.Random(2023)``, are cut into runs of
-    round(n_base / clients); the last client takes the remainder. ``shots`` images a class are drawn by seed, 0 takes all.
+    round(n_base / clients); the last client takes the remainder. ``division.shots`` images a class are drawn by seed, 0 takes all.
 
     Raises:
-        UserError: a client would get no class, or a class has fewer than ``shots`` training images.
+        UserError: a client would get no class, or a class has fewer than ``division.shots`` training images.
     """
     total = len(source.class_names)
     n_base = -(-total // 2)
     if total < 2:
         raise UserError(f"data.protocol: base_to_novel needs at least 2 classes; {source.name} has {total}")
     base = _evaluation_set(source, test_split, 0, n_base)
-    groups = split_classes(n_base, clients)
-    members = []
-    for number, classes in enumerate(groups):
-        chosen = torch.cat([draw_shots(source, label, shots, seed) for label in classes])
-        own = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
-        members.append(Client(number, classes, chosen, source.splits["train"].labels[chosen], own))
-    return FederatedData(tuple(members), base, _evaluation_set(source, test_split, n_base, total), source.template)
+    clients = []
+    for number, classes in enumerate(split_classes(n_base, division.clients)):
+        train = torch.cat([draw_shots(source, label, division.shots, division.seed) for label in classes])
+        test = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
+        clients.append(Client(number, classes, train, source.splits["train"].labels[train], test))
+    return FederatedData(tuple(clients), base, _evaluation_set(source, test_split, n_base, total), source.template)
 
 
 def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:
-    """The base labels of each client, sorted."""
+    """The base labels 0 .. n_base - 1 of each client, sorted.
+
+    Raises:
+        UserError: a client would get no class; names the nearest number of clients that works.
+    """
     run = round(n_base / clients)
     if not _every_client_has_one(n_base, clients):
         near = min((k for k in range(1, n_base + 1) if _every_client_has_one(n_base, k)), key=lambda k: abs(k - clients))

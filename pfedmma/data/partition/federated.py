@@ -1,4 +1,7 @@
-"""Who holds what: protocols that divide a source among clients. A partition depends on the seed alone."""
+"""Who holds what: clients, their images, and the sets that all of them are tested on.
+
+Shape legend: n, m images, C clients, N images a client.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,14 @@ def cameras(clients: Sequence[Client]) -> Tensor | None:
     return torch.stack(matrices)[:, None] if matrices else None
 
 
+def held_classes(clients: Sequence[Client], count: int) -> Tensor:
+    """Which of the ``count`` base classes each client holds [C, count], bool."""
+    held = torch.zeros(len(clients), count, dtype=torch.bool)
+    for row, client in zip(held, clients, strict=True):
+        row[list(client.classes)] = True
+    return held
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """Test images of one label space: ``indices`` into the source's ``split`` and their ``labels`` from 0, both [n]."""
@@ -68,7 +79,7 @@ class FederatedData:
 
 
 def without(federated: FederatedData, bad: Mapping[str, Tensor]) -> FederatedData:
-    """The federated without the images at these positions of the source's splits {split: positions}.
+    """The same data without the images at these positions of the source's splits {split: positions}.
 
     Raises:
         UserError: a client or a test set would be left without an image.
@@ -78,11 +89,11 @@ def without(federated: FederatedData, bad: Mapping[str, Tensor]) -> FederatedDat
         name: dataclasses.replace(images, indices=images.indices[kept[name]], labels=images.labels[kept[name]])
         for name, images in federated.sets().items()
     }
-    place = kept["base"].cumsum(0) - 1  # of each base test image among those that are kept
+    renumbered = kept["base"].cumsum(0) - 1  # position of each base test image among those that are kept
     clients = []
     for client in federated.clients:
         good = ~torch.isin(client.train, bad.get("train", _NONE))
-        test = place[client.test[kept["base"][client.test]]]
+        test = renumbered[client.test[kept["base"][client.test]]]
         if not bool(good.any()):
             raise UserError(f"data.on_bad_image: none of the training images of client {client.id} can be read; repair them")
         labels = client.labels[good]

@@ -43,7 +43,7 @@ def _set(images: EvaluationSet, source: Source) -> dict[str, Any]:
 
 
 def read(path: Path, source: Source) -> FederatedData:
-    """The federated of a partition file.
+    """The partition that a file holds, of this source.
 
     Raises:
         UserError: unreadable or malformed, made for other data, an image given twice, a client without images.
@@ -67,21 +67,22 @@ def read(path: Path, source: Source) -> FederatedData:
 
 
 def _build(content: dict[str, Any], source: Source) -> FederatedData:
+    """Raises a KeyError that names what is missing, or an AttributeError, TypeError or ValueError."""
     read = {name: _read_set(name, content["sets"][name], source) for name in ("base", "novel", "unseen") if name in content["sets"]}
     base, to_base = read["base"]
     train = source.splits["train"].labels
     clients = []
-    for place, row in enumerate(content["clients"]):
-        if type(row["id"]) is not int or row["id"] != place:
+    for number, row in enumerate(content["clients"]):
+        if type(row["id"]) is not int or row["id"] != number:
             found = repr(row["id"])[:40]
-            raise ValueError(f"clients must be numbered 0 .. {len(content['clients']) - 1} in order, found id {found} at place {place}")
+            raise ValueError(f"clients must be numbered 0 .. {len(content['clients']) - 1} in order, found id {found} at position {number}")
         if row["domain"] is not None and row["domain"] not in source.domains:
-            raise ValueError(f"client {place} is of domain '{row['domain']}', which {source.name} has not")
+            raise ValueError(f"client {number} is of domain '{row['domain']}', which {source.name} has not")
         own, test = _positions(row["train"], len(train)), _positions(row["test"], len(base.indices))
         labels = to_base[train[own]]
         if len(own) == 0 or bool((labels < 0).any()):
-            raise ValueError(f"client {place} has no training image, or one that is of no base class")
-        clients.append(Client(place, tuple(labels.unique().tolist()), own, labels, test, domain=row["domain"]))
+            raise ValueError(f"client {number} has no training image, or one that is of no base class")
+        clients.append(Client(number, tuple(labels.unique().tolist()), own, labels, test, domain=row["domain"]))
     if not clients:
         raise ValueError("there is no client")
     held = torch.cat([client.train for client in clients])
@@ -106,6 +107,7 @@ def _read_set(name: str, value: dict[str, Any], source: Source) -> tuple[Evaluat
 
 
 def _positions(values: list[int], size: int) -> Tensor:
+    """A list of distinct positions below ``size``, checked, as [n]."""
     if not isinstance(values, list) or not all(type(v) is int and 0 <= v < size for v in values):
         raise ValueError(f"positions must be a list of whole numbers from 0 to {size - 1}")
     if len(set(values)) != len(values):

@@ -2,6 +2,8 @@
 
 `DecodedImages` holds training images of any size in memory up to a budget, and the rest in a temporary file. `FittedImages` holds
 images of one size as one tensor, which the ranks of a node can share.
+
+Shape legend: n images, H x W pixels as decoded, S pixels a side at the backbone's size.
 """
 
 from __future__ import annotations
@@ -24,10 +26,13 @@ from pfedmma.system.files import temporary_folder
 
 
 class DecodedImages:
-    """uint8 [3,H,W] images by position; ``read`` decodes one that is asked for the first time. Safe for two threads."""
+    """uint8 [3,H,W] images by position; ``read`` decodes one that is asked for the first time. Safe for two threads.
 
-    def __init__(self, read: Callable[[int], Tensor], budget: float) -> None:
-        self._read, self._budget = read, budget
+    Images beyond ``budget`` bytes lie in the file. ``ranks``, on this machine, share its cores for decoding.
+    """
+
+    def __init__(self, read: Callable[[int], Tensor], budget: float, ranks: int = 1) -> None:
+        self._read, self._budget, self._ranks = read, budget, ranks
         self._held: dict[int, Tensor] = {}
         self._spilled: dict[int, tuple[int, tuple[int, ...]]] = {}  # position -> (offset in the file, shape)
         self._file: IO[bytes] | None = None
@@ -39,7 +44,12 @@ class DecodedImages:
         return self.many([index])[0]
 
     def many(self, indices: Sequence[int]) -> list[Tensor]:
-        """The images at ``indices``; those asked for the first time are decoded side by side."""
+        """The images at ``indices``; those asked for the first time are decoded side by side.
+
+        Raises:
+            Unreadable: by ``read``, for one that cannot be decoded.
+            RankFailure: no room for the file.
+        """
         with self._lock:
             missing = [i for i in dict.fromkeys(indices) if i not in self._held and i not in self._spilled]
             if len(missing) > 1:
@@ -53,8 +63,7 @@ class DecodedImages:
     def _pool(self) -> ThreadPoolExecutor:
         """Decoding threads: this rank's share of the cores. PIL lets other threads run while it decodes."""
         if self._threads is None:
-            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // ranks), thread_name_prefix="pfedmma-decode")
+            self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // self._ranks), thread_name_prefix="pfedmma-decode")
         return self._threads
 
     def _keep(self, index: int, image: Tensor) -> None:
@@ -88,7 +97,7 @@ class DecodedImages:
 
 
 class FittedImages:
-    """uint8 [n,3,S,S]: images of one size by position; ``make`` makes one that is asked for the first time.
+    """``count`` images of ``size`` pixels a side, uint8 [n,3,S,S], by position; ``make`` makes one that is asked for the first time.
 
     Only rows that are used take memory. With ``share``, a path that all ranks of a node name, the rows lie in one file that they map:
     a row made by one rank is there for all. Rows are written to the file and only read through the map: there, a full disk would
@@ -109,13 +118,13 @@ class FittedImages:
         self._lock = threading.Lock()
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """[n] -> [n,3,S,S]."""
+        """The images at these positions, [n] -> uint8 [n,3,S,S]."""
         if not bool(self._made[indices].all()):
             self.fill(indices)
         return self._pixels[indices]
 
     def fill(self, indices: Tensor) -> None:
-        """Make those of these images that are not there yet."""
+        """Make those of the images at ``indices`` [n] that are not there yet; raises what ``make`` raises."""
         with self._lock:
             for index in indices[self._made[indices] == 0].tolist():
                 if not self._made[index]:
@@ -133,7 +142,13 @@ class FittedImages:
 
 
 def create_shared_file(path: Path, count: int, size: int) -> None:
-    """An empty file for `FittedImages`; sparse but for the marks at its end, so it takes room only as rows are made."""
+    """A file for ``count`` `FittedImages` of ``size`` pixels a side, none of them made.
+
+    It is sparse but for the marks at its end, so it takes room only as rows are made.
+
+    Raises:
+        RankFailure: no room for it.
+    """
     with _kept_in_full(), open(path, "wb") as file:
         file.truncate(count * 3 * size * size)
         file.seek(0, os.SEEK_END)
@@ -142,6 +157,7 @@ def create_shared_file(path: Path, count: int, size: int) -> None:
 
 @contextlib.contextmanager
 def _kept_in_full() -> Iterator[None]:
+    """What is written inside is kept, or a `RankFailure` says why not."""
     try:
         yield
     except OSError as error:

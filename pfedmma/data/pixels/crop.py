@@ -1,6 +1,8 @@
 """Images at a backbone's size: as at evaluation, or a random part of them.
 
-Shape legend: n images, S pixels a side (of the backbone).
+A box is (top, left, height, width) in pixels of the image as decoded.
+
+Shape legend: n images, H x W pixels as decoded, S pixels a side at the backbone's size.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
 
 def side_by_side(images: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """The cut-outs of unequal size in one tensor [n,3,H,W], each in its upper left corner."""
+    """The parts of ``images`` in ``boxes`` [n,4], of unequal size, as uint8 [n,3,height,width]: each in the upper left corner."""
     height, width = boxes[:, 2].max(), boxes[:, 3].max()
     whole = torch.zeros(len(images), 3, int(height), int(width), dtype=torch.uint8)
-    for place, image, (top, left, h, w) in zip(whole, images, boxes.tolist(), strict=True):
-        place[:, :h, :w] = image[:, top : top + h, left : left + w]
+    for row, image, (top, left, h, w) in zip(whole, images, boxes.tolist(), strict=True):
+        row[:, :h, :w] = image[:, top : top + h, left : left + w]
     return whole.pin_memory() if torch.cuda.is_available() else whole
 
 
 def from_corner(boxes: Tensor) -> Tensor:
-    """The same boxes where each cut-out lies in the upper left corner."""
+    """Boxes [n,4] of the same sizes in the upper left corner, where `side_by_side` puts the parts."""
     return torch.cat([torch.zeros_like(boxes[:, :2]), boxes[:, 2:]], dim=1)
 
 
@@ -66,17 +68,24 @@ def random_crop(image: Tensor, preprocess: Preprocess, draws: Tensor, flip: bool
     """Random resized crop (area 8-100 %, aspect 3/4-4/3, ten tries, then the centre) and horizontal flip.
 
     Args:
-        image: uint8 [3,H,W]. draws: [10, 4] uniform numbers, one row a try: area, aspect, top, left.
+        image: uint8 [3,H,W]. draws: [10,4] uniform numbers, one row a try: area, aspect, top, left.
+
+    Returns:
+        uint8 [3,S,S].
     """
     top, left, height, width = crop_box(image.shape[1], image.shape[2], draws)
     size = [preprocess.size, preprocess.size]
     mode = InterpolationMode(preprocess.interpolation)
-    out = tv.resized_crop(image, top, left, height, width, size, interpolation=mode, antialias=True)
-    return out.flip(-1) if flip else out
+    part = tv.resized_crop(image, top, left, height, width, size, interpolation=mode, antialias=True)
+    return part.flip(-1) if flip else part
 
 
 def crop_box(height: int, width: int, draws: Tensor) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the crop, distributed as in torchvision's ``RandomResizedCrop``."""
+    """The box of a random crop out of an image of this size, distributed as in torchvision's ``RandomResizedCrop``.
+
+    Args:
+        draws: [10,4] as for `random_crop`.
+    """
     low, high = (math.log(r) for r in CROP_RATIO)
     for area, aspect, top, left in draws.tolist():
         target = height * width * (CROP_SCALE[0] + area * (CROP_SCALE[1] - CROP_SCALE[0]))

@@ -1,4 +1,4 @@
-"""From an image file to pixels."""
+"""From an image file to pixels: any picture that PIL reads, upright and in RGB."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _TURNS = {
 
 
 def decode(path: Path) -> Tensor:
-    """Image file -> uint8 [3, H, W], upright, RGB.
+    """Image file -> uint8 [3,H,W], upright, RGB.
 
     Raises:
-        UserError: the file cannot be read as an image; the message names it.
+        Unreadable: the file cannot be read as an image; the message names it.
     """
     try:
         with Image.open(path) as image:

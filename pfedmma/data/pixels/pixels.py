@@ -1,6 +1,6 @@
-"""From files to pixels: decoding, the backbone's own preprocessing, augmentation and the clients' cameras.
+"""The images of a source on their way to a backbone: read once, cut or fitted to its size, and normalised on its device.
 
-Shape legend: N images, S pixels a side (of the backbone).
+Shape legend: n images, H x W pixels as decoded, S pixels a side at the backbone's size.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ class Staged:
 class Pixels:
     """The images of a source, at a backbone's size; every image is decoded at most once.
 
-    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded. ``stage`` may run in another
+    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded: up to ``cache_gb`` GB of them in
+    memory. ``augment``: ``crop`` or ``none``. ``ranks``: how many on this machine decode side by side. ``stage`` may run in another
     thread than everything else.
     """
 
-    def __init__(self, source: Source, preprocess: Preprocess, augment: str, device: torch.device, cache_gb: float = 8.0) -> None:
+    def __init__(
+        self, source: Source, preprocess: Preprocess, augment: str, device: torch.device, cache_gb: float = 8.0, ranks: int = 1
+    ) -> None:
         self.source, self.preprocess, self.augment, self.device = source, preprocess, augment, device
-        self.decoded = DecodedImages(source.splits["train"].read, cache_gb * 1e9)
+        self.decoded = DecodedImages(source.splits["train"].read, cache_gb * 1e9, ranks)
         self._fitted: dict[str, FittedImages] = {}
         self._mean = torch.tensor(preprocess.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(3, 1, 1)
@@ -69,7 +72,11 @@ class Pixels:
         return torch.rand(count, 10, 4, generator=generator), torch.rand(count, generator=generator) < 0.5
 
     def stage(self, indices: Tensor, draws: Tensor, flips: Tensor) -> Staged:
-        """The host's part of making training images: all of it on the CPU, the gathering of pixels for a GPU."""
+        """The host's part of making training images: all of it on the CPU, the gathering of pixels for a GPU.
+
+        Args:
+            indices: [n] positions in the training split. draws, flips: as `draws` gives them.
+        """
         if self.augment == "none":
             return Staged(self.fitted("train", indices))
         images = self.decoded.many(indices.tolist())

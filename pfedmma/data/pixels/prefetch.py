@@ -21,6 +21,7 @@ class Stopwatch:
         self.seconds = 0.0
 
     def take(self) -> float:
+        """The seconds so far; the sum begins again."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 

@@ -4,7 +4,7 @@ Antialiased bicubic resampling is separable: every output row is a fixed mix of 
 columns. Written as dense weights that is Wy @ image @ Wx^T, the same on CPU and GPU, for the whole batch at once. The kernel
 is that of PIL and of torchvision's ``antialias=True`` (cubic with a = -0.5, widened by the scale when shrinking).
 
-Shape legend: N images, H x W padded source size, S output side.
+Shape legend: n images, H x W pixels of the padded images, S pixels a side of the result.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def cubic(x: Tensor) -> Tensor:
 
 
 def weights(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None = None) -> Tensor:
-    """Mixing weights of one axis [N, S, source] for crops [start, start + length) of a source axis.
+    """Mixing weights of one axis [n,S,source] for crops [start, start + length) of an axis of ``source`` pixels.
 
     Args:
-        start, length: [N] in source pixels. flip: [N] bool, mirror the output.
+        start, length: [n] in pixels of that axis. size: S. flip: [n] bool, mirror the result.
     """
     scale = (length / size)[:, None, None]
-    place = torch.arange(size, device=start.device, dtype=torch.float32)
-    centre = (place[None, :, None] + 0.5) * scale + start[:, None, None]
+    pixel = torch.arange(size, device=start.device, dtype=torch.float32)
+    centre = (pixel[None, :, None] + 0.5) * scale + start[:, None, None]
     at = torch.arange(source, device=start.device, dtype=torch.float32) + 0.5
     mix = cubic((at - centre) / scale.clamp(min=1.0))
     inside = (at > start[:, None, None]) & (at < (start + length)[:, None, None])
@@ -44,13 +44,13 @@ def crop_resize(images: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tens
     """Cut ``boxes`` out of ``images`` and bring them to S x S.
 
     Args:
-        images: uint8 [N,3,H,W], padded at the bottom and right. boxes: [N,4] top, left, height, width. flips: [N] bool.
+        images: uint8 [n,3,H,W], padded at the bottom and right. boxes: [n,4] top, left, height, width. flips: [n] bool. size: S.
 
     Returns:
-        uint8 [N,3,S,S].
+        uint8 [n,3,S,S].
     """
     top, left, height, width = boxes.float().unbind(1)
     rows = weights(top, height, images.shape[2], size)
     columns = weights(left, width, images.shape[3], size, flips)
-    out = (images.float() @ columns.transpose(1, 2)[:, None]).round_().clamp_(0.0, 255.0)  # whole levels between the passes, as in PIL
-    return (rows[:, None] @ out).round_().clamp_(0.0, 255.0).to(torch.uint8)
+    narrow = (images.float() @ columns.transpose(1, 2)[:, None]).round_().clamp_(0.0, 255.0)  # whole levels between the passes, as in PIL
+    return (rows[:, None] @ narrow).round_().clamp_(0.0, 255.0).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Before the first round: test images are made once a node, and unreadable images are left out where that is asked for."""
+"""Test images are made and kept once a node: by all its ranks together, in memory that they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded are left out, where that is asked for, before the first round."""
+"""Images that cannot be decoded are left out before the first round, on all ranks alike."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import torch
 from torch import Tensor
 
 from pfedmma.comm.world import World
-from pfedmma.data.partition.federated import Client, FederatedData, without
+from pfedmma.data.partition.federated import FederatedData, without
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import Unreadable
 
 
-def leave_out_unreadable(federated: FederatedData, pixels: Pixels, world: World, hosted: list[Client]) -> tuple[FederatedData, int]:
-    """The federated without images that cannot be decoded, and their number. All ranks enter and agree.
+def leave_out_unreadable(federated: FederatedData, pixels: Pixels, world: World) -> tuple[FederatedData, int]:
+    """The data without images that cannot be decoded, and how many these are. All ranks enter and agree.
 
-    Each rank tries the training images of its own clients and its share of the test images; what it decodes is kept.
+    Each rank tries the training images of its own clients and its part of the test images; what it decodes is kept.
+
+    Raises:
+        UserError: a client or a test set would be left without an image.
     """
-    train = torch.cat([client.train for client in hosted]) if hosted else torch.empty(0, dtype=torch.long)
-    bad = {"train": _unreadable(pixels, "train", train)}
-    for images in federated.sets().values():
-        mine = images.indices[world.rank :: world.size]
-        bad[images.split] = torch.cat([bad.get(images.split, mine[:0]), _unreadable(pixels, images.split, mine)])
-    agreed = {}
-    for split, positions in bad.items():
-        flags = torch.zeros(len(pixels.source.splits[split].labels))
-        flags[positions] = 1.0
-        agreed[split] = world.sum(flags, "input").nonzero().squeeze(1)
-    count = sum(map(len, agreed.values()))
-    return (without(federated, agreed) if count else federated), count
+    mine = [("train", client.train) for client in federated.clients if world.hosts(client.id)]
+    mine += [(images.split, images.indices[world.rank :: world.size]) for images in federated.sets().values()]
+    # A mark for each image of each split; the splits, and so the sums, are the same on all ranks, in the same order.
+    splits = ["train", *(images.split for images in federated.sets().values())]
+    marks = {split: torch.zeros(len(pixels.source.splits[split].labels)) for split in splits}
+    for split, positions in mine:
+        marks[split][_undecodable(pixels, split, positions)] = 1.0
+    bad = {split: world.sum(mark, "input").nonzero().squeeze(1) for split, mark in marks.items()}
+    count = sum(map(len, bad.values()))
+    return (without(federated, bad) if count else federated), count
 
 
-def _unreadable(pixels: Pixels, split: str, positions: Tensor) -> Tensor:
+def _undecodable(pixels: Pixels, split: str, positions: Tensor) -> Tensor:
+    """Those of the images at ``positions`` [n] of a split that cannot be decoded [m]; each is named on stderr."""
     bad = []
     for position in positions.tolist():
         try:

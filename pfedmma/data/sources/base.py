@@ -1,4 +1,7 @@
-"""Where images come from: a source has ordered class names and three splits of labelled, addressable images."""
+"""What a data set is before it is divided: ordered class names, and up to three splits of labelled images that are read one by one.
+
+Shape legend: n images of a split, H x W pixels.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,25 @@ class Source:
         if name not in self.splits:
             raise UserError(f"evaluation.split: {self.name} has no '{name}' split; it has {', '.join(self.splits)}")
         return self.splits[name]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for when a data set is opened; each data set reads what concerns it.
+
+    - ``root``: the folder with the data set, as the user gave it; empty for none.
+    - ``seed``: of the run, for images that are drawn. ``size``: pixels a side of these.
+    - ``test_fraction``: share of the images that becomes the test split, where none comes with the data.
+    - ``all_classes``: rather than the usual few. ``download``: whether files may be fetched.
+    """
+
+    name: str
+    root: str
+    seed: int
+    size: int
+    test_fraction: float = 0.3
+    all_classes: bool = False
+    download: bool = False
+
+
+Open = Callable[[Wanted], Source]  # raises a UserError that says what was looked for and what is there

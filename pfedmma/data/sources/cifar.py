@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from pfedmma.data.sources.base import Source, Split
+from pfedmma.data.sources.base import Open, Source, Split
 from pfedmma.system.errors import UserError
 
 SUPERCLASSES = {
@@ -36,9 +36,16 @@ SUPERCLASSES = {
 }
 
 
+KINDS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+
+
 def load(name: str, root: str, download: bool) -> Source:
-    """``cifar10`` or ``cifar100`` below ``root`` (the folder with ``cifar-10-batches-py`` or ``cifar-100-python``)."""
-    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    """``cifar10`` or ``cifar100`` below ``root``, the folder with ``cifar-10-batches-py`` or ``cifar-100-python``.
+
+    Raises:
+        UserError: a file is missing or is not the one whose hash torchvision knows.
+    """
+    kind = KINDS[name]
     if not root:
         raise UserError(f"data.root: give the folder that holds {kind.base_folder}/")
     try:
@@ -51,8 +58,11 @@ def load(name: str, root: str, download: bool) -> Source:
     return Source(name, names, splits, coarse=superclasses(names) if name == "cifar100" else None)
 
 
+DATA_SETS: dict[str, Open] = {name: lambda wanted: load(wanted.name, wanted.root, wanted.download) for name in KINDS}
+
+
 def superclasses(names: tuple[str, ...]) -> tuple[int, ...]:
-    """The superclass number of each CIFAR-100 class."""
+    """The superclass, an index into `SUPERCLASSES`, of each CIFAR-100 class."""
     number = {fine: i for i, members in enumerate(SUPERCLASSES.values()) for fine in members.split()}
     return tuple(number[name] for name in names)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.data.sources import coop_splits
-from pfedmma.data.sources.base import Source
-from pfedmma.data.sources.folders import LONGEST_NAME, Entry, class_folders, data_root, files, listing, require, split
+from pfedmma.data.sources.base import Open, Source
+from pfedmma.data.sources.folders import LONGEST_NAME, SPLIT_SEED, Entry, class_folders, data_root, files, listing, require, split
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 
@@ -65,7 +65,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def load(name: str, root: str, seed: int = 0) -> Source:
+def load(name: str, root: str, seed: int = SPLIT_SEED) -> Source:
     """Data set ``name`` below ``root`` (the folder of all sets, or the set's own).
 
     Raises:
@@ -84,6 +84,9 @@ def load(name: str, root: str, seed: int = 0) -> Source:
         entries: list[Entry] = [(images / path, label, 0) for path, label, _ in rows]
         splits[part] = split(require(entries, f"{layout.split} under '{part}'", images))
     return Source(name, names, splits, own_template=layout.template, made_split=made)
+
+
+DATA_SETS: dict[str, Open] = {name: lambda wanted: load(wanted.name, wanted.root) for name in LAYOUTS}
 
 
 def find_folder(layout: Layout, root: str) -> Path:

@@ -95,10 +95,10 @@ def sun397(folder: Path, seed: int) -> dict[str, list[Row]]:
         found = []
         for line in _lines(folder / file):
             path = line.removeprefix("/")
-            place = path.rpartition("/")[0]
-            if place not in label:
+            scene = path.rpartition("/")[0]
+            if scene not in label:
                 raise UserError(f"data.root: {file} lists '{line}', whose class is not in ClassName.txt")
-            found.append([path, label[place], " ".join(reversed(place.split("/")[1:]))])
+            found.append([path, label[scene], " ".join(reversed(scene.split("/")[1:]))])
         return found
 
     return with_val(rows("Training_01.txt"), rows("Testing_01.txt"), seed)

@@ -17,16 +17,22 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.data.pixels.decode import decode
-from pfedmma.data.sources.base import Source, Split
+from pfedmma.data.sources.base import Open, Source, Split, Wanted
 from pfedmma.system.errors import UserError
 
+SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
+OFFICE = ("amazon", "caltech", "dslr", "webcam")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 LONGEST_NAME = 300  # of a class; what a prompt has no room for is cut off anyway
 Entry = tuple[Path, int, int]  # (file, label, domain)
 
 
-def image_folder(root: Path, seed: int, test_fraction: float) -> Source:
-    """One label space in folders. Raises a `UserError` that says what was looked for and what is there."""
+def image_folder(root: Path, test_fraction: float) -> Source:
+    """One label space in folders.
+
+    Raises:
+        UserError: no such folders, or no images in them; says what was looked for and what is there.
+    """
     if (root / "train").is_dir() and (root / "test").is_dir():
         names = class_folders(root / "train")
         parts = {}
@@ -39,14 +45,18 @@ def image_folder(root: Path, seed: int, test_fraction: float) -> Source:
     else:
         names = class_folders(root)
         found = [files(root / name, label, 0) for label, name in enumerate(names)]
-        parts = split_groups(found, seed, test_fraction)
+        parts = split_groups(found, test_fraction)
     _require_images(parts, root, "train/<class>/ and test/<class>/, or <class>/,")
     distinct(names, f"the folders in {root}")
     return Source("imagefolder", names, {part: split(entries) for part, entries in parts.items()})
 
 
-def domain_folder(name: str, root: Path, seed: int, test_fraction: float, domains: Sequence[str] = ()) -> Source:
-    """Domains of one label space; ``domains`` fixes which and in which order, else every folder in order of name."""
+def domain_folder(name: str, root: Path, test_fraction: float, domains: Sequence[str] = ()) -> Source:
+    """Domains of one label space; ``domains`` fixes which and in which order, else every folder in order of name.
+
+    Raises:
+        UserError: no such folders, or no images in them; says what was looked for and what is there.
+    """
     chosen = tuple(domains) or class_folders(root)
     missing = [d for d in chosen if not (root / d).is_dir()]
     if missing:
@@ -58,10 +68,27 @@ def domain_folder(name: str, root: Path, seed: int, test_fraction: float, domain
         for label, label_name in enumerate(names)
         if (root / domain / label_name).is_dir()
     ]
-    parts = split_groups(found, seed, test_fraction)
+    parts = split_groups(found, test_fraction)
     _require_images(parts, root, "<domain>/<class>/")
     distinct(names, f"the folders in {root}")
     return Source(name, names, {part: split(entries) for part, entries in parts.items()}, domains=chosen)
+
+
+def _any_root(wanted: Wanted) -> Path:
+    if not wanted.root:
+        raise UserError("data.root: give the folder of images")
+    return Path(os.path.expanduser(wanted.root))
+
+
+def _office_caltech10(wanted: Wanted) -> Source:
+    return domain_folder(wanted.name, folder_below(wanted.root, "office_caltech_10"), wanted.test_fraction, OFFICE)
+
+
+DATA_SETS: dict[str, Open] = {
+    "imagefolder": lambda wanted: image_folder(_any_root(wanted), wanted.test_fraction),
+    "domainfolder": lambda wanted: domain_folder(wanted.name, _any_root(wanted), wanted.test_fraction),
+    "office_caltech10": _office_caltech10,
+}
 
 
 def data_root(root: str, holds: str) -> Path:
@@ -72,6 +99,12 @@ def data_root(root: str, holds: str) -> Path:
     if not os.path.isdir(base):  # unlike Path.is_dir, no error on a name that cannot be
         raise UserError(f"data.root: there is no folder '{root}'")
     return base
+
+
+def folder_below(root: str, name: str) -> Path:
+    """``root/name`` if there is such a folder, else ``root`` itself; errors as of `data_root`."""
+    base = data_root(root, name)
+    return base / name if (base / name).is_dir() else base
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
@@ -91,12 +124,12 @@ def files(folder: Path, label: int, domain: int) -> list[Entry]:
     return [(p, label, domain) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
 
 
-def split_groups(groups: Sequence[list[Entry]], seed: int, test_fraction: float) -> dict[str, list[Entry]]:
-    """Divide every group (a class, or a class of a domain) into train and test, by seed; both get one where there are two."""
+def split_groups(groups: Sequence[list[Entry]], test_fraction: float) -> dict[str, list[Entry]]:
+    """Divide every group (a class, or a class of a domain) into train and test at random; both get one where there are two."""
     parts: dict[str, list[Entry]] = {"train": [], "test": []}
     for number, group in enumerate(groups):
         count = min(max(1, round(len(group) * test_fraction)), len(group) - 1) if len(group) > 1 else 0
-        order = torch.randperm(len(group), generator=rng.generator(seed, "folder split", number)).tolist()
+        order = torch.randperm(len(group), generator=rng.generator(SPLIT_SEED, "folder split", number)).tolist()
         parts["test"] += [group[i] for i in sorted(order[:count])]
         parts["train"] += [group[i] for i in sorted(order[count:])]
     return parts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from pfedmma.data.sources.base import Source
-from pfedmma.data.sources.folders import Entry, data_root, distinct, files, listing, require, split
+from pfedmma.data.sources.base import Open, Source
+from pfedmma.data.sources.folders import Entry, distinct, files, folder_below, listing, require, split
 from pfedmma.system.errors import UserError
 
 DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
@@ -23,12 +23,6 @@ def read_lines(path: Path, what: str) -> list[str]:
     except (OSError, ValueError):
         held = listing(path.parent) if path.parent.is_dir() else "nothing"
         raise UserError(f"data.root: looked for {what} at {path}; that folder holds {held}") from None
-
-
-def folder_below(root: str, name: str) -> Path:
-    """``root/name`` if there is such a folder, else ``root`` itself."""
-    base = data_root(root, name)
-    return base / name if (base / name).is_dir() else base
 
 
 def aircraft(root: str) -> Source:
@@ -66,10 +60,10 @@ def imagenet(root: str) -> Source:
     if twice:
         raise UserError(f"data.root: classnames.txt names the folder '{twice}' on two lines")
     splits = {}
-    for part, place in (("train", "train"), ("test", "val")):
-        entries = [entry for label, (wnid, _) in enumerate(pairs) for entry in files(folder / "images" / place / wnid, label, 0)]
+    for part, images in (("train", folder / "images" / "train"), ("test", folder / "images" / "val")):
+        entries = [entry for label, (wnid, _) in enumerate(pairs) for entry in files(images / wnid, label, 0)]
         if not entries:
-            raise UserError(f"data.root: looked for images in {folder / 'images' / place}/<wnid>/ and found none")
+            raise UserError(f"data.root: looked for images in {images}/<wnid>/ and found none")
         splits[part] = split(entries)
     return Source("imagenet", tuple(name for _, name in pairs), splits)
 
@@ -98,6 +92,13 @@ def domainnet(root: str, all_classes: bool) -> Source:
         ]
         splits[part] = split(require(entries, f"<domain>_{part}.txt", folder))
     return Source("domainnet", names, splits, domains=DOMAINNET)
+
+
+DATA_SETS: dict[str, Open] = {
+    "fgvc_aircraft": lambda wanted: aircraft(wanted.root),
+    "imagenet": lambda wanted: imagenet(wanted.root),
+    "domainnet": lambda wanted: domainnet(wanted.root, wanted.all_classes),
+}
 
 
 def _row(line: str, file: str) -> tuple[str, str]:

@@ -1,4 +1,7 @@
-"""The ``shapes`` data set: 120 colour-shape classes drawn by `pfedmma.data.drawn.drawing`, any number of images, from the seed."""
+"""The data set ``shapes``: 120 classes of a colour and a shape, drawn by `pfedmma.data.drawn.drawing` from the seed.
+
+Shape legend: S pixels a side.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pfedmma import rng
-from pfedmma.data.drawn.drawing import COLOURS, PATTERNS, SHAPES, draw_random
-from pfedmma.data.sources.base import Source, Split
+from pfedmma.data.drawn.drawing import COLOURS, PATTERNS, SHAPES, STYLES, draw_random
+from pfedmma.data.sources.base import Open, Source, Split
 
 PER_CLASS = {"train": 64, "val": 10, "test": 10}
-CAMERA = 0.5  # strength of the clients' cameras, see pfedmma.data.partition.camera.camera
+CAMERA = 0.5  # strength of the clients' cameras, see `pfedmma.data.partition.camera`
 
 
 def classes() -> list[tuple[int, int]]:
@@ -36,7 +39,7 @@ def load(seed: int, size: int) -> Source:
 def _split(name: str, seed: int, size: int) -> Split:
     count = PER_CLASS[name]
     pairs = classes()
-    drawn: dict[int, Tensor] = {}  # label -> [count, 3, size, size], drawn when first asked for
+    drawn: dict[int, Tensor] = {}  # label -> [count,3,S,S], drawn when first asked for
 
     def read(index: int) -> Tensor:
         label, position = divmod(index, count)
@@ -44,8 +47,11 @@ def _split(name: str, seed: int, size: int) -> Split:
             colour, shape = pairs[label]
             gen = rng.generator(seed, "shapes", name, label)
             patterns = torch.randint(len(PATTERNS), (count,), generator=gen)
-            fill = lambda value: torch.full((count,), value)  # noqa: E731
-            drawn[label] = draw_random(fill(shape), fill(colour), patterns, fill(0), gen, size)
+            shapes, colours, flat = (torch.full((count,), value) for value in (shape, colour, STYLES.index("flat")))
+            drawn[label] = draw_random(shapes, colours, patterns, flat, gen, size)
         return drawn[label][position]
 
     return Split(torch.arange(len(pairs)).repeat_interleave(count), read)
+
+
+DATA_SETS: dict[str, Open] = {"shapes": lambda wanted: load(wanted.seed, wanted.size)}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedmma.data.partition.base_to_novel import base_to_novel, split_classes
+from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.system.errors import UserError
@@ -28,7 +29,7 @@ def source(classes: int, train: int = 6, test: int = 3) -> Source:
 
 
 def divide(classes: int, clients: int, shots: int = 2, seed: int = 0, **sizes: int) -> FederatedData:
-    return base_to_novel(source(classes, **sizes), clients, shots, seed)
+    return base_to_novel(source(classes, **sizes), Division(clients, seed, shots))
 
 
 @pytest.mark.parametrize(("classes", "n_base"), [(2, 1), (7, 4), (8, 4), (101, 51), (120, 60)])
@@ -99,7 +100,7 @@ def test_one_class_cannot_be_divided():
 
 def test_shots_are_drawn_per_class():
     toy = source(8)
-    federation = base_to_novel(toy, clients=2, shots=3, seed=0)
+    federation = base_to_novel(toy, Division(2, 0, shots=3))
     labels = toy.splits["train"].labels
     for client in federation.clients:
         assert torch.equal(client.labels, labels[client.train])
@@ -125,7 +126,7 @@ def test_the_shots_of_a_class_do_not_depend_on_who_holds_it():
 
 def test_zero_shots_take_every_image():
     toy = source(7)
-    federation = base_to_novel(toy, clients=2, shots=0, seed=0)
+    federation = base_to_novel(toy, Division(2, 0, shots=0))
     taken = torch.cat([client.train for client in federation.clients]).sort().values
     assert torch.equal(taken, (toy.splits["train"].labels < 4).nonzero().squeeze(1))
 
@@ -141,12 +142,12 @@ def test_a_class_without_training_images_is_an_error(shots: int):
     toy = source(4)
     empty = toy.splits | {"train": Split(torch.tensor([0, 0, 2, 3]), no_pixels)}
     with pytest.raises(UserError, match="class 'c1' has 0 training images"):
-        base_to_novel(Source("toy", toy.class_names, empty), clients=1, shots=shots, seed=0)
+        base_to_novel(Source("toy", toy.class_names, empty), Division(1, 0, shots=shots))
 
 
 def test_test_positions_are_the_base_test_images_of_own_classes():
     toy = source(9, test=4)
-    federation = base_to_novel(toy, clients=2, shots=1, seed=0)
+    federation = base_to_novel(toy, Division(2, 0, shots=1))
     for client in federation.clients:
         expected = [i for i, label in enumerate(federation.base.labels.tolist()) if label in client.classes]
         assert client.test.tolist() == expected and len(expected) == 4 * len(client.classes)
@@ -157,7 +158,7 @@ def test_test_positions_are_the_base_test_images_of_own_classes():
 
 def test_base_and_novel_sets_share_out_the_test_split():
     toy = source(9, test=4)
-    federation = base_to_novel(toy, clients=2, shots=1, seed=0)
+    federation = base_to_novel(toy, Division(2, 0, shots=1))
     base, novel = federation.base, federation.novel
     assert novel is not None and base.split == novel.split == "test"
     assert torch.cat([base.indices, novel.indices]).sort().values.tolist() == list(range(36))
@@ -168,7 +169,7 @@ def test_base_and_novel_sets_share_out_the_test_split():
 
 
 def test_evaluation_can_use_the_validation_split():
-    federation = base_to_novel(source(6), clients=1, shots=1, seed=0, test_split="val")
+    federation = base_to_novel(source(6), Division(1, 0, shots=1), test_split="val")
     assert federation.base.split == "val" and len(federation.base.indices) == 3
 
 
@@ -176,7 +177,7 @@ def test_an_empty_test_split_is_an_error():
     toy = source(4)
     none = toy.splits | {"test": Split(torch.tensor([0, 1, 1]), no_pixels)}
     with pytest.raises(UserError, match=r"'test' split of toy holds no image of its labels 2 \.\. 3"):
-        base_to_novel(Source("toy", toy.class_names, none), clients=1, shots=1, seed=0)
+        base_to_novel(Source("toy", toy.class_names, none), Division(1, 0, shots=1))
 
 
 def test_the_partition_does_not_touch_global_randomness():

@@ -189,7 +189,7 @@ def test_clients_that_are_none(tmp_path: Path):
     assert "client 3 has no training image" in refusal_of(tmp_path, tree)
     tree = content("iid")
     tree["clients"][0]["id"] = 4
-    assert "clients must be numbered 0 .. 3 in order, found id 4 at place 0" in refusal_of(tmp_path, tree)
+    assert "clients must be numbered 0 .. 3 in order, found id 4 at position 0" in refusal_of(tmp_path, tree)
     tree = content("iid")
     tree["clients"] = []
     assert "there is no client" in refusal_of(tmp_path, tree)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import pytest
 import torch
 
 from pfedmma.accuracy.metrics import COLUMNS, summarise
+from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import FederatedData
-from pfedmma.data.partition.protocols import spread
+from pfedmma.data.partition.protocols import PROTOCOLS
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.system.errors import UserError
 
@@ -40,18 +42,9 @@ def plain(train: int = 12) -> Source:
     return Source("plain", CLASSES, {name: Split(split(n).labels, no_pixels) for name, n in (("train", train), ("test", 4))})
 
 
-def divide(
-    protocol: str,
-    clients: int = 6,
-    shots: int = 0,
-    beta: float = 0.5,
-    least: int = 1,
-    seed: int = 0,
-    test_split: str = "test",
-    held_out: str = "",
-    of: Source | None = None,
-) -> FederatedData:
-    return spread(of or source(), protocol, clients, shots, beta, least, seed, test_split, held_out)
+def divide(protocol: str, clients: int = 6, seed: int = 0, test_split: str = "test", of: Source | None = None, **how: Any) -> FederatedData:
+    """``how``: the other fields of a `Division`."""
+    return PROTOCOLS[protocol](of or source(), Division(clients, seed, **how), test_split)
 
 
 def held(federation: FederatedData) -> torch.Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pfedmma.data.partition import skew
+from pfedmma.data.partition.division import Division
 from pfedmma.system.errors import UserError
 
 BOUNDED = settings(deadline=None, max_examples=30)
@@ -26,11 +27,12 @@ def balanced(classes: int, each: int) -> Tensor:
 
 def of(kind: str, train: Tensor, test: Tensor, clients: int, beta: float, seed: int, least: int = 1) -> skew.Parts:
     """Any of the three by name."""
+    division = Division(clients, seed, beta=beta, least=least)
     if kind == "iid":
-        return skew.iid(train, test, clients, seed)
+        return skew.iid(train, test, division)
     if kind == "dirichlet":
-        return skew.dirichlet(train, test, clients, beta, seed, least)
-    return skew.pachinko(train, test, COARSE, clients, beta, 10.0, seed, least)
+        return skew.dirichlet(train, test, division)
+    return skew.pachinko(train, test, COARSE, 10.0, division)
 
 
 def assert_shared_out(parts: skew.Parts, train: Tensor, test: Tensor, clients: int) -> None:
@@ -55,12 +57,12 @@ def per_class(parts: skew.Parts, which: int, labels: Tensor, classes: int) -> Te
 @given(LABELS, LABELS, CLIENTS, SEEDS)
 def test_iid_gives_every_image_once_in_even_sizes(train: list[int], test: list[int], clients: int, seed: int):
     labels = torch.tensor(train), torch.tensor(test)
-    parts = skew.iid(*labels, clients, seed)
+    parts = skew.iid(*labels, Division(clients, seed, least=0))
     assert_shared_out(parts, *labels, clients)
     for which in (0, 1):
         sizes = [len(part[which]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
-    assert same(parts, skew.iid(*labels, clients, seed))
+    assert same(parts, skew.iid(*labels, Division(clients, seed, least=0)))
 
 
 @pytest.mark.parametrize("kind", ["dirichlet", "pachinko"])
@@ -118,12 +120,12 @@ def test_one_client_takes_everything(kind: str):
 def test_further_ids_give_further_draws():
     # The domains of one source are divided with the same seed, but not in the same way.
     train = balanced(6, 50)
-    one, other = (skew.dirichlet(train, train, 4, 0.5, 0, 1, name) for name in ("photo", "sketch"))
+    one, other = (skew.dirichlet(train, train, Division(4, 0), name) for name in ("photo", "sketch"))
     assert not same(one, other)
 
 
 def test_more_clients_than_images_name_the_counts():
-    for kind in ("dirichlet", "pachinko"):
+    for kind in ("iid", "dirichlet", "pachinko"):
         with pytest.raises(UserError, match=r"^data\.clients: 6 training images cannot give 7 clients 1 each; lower data\.clients$"):
             of(kind, balanced(6, 1), balanced(6, 1), 7, 1.0, seed=0)
         with pytest.raises(UserError, match="12 training images cannot give 3 clients 5 each"):
@@ -133,7 +135,7 @@ def test_more_clients_than_images_name_the_counts():
 def test_a_minimum_that_no_draw_reaches_ends_with_what_to_change():
     # With a beta near 0 each of the 2 classes goes to one client whole, so that at most 2 of 6 clients have anything.
     with pytest.raises(UserError) as error:
-        skew.dirichlet(balanced(2, 60), balanced(2, 6), 6, 0.001, 0, 10)
+        skew.dirichlet(balanced(2, 60), balanced(2, 6), Division(6, 0, beta=0.001, least=10))
     message = str(error.value)
     assert message.startswith("data.clients: 200 draws with data.beta=0.001 left one of 6 clients with fewer than 10 training images")
     assert all(knob in message for knob in ("raise data.beta", "lower data.clients", "data.min_samples"))
@@ -143,7 +145,7 @@ def test_draws_are_repeated_until_every_client_has_enough():
     train = balanced(6, 20)
 
     def smallest(seed: int, least: int) -> int:
-        return min(len(own) for own, _ in skew.dirichlet(train, train, 6, 0.3, seed, least))
+        return min(len(own) for own, _ in skew.dirichlet(train, train, Division(6, seed, beta=0.3, least=least)))
 
     assert any(smallest(seed, 1) < 9 for seed in range(8))  # so one draw is not enough
     assert all(smallest(seed, 9) >= 9 for seed in range(8))

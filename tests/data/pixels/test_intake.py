@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ def federation(toy: Source) -> FederatedData:
 def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest.CaptureFixture[str]):
     toy = source({1, 7, 8}, {2, 5})
     whole = federation(toy)
-    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, augment, CPU), World(0, 1, CPU), list(whole.clients))
+    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, augment, CPU), World(0, 1, CPU))
     assert count == 5
     assert kept.clients[0].train.tolist() == [0, 2, 3, 4, 5]
     assert kept.clients[1].train.tolist() == [6, 9, 10, 11]
@@ -75,7 +77,7 @@ def test_a_client_without_a_readable_image_is_an_error():
 def test_whole_federation_is_untouched():
     toy = source(set(), set())
     whole = federation(toy)
-    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU), list(whole.clients))
+    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
     assert count == 0 and kept is whole
 
 
@@ -163,3 +165,19 @@ def test_many_images_are_decoded_once_and_a_bad_one_is_named():
     with pytest.raises(Unreadable, match=r"9\.jpg"):
         images.many([4, 9, 5])
     assert torch.equal(images[4], picture(4)) and torch.equal(images[1], picture(1))  # still of use afterwards
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 8), (3, 2), (8, 1), (16, 1)])
+def test_the_ranks_of_a_machine_share_its_cores_for_decoding(ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # has no say: the world counts the ranks
+    names: set[str] = set()
+    together = threading.Barrier(threads)
+
+    def read(index: int) -> Tensor:
+        names.add(threading.current_thread().name)
+        together.wait(timeout=20)  # fewer threads would never come together
+        return picture(index)
+
+    DecodedImages(read, 1e9, ranks).many(range(24))
+    assert len(names) == threads

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data.loading import OFFICE, DataConfig, divide, open_source
+from pfedmma.data.loading import DataConfig, divide, open_source
 from pfedmma.data.sources import folders
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source
+from pfedmma.data.sources.folders import OFFICE
 from pfedmma.system.errors import UserError
 
 # The names that Office-Caltech10 (Gong et al. 2012) gives its class folders.

@@ -1,0 +1,72 @@
+"""From settings to the images of a run: the table of data sets, and what its entries are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+
+import pytest
+import torch
+
+from pfedmma.clip.preprocess import Preprocess
+from pfedmma.comm.world import World
+from pfedmma.data.loading import DataConfig, load, open_source
+from pfedmma.data.sources import cifar, coop, folders, lists, shapes
+from pfedmma.data.sources.base import Source, Split, Wanted
+from pfedmma.data.sources.registry import DATA_SETS, NAMES
+from pfedmma.system.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def toy(read_by: set[str] | None = None, barrier: threading.Barrier | None = None) -> Source:
+    """Two classes of eight images; ``read_by`` gathers the names of the threads that read, as many at once as the barrier asks for."""
+
+    def read(index: int) -> torch.Tensor:
+        if read_by is not None and barrier is not None:
+            read_by.add(threading.current_thread().name)
+            barrier.wait(timeout=20)
+        return torch.full((3, 16, 16), index, dtype=torch.uint8)
+
+    splits = {name: Split(torch.arange(16) % 2, read) for name in ("train", "test")}
+    return Source("toy", ("a", "b"), splits, own_template="a toy {}.", augment="crop")
+
+
+def test_no_name_stands_for_two_data_sets():
+    families = (shapes, coop, lists, cifar, folders)
+    assert sum(len(family.DATA_SETS) for family in families) == len(NAMES) == len(DATA_SETS)
+
+
+def test_a_name_that_is_none_lists_those_there_are():
+    with pytest.raises(UserError) as error:
+        DataConfig(name="shape")
+    assert all(name in str(error.value) for name in NAMES)
+
+
+def test_an_entry_is_told_what_the_settings_say(monkeypatch: pytest.MonkeyPatch):
+    asked: list[Wanted] = []
+
+    def opened(wanted: Wanted) -> Source:
+        asked.append(wanted)
+        return toy()
+
+    monkeypatch.setitem(DATA_SETS, "domainnet", opened)
+    config = DataConfig(name="domainnet", root="somewhere", test_fraction=0.25, all_classes=True, download=True)
+    source = open_source(config, 3, 64)
+    assert asked == [Wanted("domainnet", "somewhere", 3, 64, test_fraction=0.25, all_classes=True, download=True)]
+    assert source.template == "a photo of a {}."
+    for template, wanted in (("dataset", "a toy {}."), ("my {}", "my {}")):
+        assert open_source(dataclasses.replace(config, template=template), 3, 64).template == wanted
+
+
+def test_the_world_says_how_many_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch):
+    names: set[str] = set()
+    monkeypatch.setitem(DATA_SETS, "shapes", lambda wanted: toy(names, threading.Barrier(2)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    world = World(0, 1, CPU)
+    world.local_size = 4
+    config = DataConfig(protocol="iid", clients=1, shots=0)
+    _, pixels = load(config, 0, "test", Preprocess(8, (0.5,) * 3, (0.5,) * 3), world)
+    pixels.training(torch.arange(16), torch.Generator())
+    assert len(names) == 2
