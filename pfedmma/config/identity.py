@@ -30,23 +30,26 @@ def comparable(config: Config) -> dict[str, Any]:
 
 
 def relevant(flat: dict[str, Any]) -> dict[str, Any]:
-    """Of settings as `settings` gives them, of this version or an earlier one, those that a result depends on.
+    """Of settings as `settings` gives them, of this version or an earlier one, those that a result depends on, fit to be compared.
 
     A name that is no setting of this version is kept.
     """
     change = change_of()
-    return {name: value for name, value in flat.items() if change.get(name) != SAME_RESULT}
+    return {name: _same(value) for name, value in _completed(flat).items() if change.get(name) not in (SAME_RESULT, OUTSIDE)}
 
 
 def refuse_other_config(config: Config, saved: dict[str, Any]) -> None:
     """Raise a `UserError` if ``saved`` (flat) differs from ``config`` in anything that makes it another run."""
-    wanted = comparable(config)
-    # What an earlier version had no setting for, it did as the default says.
-    known = {item.name: plain(item.default) for item in described(Config)} | saved
+    wanted, known = comparable(config), _completed(saved)
     different = [name for name in wanted if _same(wanted[name]) != _same(known[name])]
     if different:
         changes = ", ".join(f"{name} (was {known[name]}, is {wanted[name]})" for name in different)
         raise UserError(f"resume: the run in {config.run_dir} is of another configuration: {changes}")
+
+
+def _completed(flat: dict[str, Any]) -> dict[str, Any]:
+    """With the defaults of settings that are missing: what an earlier version had no setting for, it did as the default says."""
+    return {item.name: plain(item.default) for item in described(Config)} | flat
 
 
 def _same(value: Any) -> Any:

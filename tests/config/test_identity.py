@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from pfedmma.config.schema import Config, load
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import ANOTHER_RUN, CHANGES, GOES_ON, OUTSIDE, SAME_RESULT, Described, described, flatten
 
+WRITTEN = Path(__file__).resolve().parents[1] / "records" / "written_by_0_1_0"
 ALL = described(Config)
 each_setting = pytest.mark.parametrize("item", ALL, ids=lambda item: item.name)
 
@@ -97,4 +99,21 @@ def test_settings_leave_out_where_the_run_lies_and_other_methods() -> None:
 def test_a_saved_setting_that_there_is_no_more_counts() -> None:
     now = settings(load())
     assert relevant({**now, "optimizer.schedule": "cosine"}) != relevant(now)
-    assert relevant({"optimizer.schedule": "cosine", "checkpoint.keep": 9}) == {"optimizer.schedule": "cosine"}
+
+
+def test_what_an_earlier_version_had_no_setting_for_was_as_the_default_says() -> None:
+    now = settings(load(None, ["run_dir=r"]))
+    before = {name: value for name, value in now.items() if name != "optimizer.clip"}
+    assert relevant(before) == relevant(now) != relevant({**now, "optimizer.clip": 1.0})
+    refuse_other_config(load(None, ["run_dir=r"]), before)
+    with pytest.raises(UserError, match=r"optimizer\.clip \(was 0\.0, is 1\.0\)"):
+        refuse_other_config(load(None, ["optimizer.clip=1"]), before)
+
+
+@pytest.mark.parametrize("run", ["adapters", "pool"])
+def test_a_result_of_version_0_1_0_stands(run: str) -> None:
+    folder = WRITTEN / run
+    config = load(folder / "config.yaml")
+    before = json.loads((folder / "summary.json").read_text())["config"]
+    assert relevant(before) == relevant(settings(config))
+    refuse_other_config(config, before)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import ANOTHER_RUN, GOES_ON, OUTSIDE, Described, described, flatten, nested, section, setting
+from pfedmma.system.options import ANOTHER_RUN, GOES_ON, OUTSIDE, Described, Open, described, flatten, nested, section, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,3 +51,34 @@ def test_a_section_given_as_a_value() -> None:
         section(Outer, {"inner": 3})
     with pytest.raises(UserError, match="'empty' is a section; it has no keys"):
         section(Outer, {"empty": 3})
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen(Open):
+    """A section whose sub-sections come from elsewhere."""
+
+    name: str = setting("inner", "which section")
+    own: Any = None
+
+    @classmethod
+    def sections(cls) -> dict[str, type]:
+        return {"inner": Inner, "empty": Empty}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Chosen:
+        name = values.get("name", "inner")
+        return cls(name, values.get(name, cls.sections()[name]()))
+
+    def section_in_use(self) -> str:
+        return self.name
+
+
+def test_sections_that_are_added_from_elsewhere() -> None:
+    assert [item.name for item in described(Chosen)] == ["name", "inner.rate", "inner.plain"]
+    config = section(Chosen, {"inner": {"rate": 2.0}})
+    assert flatten(config) == {"name": "inner", "inner.rate": 2.0, "inner.plain": 3}
+    assert section(Chosen, nested(config)) == config
+    other = section(Chosen, {"name": "empty", "inner": {"rate": 2.0}})
+    assert (other.own, flatten(other), nested(other)) == (Empty(), {"name": "empty"}, {"name": "empty", "empty": {}})
+    with pytest.raises(UserError, match=r"unknown setting 'inner\.rat'; did you mean 'inner\.rate'"):
+        section(Chosen, {"name": "empty", "inner": {"rat": 1}})
