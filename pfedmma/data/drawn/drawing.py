@@ -1,8 +1,8 @@
-"""A procedurally drawn image world: shape x colour x pattern, in several drawing styles.
+"""A world of drawn images: shape x colour x pattern, in several drawing styles.
 
 The world exists so that the whole system runs, and means something, without data, weights or network: the ``tiny`` CLIP is
-trained on captions of it and the ``shapes`` dataset draws its images from it. An image is a pure function of its
-attributes and one row of uniform numbers.
+trained on captions of it and the data set ``shapes`` draws its images from it. An image is a pure function of its
+attributes, one row of uniform numbers and its noise.
 
 Shape legend: N images, S pixels a side.
 """
@@ -34,7 +34,7 @@ _HSV = torch.tensor(
         (0.00, 0.00, 0.55),
     ]
 )
-DRAWS = 16  # uniform numbers an image consumes, noise apart
+DRAWS = 16  # uniform numbers that an image takes, noise apart
 
 
 def hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
@@ -65,11 +65,8 @@ def _star(x: Tensor, y: Tensor) -> Tensor:
 
 def _heart(x: Tensor, y: Tensor) -> Tensor:
     x, y = x * 1.15, y * 1.15 + 0.12
-    return (
-        0.35
-        * ((x * x + y * y - 0.6) ** 3 - 1.6 * x * x * y**3).sign()
-        * (((x * x + y * y - 0.6) ** 3 - 1.6 * x * x * y**3).abs() ** (1.0 / 3.0))
-    )
+    sextic = (x * x + y * y - 0.6) ** 3 - 1.6 * x * x * y**3
+    return 0.35 * sextic.sign() * (sextic.abs() ** (1.0 / 3.0))
 
 
 def field(shape: int, x: Tensor, y: Tensor) -> Tensor:
@@ -125,48 +122,25 @@ def _blur(images: Tensor) -> Tensor:
     return torch.nn.functional.conv2d(padded, weight, groups=3)
 
 
-def draw(shapes: Tensor, colours: Tensor, patterns: Tensor, styles: Tensor, uniforms: Tensor, noise: Tensor, size: int = 32) -> Tensor:
-    """Draw N images of the world.
+def draw(shapes: Tensor, colours: Tensor, patterns: Tensor, styles: Tensor, uniforms: Tensor, noise: Tensor) -> Tensor:
+    """Draw N images of the world, of the size of their noise.
 
     Args:
         shapes, colours, patterns, styles: [N] int64 indices into the tables above.
-        uniforms: [N, DRAWS] in 0..1: position, size, rotation, tones.
-        noise: [N, 3, size, size] standard normal, the sensor's grain.
-        size: pixels a side.
+        uniforms: [N,DRAWS] in 0..1: position, size, rotation, tones.
+        noise: [N,3,S,S] standard normal, the sensor's grain.
 
     Returns:
-        [N, 3, size, size] uint8.
+        [N,3,S,S] uint8.
     """
+    size = noise.shape[-1]
     u = uniforms[:, :, None, None]
-    axis = (torch.arange(size) + 0.5) / size * 2.0 - 1.0
-    down, right = torch.meshgrid(axis, axis, indexing="ij")
-    scale = 0.45 + 0.35 * u[:, 0]
-    x = (right - (u[:, 1] - 0.5) * 0.6) / scale
-    y = (-down - (u[:, 2] - 0.5) * 0.6) / scale
-    turn = (u[:, 3] - 0.5) * 0.9
-    x, y = x * torch.cos(turn) - y * torch.sin(turn), x * torch.sin(turn) + y * torch.cos(turn)
-
-    distance = torch.empty_like(x)
-    for shape in shapes.unique().tolist():
-        rows = shapes == shape
-        distance[rows] = field(shape, x[rows], y[rows])
-    edge = 2.0 / size / scale  # one pixel in the shape's frame
-    inside = (0.5 - distance / edge).clamp(0.0, 1.0)
-    outline = (0.5 - (distance.abs() - 0.13) / edge).clamp(0.0, 1.0)
-
-    hsv = _HSV[colours] + (uniforms[:, 4:7] - 0.5) * torch.tensor([0.05, 0.15, 0.15])
-    hsv[:, 1] = torch.where(colours == len(COLOURS) - 1, 0.03, hsv[:, 1])  # gray stays gray
-    main = hsv_to_rgb(hsv[:, 0] % 1.0, hsv[:, 1].clamp(0, 1), hsv[:, 2].clamp(0, 1))[:, :, None, None]
-    second = main * 0.35 + 0.1 * u[:, 7:8]
-    night = (styles == STYLES.index("night"))[:, None, None, None]
-    ground = torch.where(night, 0.05 + 0.15 * u[:, 8:9], 0.65 + 0.35 * u[:, 8:9]) * (0.9 + 0.1 * u[:, 9:12])
-    ground = ground * (1.0 + 0.25 * (u[:, 12:13] - 0.5) * right + 0.25 * (u[:, 13:14] - 0.5) * down)
-
+    x, y, pixel = _own_frame(u, size)
+    main, second = _tones(colours, uniforms)
     texture = _texture(patterns, x, y, 2.0 * math.pi * u[:, 14])[:, None]
     ink = texture * main + (1.0 - texture) * second
-    sketch = (styles == STYLES.index("sketch"))[:, None, None]
-    cover = torch.where(sketch, torch.maximum(outline, 0.25 * inside), inside)[:, None]
-    image = cover * ink + (1.0 - cover) * ground
+    cover = _cover(shapes, styles, x, y, pixel)
+    image = cover * ink + (1.0 - cover) * _ground(styles, u, size)
     blurry = styles == STYLES.index("blurry")
     if bool(blurry.any()):
         image[blurry] = _blur(image[blurry])
@@ -174,9 +148,55 @@ def draw(shapes: Tensor, colours: Tensor, patterns: Tensor, styles: Tensor, unif
     return (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
 
 
+def _grid(size: int) -> tuple[Tensor, Tensor]:
+    """Down and to the right from the picture's centre [S,S], in half pictures."""
+    axis = (torch.arange(size) + 0.5) / size * 2.0 - 1.0
+    down, right = torch.meshgrid(axis, axis, indexing="ij")
+    return down, right
+
+
+def _own_frame(u: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every pixel x and y [N,S,S] in the frame of the drawing's own shape, which is moved, scaled and turned; a pixel's side [N,1,1]."""
+    down, right = _grid(size)
+    scale = 0.45 + 0.35 * u[:, 0]
+    x = (right - (u[:, 1] - 0.5) * 0.6) / scale
+    y = (-down - (u[:, 2] - 0.5) * 0.6) / scale
+    turn = (u[:, 3] - 0.5) * 0.9
+    x, y = x * torch.cos(turn) - y * torch.sin(turn), x * torch.sin(turn) + y * torch.cos(turn)
+    return x, y, 2.0 / size / scale
+
+
+def _cover(shapes: Tensor, styles: Tensor, x: Tensor, y: Tensor, pixel: Tensor) -> Tensor:
+    """How far the shape covers each pixel [N,1,S,S], 0..1; of a sketch mostly its outline does."""
+    distance = torch.empty_like(x)
+    for shape in shapes.unique().tolist():
+        rows = shapes == shape
+        distance[rows] = field(shape, x[rows], y[rows])
+    inside = (0.5 - distance / pixel).clamp(0.0, 1.0)
+    outline = (0.5 - (distance.abs() - 0.13) / pixel).clamp(0.0, 1.0)
+    sketch = (styles == STYLES.index("sketch"))[:, None, None]
+    return torch.where(sketch, torch.maximum(outline, 0.25 * inside), inside)[:, None]
+
+
+def _tones(colours: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The drawing's main colour and the second tone of its pattern [N,3,1,1]."""
+    hsv = _HSV[colours] + (uniforms[:, 4:7] - 0.5) * torch.tensor([0.05, 0.15, 0.15])
+    hsv[:, 1] = torch.where(colours == len(COLOURS) - 1, 0.03, hsv[:, 1])  # gray stays gray
+    main = hsv_to_rgb(hsv[:, 0] % 1.0, hsv[:, 1].clamp(0, 1), hsv[:, 2].clamp(0, 1))[:, :, None, None]
+    return main, main * 0.35 + 0.1 * uniforms[:, 7:8, None, None]
+
+
+def _ground(styles: Tensor, u: Tensor, size: int) -> Tensor:
+    """The background [N,3,S,S]: light or, at night, dark, in a tone of its own, with light that falls from one side."""
+    down, right = _grid(size)
+    night = (styles == STYLES.index("night"))[:, None, None, None]
+    ground = torch.where(night, 0.05 + 0.15 * u[:, 8:9], 0.65 + 0.35 * u[:, 8:9]) * (0.9 + 0.1 * u[:, 9:12])
+    return ground * (1.0 + 0.25 * (u[:, 12:13] - 0.5) * right + 0.25 * (u[:, 13:14] - 0.5) * down)
+
+
 def draw_random(shapes: Tensor, colours: Tensor, patterns: Tensor, styles: Tensor, generator: torch.Generator, size: int = 32) -> Tensor:
-    """`draw` with position, tones and grain taken from ``generator``; [N, 3, size, size] uint8."""
+    """`draw` at ``size`` pixels a side, with position, tones and grain taken from ``generator``: [N,3,S,S] uint8."""
     count = len(shapes)
     uniforms = torch.rand(count, DRAWS, generator=generator)
     noise = torch.randn(count, 3, size, size, generator=generator)
-    return draw(shapes, colours, patterns, styles, uniforms, noise, size)
+    return draw(shapes, colours, patterns, styles, uniforms, noise)

@@ -2,8 +2,10 @@
 
 Contrastive training (Radford et al. 2021) on captioned drawings of `pfedmma.data.drawn.drawing`, every image drawn once and never
 again. A caption may leave the pattern out, so several captions of a batch can be true of one image; such pairs are no
-negatives and are left out of the softmax. No camera (hue rotation, grey-out) is ever applied: clients of the ``shapes``
-dataset look different from everything seen here.
+negatives and are left out of the softmax. No camera (`pfedmma.data.partition.camera`) is ever applied: what clients of the data
+set ``shapes`` see looks different from everything here.
+
+Shape legend: N drawings, M captions, S pixels a side, D features.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pfedmma.clip.tiny import FOLDER
 from pfedmma.data.drawn.drawing import COLOURS, PATTERNS, SHAPES, STYLES, draw_random
 from pfedmma.rng import generator
 
+SUMMARY = "Train the tiny CLIP that the package ships on captioned drawings."
 STYLE_SHARES = (0.7, 0.1, 0.1, 0.1)  # order of STYLES
 PLAIN_CAPTIONS = 0.3  # share of captions without the pattern word
 
@@ -43,6 +46,7 @@ class Captions:
         self.tokens = open_clip.SimpleTokenizer(context_length=16)(texts)
 
     def row(self, shape: Tensor, colour: Tensor, pattern: Tensor) -> Tensor:
+        """Which of ``tokens`` is the caption of each of these [N]."""
         return (shape * len(COLOURS) + colour) * (len(PATTERNS) + 1) + pattern
 
 
@@ -54,6 +58,7 @@ def draw_batch(size: int, gen: torch.Generator) -> tuple[Tensor, Tensor, Tensor,
 
 
 def normalise(images: Tensor, config: dict) -> Tensor:
+    """uint8 [N,3,S,S] -> float, as the model's configuration says."""
     mean, std = (torch.tensor(config["preprocess_cfg"][k]).view(3, 1, 1) for k in ("mean", "std"))
     return (images.float() / 255.0 - mean) / std
 
@@ -103,16 +108,7 @@ def train(steps: int, batch: int, lr: float, seed: int) -> tuple[open_clip.CLIP,
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * s / steps)))
     start, losses = time.perf_counter(), []
     for step in range(steps):
-        gen = generator(seed, "tiny/train", step)
-        images, shapes, colours, patterns = draw_batch(batch, gen)
-        silent = torch.rand(batch, generator=gen) < PLAIN_CAPTIONS
-        full = captions.row(shapes, colours, patterns)
-        plain = captions.row(shapes, colours, torch.full_like(patterns, len(PATTERNS)))
-        rows, own = torch.where(silent, plain, full).unique(return_inverse=True)
-        true = (full[:, None] == rows) | (plain[:, None] == rows)
-        text = model.encode_text(captions.tokens[rows], normalize=True)
-        image = model.encode_image(normalise(images, config), normalize=True)
-        loss = contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100.0), true, own)
+        loss = batch_loss(model, captions, config, batch, generator(seed, "tiny/train", step))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -137,13 +133,27 @@ def train(steps: int, batch: int, lr: float, seed: int) -> tuple[open_clip.CLIP,
     return model, record
 
 
+def batch_loss(model: open_clip.CLIP, captions: Captions, config: dict, size: int, gen: torch.Generator) -> Tensor:
+    """The loss on ``size`` fresh drawings, each with a caption that says its pattern or does not."""
+    images, shapes, colours, patterns = draw_batch(size, gen)
+    silent = torch.rand(size, generator=gen) < PLAIN_CAPTIONS
+    full = captions.row(shapes, colours, patterns)
+    plain = captions.row(shapes, colours, torch.full_like(patterns, len(PATTERNS)))
+    rows, own = torch.where(silent, plain, full).unique(return_inverse=True)
+    true = (full[:, None] == rows) | (plain[:, None] == rows)
+    text = model.encode_text(captions.tokens[rows], normalize=True)
+    image = model.encode_image(normalise(images, config), normalize=True)
+    return contrastive_loss(image, text, model.logit_scale.exp().clamp(max=100.0), true, own)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Train, and write the weights and ``training.json``, the record."""
+    parser = argparse.ArgumentParser(prog="python -m pfedmma.data.drawn.train_tiny", description=SUMMARY)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the weights and the record")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="batches to train on (default 4000)")
+    parser.add_argument("--batch", type=int, default=256, help="drawings in a batch (default 256)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest learning rate (default 0.001)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and all drawings (default 0)")
     args = parser.parse_args()
     model, record = train(args.steps, args.batch, args.lr, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

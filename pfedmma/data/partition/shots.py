@@ -11,7 +11,11 @@ from pfedmma.system.errors import UserError
 
 
 def draw_shots(source: Source, label: int, shots: int, seed: int, domain: int | None = None) -> Tensor:
-    """Positions of ``shots`` training images of a class (of one domain, if given), ascending; 0 takes all."""
+    """Positions [shots] of as many training images of a class (of one domain, if given), ascending; 0 takes all.
+
+    Raises:
+        UserError: there are fewer.
+    """
     split = source.splits["train"]
     wanted = split.labels == label
     if domain is not None:

@@ -31,7 +31,7 @@ def variants(attribute: str, count: int = 48, size: int = 32) -> Tensor:
     for value in range(len(TABLES[attribute])):
         others = attributes(count)
         others[list(TABLES).index(attribute)] = torch.full((count,), value)
-        rows.append(draw(*others, uniforms, torch.zeros(count, 3, size, size), size).float())
+        rows.append(draw(*others, uniforms, torch.zeros(count, 3, size, size)).float())
     return torch.stack(rows)
 
 
@@ -83,8 +83,8 @@ def test_any_size_is_drawn_in_full_range(size: int):
 def test_size_changes_resolution_not_content():
     shapes, colours, patterns, _ = attributes(16)
     flat, uniforms = torch.zeros(16, dtype=torch.long), torch.rand(16, DRAWS, generator=torch.Generator().manual_seed(2))
-    small = draw(shapes, colours, patterns, flat, uniforms, torch.zeros(16, 3, 32, 32), 32).float()
-    large = draw(shapes, colours, patterns, flat, uniforms, torch.zeros(16, 3, 128, 128), 128).float()
+    small = draw(shapes, colours, patterns, flat, uniforms, torch.zeros(16, 3, 32, 32)).float()
+    large = draw(shapes, colours, patterns, flat, uniforms, torch.zeros(16, 3, 128, 128)).float()
     difference = (F.avg_pool2d(large, 4) - small).abs().mean(dim=(1, 2, 3))
     unlike = (F.avg_pool2d(large, 4) - small.roll(1, 0)).abs().mean(dim=(1, 2, 3))
     assert difference.max() < 6.0 < 20.0 < unlike.min()

@@ -219,7 +219,7 @@ def test_averages_over_domains_by_hand():
     table[:, 0] = torch.tensor([90.0, 70.0, 40.0, nan, 20.0])  # the fourth client has no test image of its own
     table[:, 1] = torch.tensor([60.0, 50.0, 40.0, 30.0, 20.0])
     table[:, 3] = 10.0
-    result = summarise(table, ["photo", "photo", "sketch", "sketch", "paint"])
+    result = summarise(table, ["photo", "photo", "sketch", "sketch", "paint"]).to_json()
     assert result["domains"] == {"photo": 80.0, "sketch": 40.0, "paint": 20.0} and list(result["domains"]) == ["photo", "sketch", "paint"]
     assert result["domain_average"] == pytest.approx(140.0 / 3)  # of domains, not of clients
     assert (result["local"], result["base"], result["novel"], result["unseen"]) == (55.0, 40.0, None, 10.0)
@@ -228,5 +228,5 @@ def test_averages_over_domains_by_hand():
 
 
 def test_without_domains_there_is_no_domain_average():
-    result = summarise(torch.full((2, len(COLUMNS)), 50.0, dtype=torch.float64), [None, None])
+    result = summarise(torch.full((2, len(COLUMNS)), 50.0, dtype=torch.float64), [None, None]).to_json()
     assert "domains" not in result and "domain_average" not in result
