@@ -65,7 +65,7 @@ def fields_of(cls: type) -> list[tuple[str, Any, dataclasses.Field | None]]:
     """Name, type and field of each setting and sub-section of ``cls``, in order; the type of a sub-section is a dataclass."""
     kinds = typing.get_type_hints(cls)
     declared: Any = cls  # a dataclass, which `type` does not say
-    found = [(item.name, kinds[item.name], item) for item in dataclasses.fields(declared)]
+    found: list[tuple[str, Any, dataclasses.Field | None]] = [(item.name, kinds[item.name], item) for item in dataclasses.fields(declared)]
     if not issubclass(cls, Open):
         return found
     return [*(item for item in found if item[0] != "own"), *((name, kind, None) for name, kind in cls.sections().items())]
