@@ -18,9 +18,9 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch $@
 
-install: $(INSTALLED) ## make the environment in .venv
+install: $(INSTALLED) ## make the environment in .venv; every other target but gpu-check and clean does so first
 
-demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma beside zeroshot, local and fedavg_mma
+demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma beside zeroshot, local and fedavg_mma; a minute
 	$(BIN)/python launch/demo.py
 
 test: $(INSTALLED) ## all tests, two files at a time
@@ -37,10 +37,10 @@ lint: $(INSTALLED) ## style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-benchmark: $(INSTALLED) ## the communication benchmark, two ranks
+benchmark: $(INSTALLED) ## the time of an exchange between two ranks
 	$(BIN)/torchrun --standalone --nproc_per_node=2 benchmarks/communication.py
 
-benchmarks: benchmark ## all benchmarks, minutes each
+benchmarks: benchmark ## all benchmarks that need neither files, root nor a GPU; minutes each (benchmarks/README.md)
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/local_training.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/local_training.py --evaluation --clients 10
 	$(BIN)/python benchmarks/round_time.py
@@ -53,5 +53,5 @@ wire: $(INSTALLED) ## bytes at network interfaces beside the ledger (Linux, root
 gpu-check: ## on a machine with GPUs: the tests marked gpu and the benchmarks, within 9 minutes
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
-clean: ## remove the environment and build products
+clean: ## remove the environment and what builds and tools leave; runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

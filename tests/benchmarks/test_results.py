@@ -1,0 +1,64 @@
+"""The kept results: whole, dated, and without the names of places."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.programs import RESULTS, ROOT
+from tests.benchmarks.test_communication import S_BYTES
+
+FILES = sorted(RESULTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_report_says_when_and_on_what(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    report = json.loads(text)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", report["date"])
+    assert report["cpu"] and report["cpu_count"] and report["versions"]["torch"]
+    assert str(ROOT) not in text and "/home" not in text and "/tmp" not in text
+
+
+def test_payloads_are_those_of_the_method() -> None:
+    for file in RESULTS.glob("communication-*.json"):
+        assert json.loads(file.read_text(encoding="utf-8"))["payloads"][0]["payload_bytes"] == S_BYTES
+
+
+# The page beside them.
+
+PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of table rows that begin with a method."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+
+
+def kept(name: str) -> list[list[str]]:
+    return rows((RESULTS / name / "table.md").read_text(encoding="utf-8"))
+
+
+def test_the_page_shows_the_kept_tables() -> None:
+    embedded, photographs = (rows(part) for part in PAGE.split("## On photographs"))
+    assert embedded == [row[:8] for row in kept("compare-embedded")]  # all but the seconds a round
+    pacs, caltech = kept("compare-pacs-tiny"), kept("compare-caltech101-tiny")
+    assert photographs == [[*a[:3], *b[1:4]] for a, b in zip(pacs, caltech, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("pair", "points", "p"),
+    [
+        ("local - pfedmma", "1.17", "0.32"),
+        ("fedavg_mma - local", "3.12", "0.35"),
+        ("fedlora - local", "6.81", "0.15"),
+        ("pfedmoap - local", "3.38", "0.026"),
+    ],
+)
+def test_differences_that_the_page_speaks_of_are_those_kept(pair: str, points: str, p: str) -> None:
+    text = (RESULTS / "compare-embedded" / "table.md").read_text(encoding="utf-8")
+    assert re.search(rf"^- {pair}: [+-]{points} points of HM, .* p = {p}$", text, re.MULTILINE)
+    assert re.search(rf"\b{points}\b[^.]*\bp = {p}\b", PAGE)

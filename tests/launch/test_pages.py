@@ -1,0 +1,109 @@
+"""The pages beside the launch scripts and the benchmarks: what their commands name is there, and their settings can be set."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pfedmma.compare import grid
+from pfedmma.config import schema as configuration
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / page for page in ("launch/README.md", "benchmarks/README.md", "benchmarks/results/README.md")]
+RESULTS = ROOT / "benchmarks" / "results"
+FOLDERS = ("launch/", "benchmarks/", "configs/", "tests/", "pfedmma/")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "launch").glob("*.s*"))
+A_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each line in the page's code blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def code(page: Path) -> list[str]:
+    """What stands between single backticks in the page's text."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def environment(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The variables in front of a command, and the command."""
+    first = next(index for index, word in enumerate(words) if not re.match(r"[A-Z_]+=", word))
+    return dict(word.split("=", 1) for word in words[:first]), words[first:]
+
+
+def settings(words: list[str]) -> list[str]:
+    return [word for word in words if re.match(r"[a-z_.]+=", word)]
+
+
+def values(words: list[str], option: str) -> list[str]:
+    """What stands after each ``option``."""
+    return [after for word, after in itertools.pairwise(words) if word == option]
+
+
+@A_PAGE
+def test_files_modules_and_targets_of_commands_are_there(page: Path) -> None:
+    assert commands(page)
+    for words in commands(page):
+        variables, words = environment(words)
+        assert all(re.search(rf"\b{name}\b", SCRIPTS) for name in variables), variables
+        assert all((ROOT / word).exists() for word in words if word.startswith(FOLDERS)), words
+        assert all(importlib.util.find_spec(module) for module in values(words, "-m")), words
+        assert words[0] in ("python", "torchrun", "sbatch", "make") or words[0].startswith("launch/"), words
+        if words[0] == "make":
+            assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in words[1:]), words
+
+
+@A_PAGE
+def test_settings_of_commands_can_be_set(page: Path) -> None:
+    for words in commands(page):
+        _, words = environment(words)
+        given = settings(words)
+        if "pfedmma.compare" in words:
+            assert grid.read(ROOT / words[words.index("pfedmma.compare") + 1], given)
+        else:
+            configuration.load([ROOT / file for file in values(words, "--config")], given)
+
+
+@A_PAGE
+def test_options_of_benchmarks_are_theirs(page: Path) -> None:
+    for words in commands(page):
+        script = next((index for index, word in enumerate(words) if re.fullmatch(r"benchmarks/\w+\.py", word)), None)
+        if script is not None:
+            source = (ROOT / words[script]).read_text(encoding="utf-8")
+            options = [word for word in words[script + 1 :] if word.startswith("--")]
+            assert all(f'"{option}"' in source for option in options), words
+
+
+@A_PAGE
+def test_what_the_text_names_is_there(page: Path) -> None:
+    for name in code(page):
+        if target := re.fullmatch(r"make ([a-z-]+)", name):
+            assert re.search(rf"^{target[1]}:", MAKEFILE, re.MULTILINE), name
+        elif re.fullmatch(r"[\w./*-]+(\.(py|sh|sbatch|yaml|json|md)|/)", name):
+            assert any(list(folder.glob(name)) for folder in (page.parent, ROOT, RESULTS)), name
+        elif setting := re.fullmatch(r"((?:data|backbone|method|federation|distributed)\.\w+)(=.*)?", name):
+            section, key = setting[1].split(".")
+            assert hasattr(getattr(configuration.Config(), section), key), name
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert all((page.parent / link).exists() for link in links if "://" not in link), links
+
+
+def test_every_variable_of_the_scripts_is_explained() -> None:
+    explained = set(re.findall(r"\b[A-Z][A-Z_]+\b", PAGES[0].read_text(encoding="utf-8")))
+    read = set(re.findall(r"\$\{([A-Z_]+):-", SCRIPTS))
+    assert {name for name in read if not name.startswith("SLURM_")} <= explained
+
+
+def test_every_script_and_benchmark_has_a_line() -> None:
+    for page, pattern in ((PAGES[0], "launch/*.*"), (PAGES[1], "benchmarks/*.py")):
+        names = {path.name for path in ROOT.glob(pattern)} - {"README.md", "machine.py"}
+        assert names <= set(code(page)), names - set(code(page))
