@@ -1,7 +1,12 @@
-"""Look at a partition: ``python -m pfedmma.describe [--plot FILE] [--out FILE] [key=value ...]``."""
+"""Who would hold what in a run: ``python -m pfedmma.describe [--config FILE] [--plot FILE] [--out FILE] [key=value ...]``
+
+Divides the data set among clients as a run with these settings would, and shows what each client holds and is tested on. Images
+are looked up, not read, and nothing is trained. What --out writes, a run takes with data.partition_file=FILE.
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -16,15 +21,18 @@ from pfedmma.data.partition.federated import FederatedData
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
-DRAWN_SIZE = 32  # of drawn images; describing draws none
+DRAWN_SIZE = 32  # pixels a side of drawn images; describing draws none
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m pfedmma.describe", description=__doc__)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for pfedmma.train")
-    parser.add_argument("--config", action="append", default=[], help="a YAML file, as for pfedmma.train")
-    parser.add_argument("--plot", type=Path, help="write classes x clients as a PNG (needs the extra 'plots')")
-    parser.add_argument("--out", type=Path, help="write the partition as JSON, for data.partition_file")
+    """The command; ``argv`` as on the command line."""
+    parser = ArgumentParser(prog="python -m pfedmma.describe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for python -m pfedmma.train, for example data.clients=20")
+    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="a YAML file, as for python -m pfedmma.train")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write classes x clients as a picture (*.png; needs pip install 'pfedmma[plots]')"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the partition as JSON, for data.partition_file")
     args = parser.parse_intermixed_args(argv)  # settings may stand before and after options
     config = configuration.load(args.config, args.settings)
     source = open_source(config.data, config.seed, DRAWN_SIZE)
@@ -67,7 +75,11 @@ def _sizes(federated: FederatedData) -> str:
 
 
 def plot(federated: FederatedData, config: Config, path: Path) -> None:
-    """Classes x clients as an image; darker is more."""
+    """Write classes x clients as a picture; darker is more training images.
+
+    Raises:
+        UserError: matplotlib is not there, or ``path`` cannot be written.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:

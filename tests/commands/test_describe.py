@@ -200,6 +200,15 @@ def test_real_coop_sets(name: str, real_data: Path, tmp_path: Path, capsys: pyte
     assert {len(client.train) // len(client.classes) for client in federation.clients} == {16}
 
 
+def test_the_help_says_what_goes_in_and_what_comes_out(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"{option} FILE" in told for option in ("--config", "--plot", "--out")) and "[key=value ...]" in told
+    assert "data.partition_file=FILE" in told
+
+
 def test_the_earlier_name_of_the_command_works():
     command = [sys.executable, "-m", "pfedmma.data", "describe", *SHAPES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
