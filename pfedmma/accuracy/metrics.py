@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfedmma.comm.ledger import percentile
-
-COLUMNS = ("local", "base", "novel", "unseen")
+from pfedmma.records.rows import COLUMNS, IN_HM, Accuracy, Scores
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -18,20 +16,20 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1.0 / v for v in values) if all(v > 0 for v in values) else 0.0
 
 
-def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> dict[str, Any]:
+def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> Accuracy:
     """Averages over clients [K, 4] -> local, base, novel, their harmonic mean, and the spread over clients.
 
     ``hm`` is the harmonic mean of the averages of Local, Base and Novel (it reproduces the published averages); ``hm_base_novel`` of
     Base and Novel alone. A column with nothing to test is None and is left out of the means. Where clients belong to ``domains`` [K],
     ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those.
     """
-    result: dict[str, Any] = {}
+    result: Scores = {}
     columns = {name: _finite(table[:, i]) for i, name in enumerate(COLUMNS)}
     if not columns["unseen"]:
         del columns["unseen"]
     for name, values in columns.items():
         result[name] = sum(values) / len(values) if values else None
-    present = [v for name in COLUMNS[:3] if (v := result[name]) is not None]
+    present = [v for name in IN_HM if (v := result[name]) is not None]
     result["hm"] = harmonic_mean(present) if present else None
     both = [v for name in ("base", "novel") if (v := result[name]) is not None]
     result["hm_base_novel"] = harmonic_mean(both) if len(both) == 2 else None
@@ -40,12 +38,12 @@ def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> dict[str, An
         result[f"{name}_worst"] = min(values) if values else None
         result[f"{name}_worst_decile"] = percentile(values, 0.1) if values else None
     names = [name for name in dict.fromkeys(domains) if name is not None]
-    if names:
-        own = {name: _finite(table[[d == name for d in domains], 0]) for name in names}
-        result["domains"] = {name: sum(values) / len(values) if values else None for name, values in own.items()}
-        means = [mean for mean in result["domains"].values() if mean is not None]
+    own = {name: _finite(table[[d == name for d in domains], 0]) for name in names}
+    by_domain = {name: sum(values) / len(values) if values else None for name, values in own.items()}
+    if by_domain:
+        means = [mean for mean in by_domain.values() if mean is not None]
         result["domain_average"] = sum(means) / len(means) if means else None
-    return result
+    return Accuracy(result, by_domain)
 
 
 def _finite(column: Tensor) -> list[float]:

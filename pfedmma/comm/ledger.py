@@ -12,6 +12,7 @@ One megabyte is 10^6 bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Ledger:
         """Begin a round's book; what was entered since the last round (start-up, checkpoints) stands in the totals alone."""
         self.current = {}
 
-    def close_round(self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0) -> dict[str, object]:
+    def close_round(self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0) -> dict[str, Any]:
         """The ``comm`` object of this round's metrics.
 
         ``wire_bytes`` is the size of one exchanged number (4 in fp32); ``read_parameters`` are those of other clients that all
@@ -96,7 +97,7 @@ class Ledger:
             },
         }
 
-    def totals(self) -> dict[str, object]:
+    def totals(self) -> dict[str, Any]:
         """The ``comm`` object of the summary."""
         entry = self.total.get(EXCHANGE, Entry())
         middle = percentile(self.exchange_us, 0.5)

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pfedmma.records.rows import RoundRow, RunSummary, require_known_format
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
+from pfedmma.system.fields import Fields
 from pfedmma.system.files import to_json, write_atomically
 
 
@@ -56,12 +58,15 @@ class RunFolder:
         """Keep a split that was made up because the data came without one, in the form of CoOp's JSON."""
         _write(self.path / "split.json", (to_json(split) + "\n").encode())
 
-    def read_metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[RoundRow]:
         """Every complete line of ``metrics.jsonl``; a line cut off by a crash is left out.
 
         Raises:
-            UserError: it cannot be read, or a line is of something else than a round.
+            UserError: it cannot be read, a line is not as training writes it, or a later version wrote it in another format.
         """
+        return [RoundRow.from_fields(fields) for fields in self._rounds()]
+
+    def _rounds(self) -> list[Fields]:
         if not self.metrics.exists():
             return []
         try:
@@ -76,21 +81,24 @@ class RunFolder:
                 continue
             if not isinstance(row, dict) or type(row.get("round")) is not int:
                 raise UserError(f"{self.metrics}: line {number} is not of a round; it must be an object with a whole number as its 'round'")
-            rows.append(row)
+            rows.append(Fields(row, f"{self.metrics}: round {row['round']}"))
         return rows
 
     def keep_rounds(self, last: int) -> None:
         """Drop what was recorded after round ``last``: a resumed run records those rounds again."""
-        rows = [row for row in self.read_metrics() if row.get("round", 0) <= last]
-        _write(self.metrics, "".join(to_json(row) + "\n" for row in rows).encode())
+        rounds = self._rounds()
+        for fields in rounds:
+            require_known_format(fields)
+        kept = [fields.values for fields in rounds if fields.values["round"] <= last]  # as they were written
+        _write(self.metrics, "".join(to_json(row) + "\n" for row in kept).encode())
         self.summary.unlink(missing_ok=True)
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: RoundRow) -> None:
         """Add one round; a reader sees whole lines only."""
         before = self.metrics.stat().st_size if self.metrics.exists() else 0
         try:
             with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write(to_json(row) + "\n")
+                file.write(to_json(row.to_json()) + "\n")
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(self.metrics, before)
@@ -104,21 +112,19 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot write {self.metrics}: {error.strerror}") from error
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        _write(self.summary, (to_json(summary, indent=2) + "\n").encode())
+    def write_summary(self, summary: RunSummary) -> None:
+        _write(self.summary, (to_json(summary.to_json(), indent=2) + "\n").encode())
 
-    def read_summary(self) -> dict[str, Any]:
-        """The summary of a finished run; a `UserError` if there is none or it is broken."""
+    def read_summary(self) -> RunSummary:
+        """The summary of a finished run.
+
+        Raises:
+            UserError: there is none, it is not as training writes it, or a later version wrote it in another format.
+        """
         self.require_run()
-        try:
-            summary = untrusted.read_json(self.summary)
-        except FileNotFoundError:
-            raise UserError(f"the run in {self.path} is not finished (no summary.json); go on with it by resume={self.path}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.summary} is not valid JSON: {error}") from None
-        if not isinstance(summary, dict):
-            raise UserError(f"{self.summary} must hold an object, as training writes it")
-        return summary
+        if not os.path.lexists(self.summary):
+            raise UserError(f"the run in {self.path} is not finished (no summary.json); go on with it by resume={self.path}")
+        return RunSummary.from_fields(Fields.from_file(self.summary))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import RoundRow, RunSummary
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import to_json, write_atomically
@@ -67,7 +68,7 @@ class Trackers:
         self.series = {}
         if not self.names:
             return
-        rows = [row for row in self.folder.read_metrics() if row["round"] <= done]
+        rows = [row for row in self.folder.read_metrics() if row.round <= done]
         ids = self._read_ids()
         for name in self.names:
             with self._spared(name):
@@ -80,17 +81,18 @@ class Trackers:
         for row in rows:
             self.round_done(row)
 
-    def round_done(self, row: Mapping[str, Any]) -> None:
+    def round_done(self, row: RoundRow) -> None:
         """Give a round's figures to the trackers that have not got them."""
-        self.sent += row["comm"]["uplink_bytes"]
-        self._log(curves(row, self.sent), row["round"], "held")
+        self.sent += row.comm.uplink_bytes
+        self._log(curves(row, self.sent), row.round, "held")
 
-    def run_done(self, done: int, summary: Mapping[str, Any]) -> None:
+    def run_done(self, done: int, summary: RunSummary) -> None:
         """Give the final accuracies, and the zero-shot reference, to the trackers. ``done``: as for `start`."""
         if self.series is None:  # nothing was left to train
             self.start(done)
-        if summary["accuracy"]:
-            self._log(flat({"final": summary["accuracy"], "zero_shot": summary["zero_shot"] or {}}), summary["rounds"], "final")
+        if summary.accuracy:
+            zero_shot = summary.zero_shot.to_json() if summary.zero_shot else {}
+            self._log(flat({"final": summary.accuracy.to_json(), "zero_shot": zero_shot}), summary.rounds, "final")
 
     def close(self) -> None:
         """Let the trackers finish. Not for a run that fails: that ends at once."""
@@ -123,11 +125,12 @@ class Trackers:
         return {name: value for name, value in ids.items() if isinstance(value, str)} if isinstance(ids, dict) else {}
 
 
-def curves(row: Mapping[str, Any], sent: float) -> dict[str, float]:
+def curves(row: RoundRow, sent: float) -> dict[str, float]:
     """What is worth a curve of a round's metrics; ``sent``: bytes up, of all rounds so far."""
-    comm = {name: row["comm"][name] for name in ("payload_bytes", "uplink_bytes", "downlink_bytes")}
+    comm: dict[str, float] = {name: getattr(row.comm, name) for name in ("payload_bytes", "uplink_bytes", "downlink_bytes")}
     comm["uplink_bytes_total"] = sent
-    return flat({"loss": row["loss"], "seconds": row["seconds"], "comm": comm, "accuracy": row["accuracy"] or {}})
+    accuracy = row.accuracy.to_json() if row.accuracy else {}
+    return flat({"loss": row.loss, "seconds": row.seconds, "comm": comm, "accuracy": accuracy})
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, float]:

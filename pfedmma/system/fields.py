@@ -11,15 +11,18 @@ from pfedmma.system.errors import UserError
 
 
 class Fields:
-    """An object ({...}) found at ``place``, for example "summary.json: per_client[3]"."""
+    """An object ({...}) of a file; ``where`` says which, for example "summary.json: per_client[3]".
 
-    def __init__(self, value: Any, place: str) -> None:
+    Every method that takes a key raises a `UserError` if the key is absent or holds something of another kind.
+    """
+
+    def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise UserError(f"{place} must be an object, not {_kind(value)}")
-        self.values, self.place = value, place
+            raise UserError(f"{where} must be an object, not {_kind(value)}")
+        self.values, self.where = value, where
 
     @classmethod
-    def of_file(cls, path: Path) -> Fields:
+    def from_file(cls, path: Path) -> Fields:
         """The object that a JSON file holds."""
         try:
             value = untrusted.read_json(path)
@@ -40,6 +43,13 @@ class Fields:
             raise self._wrong(key, "a number")
         return value
 
+    def whole(self, key: str) -> int:
+        """A whole number."""
+        value = self._take(key)
+        if type(value) is not int:
+            raise self._wrong(key, "a whole number")
+        return value
+
     def score(self, key: str) -> float | None:
         """A number, or None for null and what is not finite."""
         value = self._take(key)
@@ -53,16 +63,23 @@ class Fields:
             raise self._wrong(key, "a text")
         return value
 
+    def text_or_none(self, key: str) -> str | None:
+        return None if self._take(key) is None else self.text(key)
+
     def part(self, key: str) -> Fields:
-        return Fields(self._take(key), f"{self.place}: {key}")
+        """The object below a key."""
+        return Fields(self._take(key), f"{self.where}: {key}")
 
     def part_or_none(self, key: str) -> Fields | None:
+        """The object below a key, or None for null."""
         return None if self._take(key) is None else self.part(key)
 
     def parts(self, key: str) -> list[Fields]:
-        return [Fields(value, f"{self.place}: {key}[{i}]") for i, value in enumerate(self._list(key))]
+        """A list of objects."""
+        return [Fields(value, f"{self.where}: {key}[{i}]") for i, value in enumerate(self._list(key))]
 
     def texts(self, key: str) -> tuple[str, ...]:
+        """A list of texts."""
         values = self._list(key)
         if not all(isinstance(value, str) for value in values):
             raise self._wrong(key, "a list of texts")
@@ -74,6 +91,13 @@ class Fields:
         if None in values:
             raise self._wrong(key, "a list of numbers")
         return [value for value in values if value is not None]
+
+    def wholes(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        values = self._list(key)
+        if not all(type(value) is int for value in values):
+            raise self._wrong(key, "a list of whole numbers")
+        return tuple(values)
 
     def scores(self) -> dict[str, float | None]:
         """Every number of the object, and None for each null; what else it holds is left out."""
@@ -87,11 +111,11 @@ class Fields:
 
     def _take(self, key: str) -> Any:
         if key not in self.values:
-            raise UserError(f"{self.place} has no '{key}'; a file as the program that makes it leaves it would be right")
+            raise UserError(f"{self.where} has no '{key}'; a file as the program that makes it leaves it would be right")
         return self.values[key]
 
     def _wrong(self, key: str, wanted: str) -> UserError:
-        return UserError(f"{self.place}: {key} must be {wanted}, not {_kind(self.values[key])}")
+        return UserError(f"{self.where}: {key} must be {wanted}, not {_kind(self.values[key])}")
 
 
 def finite(value: Any) -> float | None:
@@ -111,4 +135,4 @@ def _is_number(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
+    return kinds.get(type(value)) or f"the number {value}"

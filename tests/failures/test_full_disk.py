@@ -17,6 +17,7 @@ from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.checkpoint import write as checkpoint_write
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import RoundRow
 from pfedmma.report import command as report
 from pfedmma.stack import offload
 from pfedmma.system import files
@@ -24,6 +25,7 @@ from pfedmma.system.errors import RankFailure, UserError
 from tests.support import small
 from tests.support.disks import PAGE, fill, make_read_only, small_disk
 from tests.support.ranks import run_ranks
+from tests.support.reported import round_row
 
 THREE_ROUNDS = ("federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=1")
 NO_ROOM = "No space left on device"
@@ -102,20 +104,20 @@ def test_full_when_the_log_of_rounds_grows(disk: Path) -> None:
     written = 0
     with pytest.raises(UserError, match=f"cannot write {folder.metrics}: {NO_ROOM}"):
         for written in range(100):
-            folder.append_metrics({"round": written + 1, "text": "a" * 900})
+            folder.append_metrics(round_row(written + 1, clients=150))
     assert 3 < written < 20
     lines = folder.metrics.read_text().splitlines(keepends=True)
     assert len(lines) == written and all(line.endswith("}\n") for line in lines)
     (disk / "filler").unlink()
-    folder.append_metrics({"round": written + 1})
-    assert [row["round"] for row in folder.read_metrics()] == list(range(1, written + 2))
+    folder.append_metrics(round_row(written + 1, clients=150))
+    assert [row.round for row in folder.read_metrics()] == list(range(1, written + 2))
 
 
 def test_the_log_on_a_full_disk_during_a_run(straight: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RunFolder.append_metrics
 
-    def append(folder: RunFolder, row: dict[str, Any]) -> None:
-        if row["round"] == 3:
+    def append(folder: RunFolder, row: RoundRow) -> None:
+        if row.round == 3:
             folder.metrics.write_bytes(folder.metrics.read_bytes() + b" " * (-folder.metrics.stat().st_size % PAGE))
             fill(disk)
         real(folder, row)

@@ -27,6 +27,7 @@ from pfedmma.data.sources import shapes
 from pfedmma.engine import local
 from pfedmma.records import folder as records_folder
 from pfedmma.records.checkpoint import write
+from pfedmma.records.rows import RoundRow
 from pfedmma.system import files
 from pfedmma.system.errors import run_main
 from pfedmma.train import main
@@ -157,8 +158,8 @@ def half(handle: int) -> None:
         os.ftruncate(handle, os.fstat(handle).st_size // 2)
 
 
-def half_a_row(folder: records_folder.RunFolder, row: dict[str, Any]) -> None:
-    line = files.to_json(row)
+def half_a_row(folder: records_folder.RunFolder, row: RoundRow) -> None:
+    line = files.to_json(row.to_json())
     with open(folder.metrics, "a", encoding="utf-8") as file:
         file.write(line[: len(line) // 2])
 

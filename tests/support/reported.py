@@ -8,6 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from pfedmma.records.rows import RoundRow, RunSummary
+from pfedmma.system.fields import Fields
+
 SHARED, ADAPTERS, PROMPT = 12_672, 163_200, 1_024
 VOID = {"meta", "link", "br", "hr", "img", "input", "base", "col", "embed", "source", "track", "wbr"}
 
@@ -48,9 +51,18 @@ def summary(method: str = "pfedmma", clients: int = 4, rounds: int = 3, up: int 
     made |= {"accuracy": accuracy(90.0), "zero_shot": accuracy(61.25, 50.0, 51.0)}
     made |= {"per_client": [member(i, 60.0, 60.0 + (-2.5 if i == 1 else 5.0 * i)) for i in range(clients)]}
     made |= {"trained_parameters": 40_800, "shared_parameters": up // 4, "bytes_per_client_round": up, "bytes_down_per_client_round": up}
-    made |= {"alternatives": {"all adapters": ADAPTERS, "one prompt": PROMPT}, "comm": comm, "config": config}
+    made |= {"alternatives": {"all adapters": ADAPTERS, "one prompt": PROMPT}, "comm": comm}
     made |= {"throughput": {"train_images_per_second": 861.0, "seconds_per_round": 0.63}, "versions": {"python": "3.11.7", "torch": "2.6"}}
+    made |= {"config": config}
     return made | changes
+
+
+def round_row(number: int, clients: int = 4, evaluated: dict[str, Any] | None = None, **changes: Any) -> RoundRow:
+    return RoundRow.from_fields(Fields(round_(number, clients, evaluated) | changes, "a round"))
+
+
+def run_summary(**changes: Any) -> RunSummary:
+    return RunSummary.from_fields(Fields(summary(**changes), "a summary"))
 
 
 def write_run(folder: Path, made: dict[str, Any] | None = None, rounds: Sequence[dict[str, Any]] | None = None) -> Path:
@@ -80,7 +92,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     @classmethod
-    def of(cls, path: Path) -> Page:
+    def from_file(cls, path: Path) -> Page:
         return cls(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

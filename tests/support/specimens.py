@@ -37,6 +37,7 @@ from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import to_json
+from tests.support import reported
 
 ALONE = World(0, 1, torch.device("cpu"))
 CLIENT = 3  # of the checkpoint
@@ -335,18 +336,18 @@ def read_comparison(folder: Path, content: bytes) -> None:
 
 
 def good_metrics() -> bytes:
-    return b"".join(to_json({"round": n, "loss": 0.5, "samples": 8, "seconds": {"train": 0.1}}).encode() + b"\n" for n in (1, 2, 3))
+    return b"".join(to_json(reported.round_(n, 2, None)).encode() + b"\n" for n in (1, 2, 3))
 
 
 def read_metrics(folder: Path, content: bytes) -> None:
     run = RunFolder(folder)
     put(run.metrics, content)
     run.keep_rounds(2)
-    assert all(row["round"] <= 2 for row in run.read_metrics())
+    assert all(row.round <= 2 for row in run.read_metrics())
 
 
 def good_summary() -> bytes:
-    return to_json({"method": "pfedmma", "accuracy": {"local": 97.0, "hm": None}, "per_client": [{"id": 0, "classes": ["cat"]}]}).encode()
+    return to_json(reported.summary(clients=1)).encode()
 
 
 def read_summary(folder: Path, content: bytes) -> None:

@@ -25,6 +25,7 @@ from pfedmma.records.folder import RunFolder
 from pfedmma.run import client as run_client
 from pfedmma.system import options, untrusted
 from pfedmma.system.errors import UserError
+from tests.support.reported import round_
 from tests.support.specimens import (
     ALONE,
     PROGRESS,
@@ -428,8 +429,9 @@ def test_lines_of_metrics_that_are_of_no_round(line: str, tmp_path: Path):
 
 def test_a_torn_line_is_left_out_whatever_its_bytes(tmp_path: Path):
     run = RunFolder(tmp_path)
-    run.metrics.write_bytes(b'{"round": 1}\n{"round": 2, "a": "\xff\n' + b"[" * 5000 + b"\n" + b'{"round": 3}\n{"rou')
-    assert [row["round"] for row in run.read_metrics()] == [1, 3]
+    first, third = (json.dumps(round_(number, 2, None)).encode() for number in (1, 3))
+    run.metrics.write_bytes(first + b'\n{"round": 2, "a": "\xff\n' + b"[" * 5000 + b"\n" + third + b'\n{"rou')
+    assert [row.round for row in run.read_metrics()] == [1, 3]
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "", "{", "[" * 5000])

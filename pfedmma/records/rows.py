@@ -1,0 +1,284 @@
+"""What stands in a run's ``metrics.jsonl`` and ``summary.json``: one definition, by which both files are written and read.
+
+``to_json`` gives plain values, with the keys in the order of the files. ``from_fields`` reads them back; whoever wrote the file, a
+`UserError` names what is not as it must be. Accuracies are percent, times seconds unless their name says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import pfedmma
+from pfedmma.system.errors import UserError
+from pfedmma.system.fields import Fields
+
+Scores = dict[str, float | None]  # None where there is nothing to test
+Bookkeeping = dict[str, dict[str, int]]  # purpose -> collectives and payload_bytes of what is no exchange
+
+FORMAT = 1  # of both files; version 0.1.0 wrote no such number, which is format 0
+COLUMNS = ("local", "base", "novel", "unseen")  # what a client is tested on
+IN_HM = COLUMNS[:3]  # HM is their harmonic mean
+HEADLINE = ("local", "base", "novel", "hm")  # the scores of a short table
+TITLES = {
+    "local": "Local",
+    "base": "Base",
+    "novel": "Novel",
+    "hm": "HM",
+    "hm_base_novel": "HM of Base and Novel",
+    "unseen": "Unseen domain",
+}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Averages over clients and their spread, by name as `pfedmma.accuracy.metrics.summarise` says; ``domains``: Local by domain."""
+
+    scores: Scores
+    domains: Scores = field(default_factory=dict)
+
+    def score(self, name: str) -> float | None:
+        """A score; None if there is none of that name."""
+        return self.scores.get(name)
+
+    def to_json(self) -> dict[str, Any]:
+        last: dict[str, Any] = {"domains": self.domains} if self.domains else {}
+        last |= {name: value for name, value in self.scores.items() if name == "domain_average"}
+        return {name: value for name, value in self.scores.items() if name not in last} | last
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Accuracy:
+        return cls(fields.scores(), fields.part("domains").scores() if fields.has("domains") else {})
+
+
+@dataclass(frozen=True)
+class RoundComm:
+    """What a round moved, as `pfedmma.comm.ledger` counts it."""
+
+    shared_parameters: int
+    payload_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    ring_bytes_per_rank: float
+    collectives: int
+    time_us: float
+    bookkeeping: Bookkeeping = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RoundComm:
+        return cls(
+            shared_parameters=fields.whole("shared_parameters"),
+            payload_bytes=fields.whole("payload_bytes"),
+            uplink_bytes=fields.whole("uplink_bytes"),
+            downlink_bytes=fields.whole("downlink_bytes"),
+            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
+            collectives=fields.whole("collectives"),
+            time_us=fields.number("time_us"),
+            bookkeeping=_bookkeeping(fields),
+        )
+
+
+@dataclass(frozen=True)
+class RunComm:
+    """What a whole run moved. Bandwidths are None where nobody knows them."""
+
+    payload_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    ring_bytes_per_rank: float
+    collectives: int
+    time_us_p50: float
+    time_us_p95: float
+    algbw_gb_per_s: float | None
+    busbw_gb_per_s: float | None
+    bookkeeping: Bookkeeping = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RunComm:
+        return cls(
+            payload_bytes=fields.whole("payload_bytes"),
+            uplink_bytes=fields.whole("uplink_bytes"),
+            downlink_bytes=fields.whole("downlink_bytes"),
+            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
+            collectives=fields.whole("collectives"),
+            time_us_p50=fields.number("time_us_p50"),
+            time_us_p95=fields.number("time_us_p95"),
+            algbw_gb_per_s=fields.score("algbw_gb_per_s"),
+            busbw_gb_per_s=fields.score("busbw_gb_per_s"),
+            bookkeeping=_bookkeeping(fields),
+        )
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One line of ``metrics.jsonl``: a round, its participants, and ``seconds`` of its parts by name."""
+
+    round: int
+    clients: tuple[int, ...]
+    samples: int
+    loss: float | None
+    seconds: Scores
+    comm: RoundComm
+    accuracy: Accuracy | None = None
+
+    def spent(self, *parts: str) -> float:
+        """Seconds of some parts together; a part that is not recorded counts nothing."""
+        return sum(self.seconds.get(name) or 0.0 for name in parts)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RoundRow:
+        require_known_format(fields)
+        return cls(
+            round=fields.whole("round"),
+            clients=fields.wholes("clients"),
+            samples=fields.whole("samples"),
+            loss=fields.score("loss"),
+            seconds=fields.part("seconds").scores(),
+            comm=RoundComm.from_fields(fields.part("comm")),
+            accuracy=_accuracy(fields, "accuracy"),
+        )
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a client holds and reaches, one of ``per_client``. ``scores``: by `COLUMNS`; ``zero_shot``: None where it is not known."""
+
+    id: int
+    domain: str | None
+    classes: tuple[str, ...]
+    train_samples: int
+    test_samples: int
+    scores: Scores
+    zero_shot: Scores | None
+
+    def gain(self, column: str) -> float | None:
+        """Points of percent over zero-shot; None where either is unknown."""
+        after, before = self.scores.get(column), (self.zero_shot or {}).get(column)
+        return None if after is None or before is None else after - before
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"id": self.id, "domain": self.domain, "classes": list(self.classes)}
+        values |= {"train_samples": self.train_samples, "test_samples": self.test_samples}
+        return values | self.scores | {"zero_shot": self.zero_shot}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> ClientResult:
+        return cls(
+            id=fields.whole("id"),
+            domain=fields.text_or_none("domain"),
+            classes=fields.texts("classes"),
+            train_samples=fields.whole("train_samples"),
+            test_samples=fields.whole("test_samples"),
+            scores={name: fields.score(name) for name in COLUMNS},
+            zero_shot=fields.part("zero_shot").scores() if fields.has("zero_shot") else None,
+        )
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How fast a run was."""
+
+    train_images_per_second: float | None
+    seconds_per_round: float | None
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Throughput:
+        return cls(fields.score("train_images_per_second"), fields.score("seconds_per_round"))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """``summary.json``: what a finished run came to.
+
+    ``alternatives``: bytes each way, a client and round, of what might travel instead; ``config``: every setting by its dotted name.
+    A run that was made before 0.1.0 may lack them, ``precision``, ``device`` and ``bytes_down_per_client_round``.
+    """
+
+    method: str
+    dataset: str
+    protocol: str
+    backbone: str
+    precision: str
+    seed: int
+    skipped_images: int
+    rounds: int
+    world_size: int
+    device: str
+    accuracy: Accuracy | None
+    zero_shot: Accuracy | None
+    per_client: tuple[ClientResult, ...]
+    trained_parameters: int
+    shared_parameters: int
+    bytes_per_client_round: int
+    bytes_down_per_client_round: int | None
+    alternatives: dict[str, int]
+    comm: RunComm
+    throughput: Throughput
+    versions: dict[str, str]
+    config: dict[str, Any]
+    format: int = FORMAT
+    version: str = pfedmma.__version__
+
+    def to_json(self) -> dict[str, Any]:
+        typed = {"accuracy": self.accuracy and self.accuracy.to_json(), "zero_shot": self.zero_shot and self.zero_shot.to_json()}
+        return dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RunSummary:
+        require_known_format(fields)
+        versions, down = fields.part("versions"), "bytes_down_per_client_round"
+        alternatives = fields.part("alternatives") if fields.has("alternatives") else Fields({}, fields.where)
+        return cls(
+            method=fields.text("method"),
+            dataset=fields.text("dataset"),
+            protocol=fields.text("protocol"),
+            backbone=fields.text("backbone"),
+            precision=fields.text("precision") if fields.has("precision") else "",
+            seed=fields.whole("seed"),
+            skipped_images=fields.whole("skipped_images"),
+            rounds=fields.whole("rounds"),
+            world_size=fields.whole("world_size"),
+            device=fields.text("device") if fields.has("device") else "",
+            accuracy=_accuracy(fields, "accuracy"),
+            zero_shot=_accuracy(fields, "zero_shot"),
+            per_client=tuple(ClientResult.from_fields(client) for client in fields.parts("per_client")),
+            trained_parameters=fields.whole("trained_parameters"),
+            shared_parameters=fields.whole("shared_parameters"),
+            bytes_per_client_round=fields.whole("bytes_per_client_round"),
+            bytes_down_per_client_round=fields.whole(down) if fields.has(down) else None,
+            alternatives={name: alternatives.whole(name) for name in alternatives.values},
+            comm=RunComm.from_fields(fields.part("comm")),
+            throughput=Throughput.from_fields(fields.part("throughput")),
+            versions={name: versions.text(name) for name in versions.values},
+            config=fields.part("config").values if fields.has("config") else {},
+            format=fields.whole("format") if fields.has("format") else 0,
+            version=fields.text("version") if fields.has("version") else "",
+        )
+
+
+def require_known_format(fields: Fields) -> None:
+    """Raise a `UserError` that names the version that wrote a summary or a metrics row which this version cannot read."""
+    written = fields.whole("format") if fields.has("format") else 0
+    if written > FORMAT:
+        by = f"pfedmma {fields.text('version')}" if fields.has("version") else "a later pfedmma"
+        raise UserError(
+            f"{fields.where} is of format {written}, written by {by}; pfedmma {pfedmma.__version__} reads formats up to {FORMAT}: "
+            "read it with the version that wrote it, or a later one"
+        )
+
+
+def _accuracy(fields: Fields, key: str) -> Accuracy | None:
+    part = fields.part_or_none(key)
+    return None if part is None else Accuracy.from_fields(part)
+
+
+def _bookkeeping(fields: Fields) -> Bookkeeping:
+    if not fields.has("bookkeeping"):
+        return {}
+    purposes = fields.part("bookkeeping")
+    parts = {purpose: purposes.part(purpose) for purpose in purposes.values}
+    return {purpose: {name: part.whole(name) for name in ("collectives", "payload_bytes")} for purpose, part in parts.items()}

@@ -1,0 +1,154 @@
+"""Metrics rows and summaries: what is written is read back, what version 0.1.0 wrote too, what a later one wrote is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pfedmma
+from pfedmma.compare import table
+from pfedmma.compare.grid import Plan
+from pfedmma.compare.table import Done
+from pfedmma.config import schema
+from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import FORMAT, Accuracy, RoundRow, RunSummary
+from pfedmma.report import main as report
+from pfedmma.system.errors import UserError
+from pfedmma.system.fields import Fields
+from tests.support import small
+from tests.support.reported import Page, accuracy, member, round_, summary, write_run
+
+OLD = Path(__file__).parent / "written_by_0_1_0"
+DOMAINS = {"domains": {"photo": 80.0, "sketch": None}, "domain_average": 80.0}
+
+
+def read_row(values: Any) -> RoundRow:
+    return RoundRow.from_fields(Fields(values, "row"))
+
+
+def read_summary(values: Any) -> RunSummary:
+    return RunSummary.from_fields(Fields(values, "summary"))
+
+
+# What is written is read back, key by key.
+
+
+@pytest.mark.parametrize("evaluated", [None, accuracy(70.0), accuracy(70.0, novel=None) | DOMAINS])
+def test_a_row_is_read_back(evaluated: dict[str, Any] | None) -> None:
+    row = read_row(round_(3, 4, evaluated))
+    assert (row.round, row.clients, row.samples, row.comm.uplink_bytes) == (3, (0, 1, 2, 3), 48, 4 * 12_672)
+    assert json.dumps(row.to_json()) == json.dumps(round_(3, 4, evaluated))
+    assert read_row(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_a_summary_is_read_back() -> None:
+    made = summary(accuracy=accuracy(80.0) | DOMAINS)
+    made["per_client"][1] |= {"domain": "photo", "unseen": 30.0, "zero_shot": None}
+    read = read_summary(made | {"format": FORMAT, "version": pfedmma.__version__})
+    assert list(read.to_json()) == [*made, "format", "version"]
+    assert read.to_json() == made | {"format": FORMAT, "version": pfedmma.__version__}
+    assert read_summary(read.to_json()) == read
+
+
+def test_the_average_of_domains_follows_the_domains() -> None:
+    read = Accuracy.from_fields(Fields(accuracy(70.0) | {"domain_average": 80.0, "domains": {"photo": 80.0}}, "accuracy"))
+    assert list(read.to_json())[-2:] == ["domains", "domain_average"] and read.score("domain_average") == 80.0
+    assert read.score("no such score") is None
+
+
+def test_a_client_gains_what_it_has_over_zero_shot() -> None:
+    gains, loses = read_summary(summary(per_client=[member(0, 60.0, 72.5), member(1, 60.0, 40.0)])).per_client
+    assert (gains.gain("local"), loses.gain("local"), gains.gain("unseen")) == (12.5, -20.0, None)
+    (unknown,) = read_summary(summary(per_client=[member(0, None, 72.5)])).per_client
+    assert unknown.gain("local") is None
+
+
+def test_parts_of_a_round_that_are_not_recorded_took_no_time() -> None:
+    row = read_row(round_(1, 2, None) | {"seconds": {"train": 0.5, "wait": None, "exchange": 0.25}})
+    assert row.spent("train", "wait", "exchange", "input") == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"round": "one"}, "row: round must be a whole number, not a text"),
+        ({"clients": [0, 1.5]}, "row: clients must be a list of whole numbers"),
+        ({"comm": {}}, "row: comm has no 'shared_parameters'"),
+        ({"accuracy": 50.0}, "row: accuracy must be an object, not the number 50.0"),
+        ({"seconds": None}, "row: seconds must be an object, not null"),
+    ],
+)
+def test_a_row_of_another_kind_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read_row(round_(1, 2, None) | change)
+
+
+# Files.
+
+
+def test_a_folder_reads_what_it_wrote(tmp_path: Path) -> None:
+    rows, whole = [read_row(round_(n, 4, accuracy(70.0))) for n in (1, 2, 3)], read_summary(summary())
+    folder = RunFolder(tmp_path / "run")
+    folder.create("seed: 0\n")
+    for row in rows:
+        folder.append_metrics(row)
+    folder.write_summary(dataclasses.replace(whole, format=FORMAT, version=pfedmma.__version__))
+    assert folder.read_metrics() == rows
+    assert small.summary(folder.path) == summary() | {"format": FORMAT, "version": pfedmma.__version__}
+    assert folder.read_summary().per_client == whole.per_client
+
+
+def test_a_resumed_run_keeps_rows_as_they_were_written(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "run", rounds=[round_(n, 4, None) | {"more": n} for n in (1, 2, 3)]))
+    folder.keep_rounds(2)
+    assert small.metrics(folder.path) == [round_(n, 4, None) | {"more": n} for n in (1, 2)] and not folder.summary.exists()
+
+
+# Other versions.
+
+
+@pytest.mark.parametrize("name", ["adapters", "pool"])
+def test_what_0_1_0_wrote_is_read_whole(name: str) -> None:
+    folder = RunFolder(OLD / name)
+    written, read = small.summary(folder.path), folder.read_summary()
+    assert (read.format, read.version) == (0, "")
+    assert json.dumps(read.to_json()) == json.dumps(written | {"format": 0, "version": ""})
+    assert [json.dumps(row.to_json()) for row in folder.read_metrics()] == list(map(json.dumps, small.metrics(folder.path)))
+
+
+def test_the_report_reads_what_0_1_0_wrote(tmp_path: Path) -> None:
+    report([str(OLD / "adapters"), str(OLD / "pool"), "--html", str(tmp_path / "page.html")])
+    page = Page.from_file(tmp_path / "page.html")
+    adapters, pool = small.summary(OLD / "adapters"), small.summary(OLD / "pool")  # nothing was evaluated in the second
+    for shown in (f"{adapters['accuracy']['hm']:.2f}", f"{adapters['bytes_per_client_round']:,} B", f"{pool['bytes_per_client_round']:,} B"):
+        assert shown in page.text
+
+
+def test_a_comparison_reads_what_0_1_0_wrote() -> None:
+    runs = []
+    for name in ("adapters", "pool"):
+        folder = RunFolder(OLD / name)
+        plan = Plan(small.summary(folder.path)["method"], "shapes", schema.resolve({"seed": 0, "run_dir": str(folder.path)}))
+        runs.append(Done(plan, folder.read_summary(), folder.read_metrics()))
+    first, second = table.rows(runs)
+    assert first.mean["local"] == small.summary(OLD / "adapters")["accuracy"]["local"] and second.mean["local"] is None
+    for run, row in zip(runs, (first, second), strict=True):
+        assert (row.up, row.down) == (run.summary.bytes_per_client_round, run.summary.bytes_down_per_client_round)
+        assert row.seconds is not None and row.seconds < 1.0
+
+
+def test_a_later_format_is_refused_with_the_version_that_wrote_it(tmp_path: Path) -> None:
+    folder = RunFolder(write_run(tmp_path / "run", summary() | {"format": FORMAT + 1, "version": "9.8.7", "per_client": "elsewhere"}))
+    with pytest.raises(UserError, match=rf"summary\.json is of format {FORMAT + 1}, written by pfedmma 9\.8\.7; .* formats up to {FORMAT}"):
+        folder.read_summary()
+    folder.metrics.write_text('{"round": 1}\n'.replace("}", f', "format": {FORMAT + 1}, "version": "9.8.7"}}'))
+    for read in (folder.read_metrics, lambda: folder.keep_rounds(1)):
+        with pytest.raises(UserError, match=rf"metrics\.jsonl: round 1 is of format {FORMAT + 1}, written by pfedmma 9\.8\.7; "):
+            read()
+    assert folder.metrics.read_text().startswith('{"round": 1, "format"')
+    with pytest.raises(UserError, match="written by a later pfedmma"):
+        read_summary(summary() | {"format": FORMAT + 1})
