@@ -1,14 +1,21 @@
-"""What a person sees: progress, plain lines when not at a terminal, and tables. Rank 0 only."""
+"""What a person sees: numbers for reading, a progress bar, tables, plain lines where there is no terminal."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+# What no terminal should be sent, and no page may hold: control characters and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with a replacement character for each that cannot be shown."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def percent(value: float | None) -> str:
@@ -22,94 +29,64 @@ def megabytes(count: float) -> str:
     return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count:.0f} B"
 
 
-class Progression:
-    """Progress of a run's rounds. A context manager; silent on ranks other than 0."""
-
-    def __init__(self, rounds: int, done: int, enabled: bool) -> None:
-        self.rounds, self.enabled = rounds, enabled
-        self.live = enabled and sys.stdout.isatty()
-        self.progress = Progress(
-            TextColumn("round"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
-            disable=not self.live,
-        )
-        self.task = self.progress.add_task("", total=rounds, completed=done, state="")
-
-    def __enter__(self) -> Progression:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.progress.stop()
-
-    def say(self, text: str) -> None:
-        if self.enabled:
-            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def round_done(self, row: dict[str, Any]) -> None:
-        """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file."""
-        state = f"loss {row['loss']:.4f}"
-        self.progress.update(self.task, completed=row["round"], state=state)
-        accuracy = row["accuracy"]
-        if accuracy is not None:
-            state += "  " + "  ".join(f"{name} {percent(accuracy[name])}" for name in ("local", "base", "novel", "hm"))
-        if accuracy is not None or not self.live:
-            self.say(f"round {row['round']}/{self.rounds}  {state}  {row['seconds']['total']:.2f} s")
-
-
-def accuracy_table(title: str, rows: Sequence[tuple[str, dict[str, Any] | None, str]]) -> Table:
-    """Rows of (name, accuracy or None, bytes up per client and round)."""
-    table = Table(title=title)
-    table.add_column("method")
-    for name in ("Local", "Base", "Novel", "HM"):
-        table.add_column(name, justify="right")
-    table.add_column("up / client / round", justify="right")
-    for name, accuracy, moved in rows:
-        cells = [percent((accuracy or {}).get(key)) for key in ("local", "base", "novel", "hm")]
-        table.add_row(name, *cells, moved)
-    return table
-
-
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
-class Bar:
-    """Where answers go, and a progress bar for many images at a terminal. A context manager."""
+class ProgressBar:
+    """A progress bar of ``total`` things, and lines that do not break it. A context manager.
 
-    def __init__(self, count: int, many: bool) -> None:
-        self.shown = sys.stdout.isatty()  # answers and the bar share the terminal
-        console = Console(stderr=not self.shown)
-        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self.progress = Progress(
-            *columns,
+    The bar is there at a terminal only. ``silent``: neither bar nor lines, for ranks other than 0. ``bar=False``: lines alone.
+    ``beside_answers``: the lines are a program's answers, so the bar goes to stderr where stdout is no terminal, and is gone at the end.
+    """
+
+    def __init__(
+        self, unit: str, total: int, done: int = 0, *, silent: bool = False, bar: bool = True, beside_answers: bool = False
+    ) -> None:
+        self.total, self.silent = total, silent
+        self.at_terminal = sys.stdout.isatty()
+        console = Console(stderr=beside_answers and not self.at_terminal)
+        self.live = bar and not silent and (console.is_terminal if beside_answers else self.at_terminal)
+        self._progress = Progress(
+            TextColumn(unit),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
             console=console,
-            disable=not (many and console.is_terminal),
-            redirect_stdout=False,
+            disable=not self.live,
+            transient=beside_answers,
+            redirect_stdout=self.at_terminal,
             redirect_stderr=sys.stderr.isatty(),
-            transient=True,
         )
-        self.task = self.progress.add_task("", total=count)
+        self._task = self._progress.add_task("", total=total, completed=done, state="")
 
-    def __enter__(self) -> Bar:
-        self.progress.start()
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.progress.stop()
+        self._progress.stop()
 
     def say(self, text: str) -> None:
-        if self.shown:
-            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """A line on stdout."""
+        if self.silent:
+            return
+        if self.at_terminal:  # lines and the bar share it
+            self._progress.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
     def complain(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        """A line on stderr."""
+        if not self.silent:
+            print(text, file=sys.stderr, flush=True)
 
     def advance(self) -> None:
-        self.progress.advance(self.task)
+        """One more is done."""
+        self._progress.advance(self._task)
+
+    def update(self, done: int, state: str) -> None:
+        """So many are done by now; ``state`` stands behind the bar."""
+        self._progress.update(self._task, completed=done, state=state)

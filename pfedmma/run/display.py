@@ -1,0 +1,32 @@
+"""What a person sees of runs at the terminal: a round when it is done, and the table of accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, RoundRow
+from pfedmma.system.console import ProgressBar, percent
+
+
+def round_done(progress: ProgressBar, row: RoundRow) -> None:
+    """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file."""
+    state = "" if row.loss is None else f"loss {row.loss:.4f}"
+    progress.update(row.round, state)
+    if row.accuracy is not None:
+        state += "  " + "  ".join(f"{name} {percent(row.accuracy.score(name))}" for name in HEADLINE)
+    if row.accuracy is not None or not progress.live:
+        progress.say(f"round {row.round}/{progress.total}  {state}  {row.spent('total'):.2f} s")
+
+
+def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]]) -> Table:
+    """Rows of (name, accuracy or None, bytes up per client and round)."""
+    table = Table(title=title)
+    table.add_column("method")
+    for name in HEADLINE:
+        table.add_column(TITLES[name], justify="right")
+    table.add_column("up / client / round", justify="right")
+    for method, accuracy, moved in rows:
+        table.add_row(method, *(percent(accuracy.score(name) if accuracy else None) for name in HEADLINE), moved)
+    return table
