@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.etree.ElementTree import Element
-
-# What no page may hold, and no terminal should be sent: control characters and halves of surrogate pairs.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """The text with a replacement character for each that cannot be shown."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ Block = Text | Facts | Table | Figure | Details
 
 @dataclass(frozen=True)
 class Section:
-    """``name`` is its place in the page (#name)."""
+    """``name`` is what links lead to (#name)."""
 
     name: str
     title: str

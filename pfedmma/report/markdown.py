@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-
-from pfedmma.report.document import Block, Cell, Details, Document, Facts, Table, Text, printable
+from pfedmma.report.document import Block, Cell, Details, Document, Facts, Table, Text
+from pfedmma.system.markdown import bold, escape, table
 
 
 def render(document: Document) -> str:
@@ -27,24 +25,13 @@ def _block(block: Block) -> list[str]:
     return _table(block) if isinstance(block, Table) else []
 
 
-def _table(table: Table) -> list[str]:
-    rule = "".join("---|" if i == 0 or i in table.words else "---:|" for i in range(len(table.columns)))
-    rows = [_row([_cell(cell) for cell in row]) for row in table.rows]
-    return [f"**{escape(table.caption)}**", "", _row([escape(name) for name in table.columns]), f"|{rule}", *rows, ""]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(block: Table) -> list[str]:
+    rows = [[_cell(cell) for cell in row] for row in block.rows]
+    return [bold(escape(block.caption)), "", *table([escape(name) for name in block.columns], rows, block.words), ""]
 
 
 def _cell(cell: Cell | str) -> str:
     if isinstance(cell, str):
         return escape(cell)
     text = escape(cell.text) + (f" ({escape(cell.note)})" if cell.note else "")
-    return f"**{text}**" if cell.best else text
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is: no markup, no HTML, no end of a cell."""
-    one_line = " ".join(printable(text).split())
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;")
+    return bold(text) if cell.best else text

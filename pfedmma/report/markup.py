@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element, indent, tostring
 
-from pfedmma.report.document import printable
+from pfedmma.system.console import printable
 
 
 def tag(kind: str, /, *content: Element | str, **attributes: str | float) -> Element:
