@@ -1,4 +1,5 @@
-"""Drawings as inline SVG. Colours are classes that the page's style fills in; each series also has a stroke and a mark of its own.
+"""Drawings as inline SVG, which a page shows without anything else. How series look is said in `pfedmma.system.series`; their colours are
+classes that the page's style fills in.
 
 A drawing is 360 units wide, about what a phone shows, so that its text has the size of the page's wherever it stands.
 """
@@ -13,29 +14,35 @@ from xml.etree.ElementTree import Element
 
 from pfedmma.report.axes import Axis, decades, linear, round_step
 from pfedmma.report.markup import short, tag
+from pfedmma.system.series import look
 
 WIDTH, HEIGHT = 360.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 350.0, 12.0, 190.0  # of the plotting area
 ROW = 15.0
-COLOURS = 7  # classes s0 to s6
-STROKES = ("", "7 3", "2 3", "9 3 2 3", "4 2")
-MARKS = ("m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z", "m-3-3h6v6h-6z", "m0-4l4 7h-8z", "m0-4l4 4-4 4-4-4z", "m-4-3h8l-4 7z")
+LINE = 2.0  # width of a curve, as in the page's style
+MARKS = {
+    "circle": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
+    "square": "m-3-3h6v6h-6z",
+    "triangle": "m0-4l4 7h-8z",
+    "diamond": "m0-4l4 4-4 4-4-4z",
+    "triangle down": "m-4-3h8l-4 7z",
+}
 MOST_POINTS, MOST_MARKS = 300, 40
 Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """``points`` (round, value); ``look`` numbers the series, None for a reference that no run stands for."""
+    """``points`` (round, value); ``index`` is the position of the series, None for a reference that no run stands for."""
 
     label: str
     points: Sequence[tuple[float, float | None]]
-    look: int | None
+    index: int | None
 
 
 def line_chart(curves: Sequence[Curve], form: Format, levels: Sequence[tuple[str, float]] = (), logarithmic: bool = False) -> Element:
     """Curves over rounds; ``levels`` are horizontal references with their labels. Values that are None leave a gap."""
-    drawn = [Curve(curve.label, thinned(curve.points), curve.look) for curve in curves]
+    drawn = [Curve(curve.label, thinned(curve.points), curve.index) for curve in curves]
     rounds = [x for curve in curves for x, _ in curve.points]
     values = [y for curve in drawn for _, y in curve.points if y is not None and (y > 0 or not logarithmic)] + [y for _, y in levels]
     room = 0.06 * (max(values) - min(values)) if levels else 0.0  # no level may lie on the frame, where it could not be seen
@@ -84,9 +91,9 @@ def dumbbells(rows: Sequence[tuple[str, float | None, float | None, str]], span:
         if before is not None and after is not None:
             row.append(tag("line", x1=x.at(before), x2=x.at(after), y1=y, y2=y, stroke_dasharray="3 2" if falls else "none"))
         if before is not None:
-            row.append(_mark(x.at(before), y, 0, "hollow"))
+            row.append(_mark(x.at(before), y, "circle", "hollow"))
         if after is not None:
-            row.append(_mark(x.at(after), y, 3 if falls else 0, "filled"))
+            row.append(_mark(x.at(after), y, "diamond" if falls else "circle", "filled"))
         image.append(row)
     return image
 
@@ -101,11 +108,10 @@ def histogram(values: Sequence[float], unit: str, around_zero: bool) -> Element:
     x = linear([first * step, (last + 1) * step], LEFT, RIGHT)
     y = linear([0, max(bins.values(), default=1)], BOTTOM, TOP + 16)
     image = _image(HEIGHT, "histogram over clients", _frame(x, y, lambda v: f"{v:g}", unit))
-    for place, count in sorted(bins.items()):
-        start, stop = place * step, (place + 1) * step
-        bar = tag(
-            "rect", tag("title", f"{count} clients: {start:g} to {stop:g} {unit}"), class_="loss" if around_zero and place < 0 else "gain"
-        )
+    for index, count in sorted(bins.items()):
+        start, stop = index * step, (index + 1) * step
+        tooltip = tag("title", f"{count} clients: {start:g} to {stop:g} {unit}")
+        bar = tag("rect", tooltip, class_="loss" if around_zero and index < 0 else "gain")
         bar.attrib |= {"x": short(x.at(start) + 0.5), "width": short(x.at(stop) - x.at(start) - 1)}
         bar.attrib |= {"y": short(y.at(count)), "height": short(BOTTOM - y.at(count))}
         image.append(bar)
@@ -124,13 +130,11 @@ def bars(rows: Sequence[tuple[str, float, str, str]]) -> Element:
     """Rows of (label, value, value as text, class): the label above its bar, from zero."""
     top = max((value for _, value, _, _ in rows), default=0.0) or 1.0
     image = _image(len(rows) * 34.0 + 4, "bars", [])
-    for i, (label, value, text, look) in enumerate(rows):
-        y = i * 34.0
+    for i, (label, value, text, class_) in enumerate(rows):
+        y, width = i * 34.0, max(1.0, value / top * (WIDTH - 4))
         image.append(tag("text", label, x=2, y=y + 13))
         image.append(tag("text", text, x=WIDTH - 2, y=y + 13, text_anchor="end"))
-        image.append(
-            tag("rect", tag("title", f"{label}: {text}"), class_=look, x=2, y=y + 18, height=10, width=max(1.0, value / top * (WIDTH - 4)))
-        )
+        image.append(tag("rect", tag("title", f"{label}: {text}"), class_=class_, x=2, y=y + 18, height=10, width=width))
     return image
 
 
@@ -145,20 +149,25 @@ def stacked(rows: Sequence[tuple[str, str, Sequence[tuple[str, float]]]]) -> Ele
         for number, (name, value) in enumerate(parts):
             width = value / whole * (WIDTH - 4)
             tooltip = tag("title", f"{name}: {100 * value / whole:.1f} %")
-            image.append(tag("rect", tooltip, class_=f"s{number}", x=at, y=y + 18, height=14, width=max(0.0, width - 1)))
+            image.append(tag("rect", tooltip, class_=colour(number), x=at, y=y + 18, height=14, width=max(0.0, width - 1)))
             at += width
         said = " \u00b7 ".join(f"{name} {100 * value / whole:.0f}" for name, value in parts) + " %"
         image.append(tag("text", said, class_="note", x=2, y=y + 45))
     return image
 
 
+def colour(index: int) -> str:
+    """The class by which the page's style colours a series."""
+    return f"s{look(index).colour}"
+
+
 def key(labels: Sequence[tuple[int, str]]) -> Element | None:
-    """The list that tells series apart: stroke, mark and colour of each look beside its label. None where there is one."""
+    """The list that tells series apart: stroke, mark and colour of each beside its label. None where there is one."""
     items = tag("ul", class_="key")
-    for look, label in labels:
+    for index, label in labels:
         sample = tag("svg", class_="sample", viewBox="0 0 34 12", aria_hidden="true")
-        sample.append(tag("path", class_=_class("line", look), stroke_dasharray=_stroke(look), d="M1 6H33"))
-        sample.append(_mark(17, 6, look, f"mark s{look % COLOURS}"))
+        sample.append(tag("path", class_=_class(index), stroke_dasharray=_stroke(index), d="M1 6H33"))
+        sample.append(_mark(17, 6, look(index).mark, f"mark {colour(index)}"))
         items.append(tag("li", sample, label))
     return items if len(labels) > 1 else None
 
@@ -168,13 +177,14 @@ def _curve(curve: Curve, x: Axis, y: Axis, form: Format) -> Element:
     points = [(a, b) for a, b in curve.points if b is not None and (b > 0 or not y.logarithmic)]
     for part in _unbroken(curve.points, y.logarithmic):
         path = "M" + "L".join(f"{short(x.at(a))} {short(y.at(b))}" for a, b in part)
-        group.append(tag("path", class_=_class("line", curve.look), stroke_dasharray=_stroke(curve.look), d=path))
+        group.append(tag("path", class_=_class(curve.index), stroke_dasharray=_stroke(curve.index), d=path))
     every = -(-len(points) // MOST_MARKS) or 1
     for a, b in points[::-1][::every]:  # from the last one back: it is always marked
-        mark = _mark(x.at(a), y.at(b), curve.look or 0, "tip" if curve.look is None else f"mark s{curve.look % COLOURS}")
+        class_ = "tip" if curve.index is None else f"mark {colour(curve.index)}"
+        mark = _mark(x.at(a), y.at(b), look(curve.index or 0).mark, class_)
         mark.append(tag("title", f"{curve.label}, round {a:g}: {form(b)}"))
         group.append(mark)
-    if curve.look is None and points:  # a reference is named where it ends
+    if curve.index is None and points:  # a reference is named where it ends
         group.append(tag("text", curve.label, class_="note", x=x.at(points[-1][0]), y=y.at(points[-1][1]) - 5, text_anchor="end"))
     return group
 
@@ -210,13 +220,14 @@ def _scale_below(x: Axis, bottom: float, unit: str) -> list[Element]:
     return [*parts, tag("text", unit, class_="note", x=(x.start + x.stop) / 2, y=bottom + 32, text_anchor="middle")]
 
 
-def _mark(x: float, y: float, look: int, class_: str) -> Element:
-    return tag("path", class_=class_, d=f"M{short(x)} {short(y)}{MARKS[look % len(MARKS)]}")
+def _mark(x: float, y: float, kind: str, class_: str) -> Element:
+    return tag("path", class_=class_, d=f"M{short(x)} {short(y)}{MARKS[kind]}")
 
 
-def _class(kind: str, look: int | None) -> str:
-    return "reference" if look is None else f"{kind} s{look % COLOURS}"
+def _class(index: int | None) -> str:
+    return "reference" if index is None else f"line {colour(index)}"
 
 
-def _stroke(look: int | None) -> str:
-    return "none" if look is None else STROKES[look % len(STROKES)] or "none"
+def _stroke(index: int | None) -> str:
+    dashes = () if index is None else look(index).dashes
+    return " ".join(short(LINE * length) for length in dashes) or "none"

@@ -1,13 +1,16 @@
-"""The look of the page: nothing is fetched; light or dark as the reader's system is; colours after Okabe and Ito."""
+"""The look of the page: nothing is fetched; light or dark as the reader's system is."""
 
-STYLE = """
+from __future__ import annotations
+
+from pfedmma.system.series import COLOURS
+
+_PAGE = """
 :root {
   color-scheme: light dark;
   --page: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4;
-  --s0: #0072b2; --s1: #d55e00; --s2: #009e73; --s3: #cc79a7; --s4: #e69f00; --s5: #56b4e9; --s6: #1b1f24;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343c46; --s0: #2b8fcb; --s6: #e6e9ed; }
+  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343c46; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
@@ -53,11 +56,6 @@ svg text.note { fill: var(--soft); paint-order: stroke; stroke: var(--page); str
 .reference { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 1.5 3; }
 .mark, .tip { stroke: transparent; stroke-width: 9; }
 .tip { fill: transparent; }
-.line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); } .line.s3 { stroke: var(--s3); }
-.line.s4 { stroke: var(--s4); } .line.s5 { stroke: var(--s5); } .line.s6 { stroke: var(--s6); }
-path.mark.s0, rect.s0 { fill: var(--s0); } path.mark.s1, rect.s1 { fill: var(--s1); } path.mark.s2, rect.s2 { fill: var(--s2); }
-path.mark.s3, rect.s3 { fill: var(--s3); } path.mark.s4, rect.s4 { fill: var(--s4); } path.mark.s5, rect.s5 { fill: var(--s5); }
-path.mark.s6, rect.s6 { fill: var(--s6); }
 rect.other { fill: var(--soft); }
 .gain { --tone: var(--s0); }
 .loss { --tone: var(--s1); }
@@ -66,3 +64,20 @@ g.gain line, g.loss line { stroke: var(--tone); stroke-width: 2; }
 .hollow { fill: var(--page); stroke: var(--tone); stroke-width: 1.5; }
 @media print { details { display: block; } nav { display: none; } }
 """
+
+
+def _colours(page: int) -> str:
+    """The variables --s0 and on, for a white page (0) or a dark one (1)."""
+    return " ".join(f"--s{i}: {pair[page]};" for i, pair in enumerate(COLOURS))
+
+
+def _series() -> str:
+    rule = ".line.sN { stroke: var(--sN); } path.mark.sN, rect.sN { fill: var(--sN); }\n"
+    return "".join(rule.replace("sN", f"s{i}") for i in range(len(COLOURS)))
+
+
+STYLE = f"""
+:root {{ {_colours(0)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_colours(1)} }} }}
+{_PAGE.strip()}
+{_series()}"""
