@@ -17,6 +17,7 @@ from pfedmma.compare import grid, schedule, table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
 from pfedmma.records.folder import RunFolder
+from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import write_atomically
@@ -55,8 +56,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m pfedmma.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("items", nargs="*", metavar="FILE or key=value", help="compare files, and settings for every run")
     parser.add_argument("--out", type=Path, help="folder of the runs and tables (default runs/compare/<name of the file>)")
-    parser.add_argument("--jobs", type=_positive, default=1, help="how many runs at once (default 1)")
-    parser.add_argument("--ranks", type=_positive, default=1, help="processes of each run (default 1; one a GPU where there are GPUs)")
+    parser.add_argument("--jobs", type=positive, default=1, help="how many runs at once (default 1)")
+    parser.add_argument("--ranks", type=positive, default=1, help="processes of each run (default 1; one a GPU where there are GPUs)")
     parser.add_argument("--dry-run", action="store_true", help="write the settings of each run that is not done and print its command")
     parser.add_argument("--table-only", action="store_true", help="start nothing: tables and figures of what is done")
     return parser.parse_intermixed_args(argv)
@@ -85,13 +86,6 @@ def write(runs: Sequence[Done], out: Path) -> None:
     else:
         figures.draw(runs, out)
     print(f"tables and figures: {out}", flush=True)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 
@@ -17,6 +17,7 @@ from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
 from pfedmma.config.identity import refuse_other_config, relevant, settings
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import RunSummary
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 
@@ -44,13 +45,13 @@ def visible_gpus() -> list[str]:
     return [gpu for gpu in named.split(",") if gpu] if named is not None else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def finished(plan: Plan) -> dict[str, Any] | None:
+def finished(plan: Plan) -> RunSummary | None:
     """The summary of the plan's run, if it has been done with just these settings."""
     folder = RunFolder(plan.config.run_dir)
     if not folder.summary.exists():
         return None
     summary = folder.read_summary()
-    return summary if relevant(summary.get("config", {})) == relevant(settings(plan.config)) else None
+    return summary if relevant(summary.config) == relevant(settings(plan.config)) else None
 
 
 def command(plan: Plan, ranks: int) -> list[str]:
@@ -129,8 +130,8 @@ class Job:
         return f"failed with status {self.process.returncode}: {(said or lines or ['no output'])[0 if said else -1]} (see {self.log.name})"
 
     def result(self) -> str:
-        accuracy = RunFolder(self.plan.config.run_dir).read_summary()["accuracy"] or {}
-        hm = accuracy.get("hm")
+        accuracy = RunFolder(self.plan.config.run_dir).read_summary().accuracy
+        hm = accuracy.score("hm") if accuracy else None
         return f"{'no evaluation' if hm is None else f'HM {hm:.2f}'}, {time.monotonic() - self.begun:.0f} s"
 
     def stop(self) -> None:
@@ -149,8 +150,8 @@ def require_one_setting_a_run(plans: Sequence[Plan]) -> None:
     for plan in plans:
         folder = RunFolder(plan.config.run_dir)
         if folder.summary.exists() and finished(plan) is None:
-            saved = folder.read_summary().get("config")
-            if not isinstance(saved, dict):
+            saved = folder.read_summary().config
+            if not saved:
                 raise UserError(f"{folder.path} holds a run that is no part of a comparison; choose another --out")
             refuse_other_config(plan.config, saved)
 

@@ -14,40 +14,40 @@ from rich.table import Table
 
 from pfedmma.accuracy.metrics import harmonic_mean
 from pfedmma.compare.grid import Plan
+from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, RoundRow, RunSummary
+from pfedmma.system import markdown as md
 from pfedmma.system.console import megabytes
-
-COLUMNS = ("local", "base", "novel", "hm")
 
 
 @dataclass(frozen=True)
 class Done:
-    """A finished run: its plan, its summary, its metrics row by row."""
+    """A finished run: its plan, its summary, its rounds."""
 
     plan: Plan
-    summary: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    summary: RunSummary
+    rounds: Sequence[RoundRow]
 
-    @property
-    def accuracy(self) -> dict[str, Any]:
-        return self.summary["accuracy"] or {}
+    def score(self, name: str) -> float | None:
+        """A final score; None where nothing was evaluated."""
+        return self.summary.accuracy.score(name) if self.summary.accuracy else None
 
     @property
     def seconds(self) -> float | None:
         """Seconds of a round: training and exchange, without evaluation; the median, as the first rounds warm up."""
-        parts = [sum(row["seconds"].get(name, 0.0) for name in ("train", "wait", "exchange")) for row in self.metrics]
-        return statistics.median(parts) if parts and self.summary["trained_parameters"] else None
+        parts = [row.spent("train", "wait", "exchange") for row in self.rounds]
+        return statistics.median(parts) if parts and self.summary.trained_parameters else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: ``mean`` and ``std`` of each of `COLUMNS` over ``seeds`` seeds (None: nothing to test, or one seed)."""
+    """One method: ``mean`` and ``std`` of each of `HEADLINE` over ``seeds`` seeds (None: nothing to test, or one seed)."""
 
     method: str
     mean: dict[str, float | None]
     std: dict[str, float | None]
     seeds: int
     up: int
-    down: int
+    down: int | None
     trained: int
     seconds: float | None
 
@@ -78,20 +78,20 @@ def _row(method: str, runs: Sequence[Done], wanted: set[str]) -> Row:
     averages = [_average(group) for group in whole]
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
-    for column in COLUMNS:
+    for column in HEADLINE:
         values = [v for average in averages if (v := average[column]) is not None]
         mean[column] = statistics.fmean(values) if values else None
         std[column] = statistics.stdev(values) if len(values) > 1 else None
     seconds = [s for run in runs if (s := run.seconds) is not None]
     first = runs[0].summary
-    cost = (first["bytes_per_client_round"], first["bytes_down_per_client_round"], first["trained_parameters"])
+    cost = (first.bytes_per_client_round, first.bytes_down_per_client_round, first.trained_parameters)
     return Row(method, mean, std, len(whole), *cost, statistics.fmean(seconds) if seconds else None)
 
 
 def _average(group: Sequence[Done]) -> dict[str, float | None]:
     result: dict[str, float | None] = {}
-    for column in COLUMNS[:3]:
-        values = [v for run in group if (v := run.accuracy.get(column)) is not None]
+    for column in IN_HM:
+        values = [v for run in group if (v := run.score(column)) is not None]
         result[column] = statistics.fmean(values) if values else None
     present = [v for v in result.values() if v is not None]
     result["hm"] = harmonic_mean(present) if present else None
@@ -121,7 +121,7 @@ def differences(runs: Sequence[Done]) -> list[Difference]:
     """Each method against the best other one; methods without HM are left out."""
     scores: dict[str, dict[tuple[str, int], float]] = {}
     for run in runs:
-        if (hm := run.accuracy.get("hm")) is not None:
+        if (hm := run.score("hm")) is not None:
             scores.setdefault(run.plan.method, {})[run.plan.setting, run.plan.config.seed] = hm
     found = []
     for method, own in scores.items():
@@ -163,14 +163,14 @@ def tables(runs: Sequence[Done]) -> list[tuple[str, Sequence[Done]]]:
     return [(title(part), part) for part in [*parts, *([average] if len(parts) > 1 and everywhere else [])]]
 
 
-HEAD = ("method", "Local", "Base", "Novel", "HM", "up", "down", "trained", "s / round")
+HEAD = ("method", *(TITLES[name] for name in HEADLINE), "up", "down", "trained", "s / round")
 
 
 def cells(row: Row) -> list[str]:
     """The texts of a row, in the order of `HEAD`."""
-    values = [_with_spread(row.mean[column], row.std[column]) for column in COLUMNS]
+    values = [_with_spread(row.mean[column], row.std[column]) for column in HEADLINE]
     seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
-    return [row.method, *values, megabytes(row.up), megabytes(row.down), f"{row.trained:,}", seconds]
+    return [row.method, *values, megabytes(row.up), "-" if row.down is None else megabytes(row.down), f"{row.trained:,}", seconds]
 
 
 def _with_spread(mean: float | None, std: float | None) -> str:
@@ -198,11 +198,9 @@ def markdown(runs: Sequence[Done]) -> str:
     """All tables, and what the differences mean."""
     lines = []
     for name, part in tables(runs):
-        lines += [f"**{name}**", "", f"| {' | '.join(HEAD)} |", f"|---{'|---:' * (len(HEAD) - 1)}|"]
-        for row in rows(part):
-            first, *rest = (cell.replace("|", r"\|") for cell in cells(row))
-            lines.append(f"| `{first}` | {' | '.join(rest)} |")
-        lines += ["", *(f"- {difference}" for difference in differences(part)), ""]
+        whole = [[md.code(method), *map(md.escape, rest)] for method, *rest in map(cells, rows(part))]
+        lines += [md.bold(md.escape(name)), "", *md.table(HEAD, whole), ""]
+        lines += [*(f"- {md.escape(str(difference))}" for difference in differences(part)), ""]
     return "\n".join([*lines, NOTE, ""])
 
 
@@ -210,12 +208,12 @@ def table_csv(runs: Sequence[Done]) -> str:
     """One line for each table and method."""
     lines: list[list[Any]] = [
         ["table", "method", "seeds"]
-        + [f"{column}_{kind}" for column in COLUMNS for kind in ("mean", "std")]
+        + [f"{column}_{kind}" for column in HEADLINE for kind in ("mean", "std")]
         + ["bytes_up", "bytes_down", "trained_parameters", "seconds_per_round"]
     ]
     for name, part in tables(runs):
         for row in rows(part):
-            values = [value for column in COLUMNS for value in (row.mean[column], row.std[column])]
+            values = [value for column in HEADLINE for value in (row.mean[column], row.std[column])]
             lines.append([name, row.method, row.seeds, *values, row.up, row.down, row.trained, row.seconds])
     return _csv(lines)
 
@@ -223,12 +221,12 @@ def table_csv(runs: Sequence[Done]) -> str:
 def runs_csv(runs: Sequence[Done]) -> str:
     """One line for each run."""
     lines: list[list[Any]] = [
-        ["method", "dataset", "shots", "seed", *COLUMNS, "uplink_bytes", "downlink_bytes", "seconds_per_round", "run"]
+        ["method", "dataset", "shots", "seed", *HEADLINE, "uplink_bytes", "downlink_bytes", "seconds_per_round", "run"]
     ]
     for run in runs:
-        config, comm = run.plan.config, run.summary["comm"]
-        accuracy = [run.accuracy.get(column) for column in COLUMNS]
-        cost = [comm["uplink_bytes"], comm["downlink_bytes"], run.seconds, run.plan.name]
+        config, comm = run.plan.config, run.summary.comm
+        accuracy = [run.score(column) for column in HEADLINE]
+        cost = [comm.uplink_bytes, comm.downlink_bytes, run.seconds, run.plan.name]
         lines.append([run.plan.method, run.plan.dataset, config.data.shots, config.seed, *accuracy, *cost])
     return _csv(lines)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from pfedmma.report import accuracy, costs, html, markdown, setting
-from pfedmma.report.document import Document, printable
-from pfedmma.report.runs import Accuracy, Report, minus, read_all, same_setting
+from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
+from pfedmma.report import accuracy, clients, costs, html, markdown, setting
+from pfedmma.report.document import Document
+from pfedmma.report.runs import Report, minus, read_all, same_setting
 from pfedmma.report.wire import Wire
-from pfedmma.system.console import accuracy_table, megabytes, percent, show
+from pfedmma.run.display import accuracy_table
+from pfedmma.system.console import megabytes, percent, printable, show
 from pfedmma.system.errors import ArgumentParser, UserError
 from pfedmma.system.files import write_atomically
 
@@ -24,15 +26,15 @@ from pfedmma.system.files import write_atomically
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     runs = read_all(args.runs)
-    wire = Wire.read(args.wire) if args.wire else None
+    wire = Wire.from_file(args.wire) if args.wire else None
     show_tables(runs)
     document = compose(runs, wire)
     if args.markdown:
         write(args.markdown, markdown.render(document))
     if not args.no_html:
-        place = args.html or default_place(runs)
-        write(place, html.render(document))
-        print(f"report: {place}", flush=True)
+        path = args.html or default_path(runs)
+        write(path, html.render(document))
+        print(f"report: {path}", flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -45,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def default_place(runs: Sequence[Report]) -> Path:
+def default_path(runs: Sequence[Report]) -> Path:
     """Where the page of these runs lies if nothing else is said."""
     if len(runs) == 1:
         return runs[0].path / "report.html"
@@ -66,13 +68,11 @@ def show_tables(runs: Sequence[Report]) -> None:
         first = group[0]
         title = f"{first.dataset} {first.protocol}, {first.backbone}, seed {first.seed} (percent)"
         reference = next((run.zero_shot for run in group if run.zero_shot), None)
-        rows = [("zeroshot", reference.scores, "0 B")] if reference else []
+        rows: list[tuple[str, Accuracy | None, str]] = [("zeroshot", reference, "0 B")] if reference else []
         for run in group:
             if run.method != "zeroshot" or not reference:
                 name = run.method if run.finished else f"{run.method}, {len(run.rounds)} rounds so far"
-                rows.append(
-                    (escape(printable(name)), run.accuracy.scores if run.accuracy else {}, "-" if run.up is None else megabytes(run.up))
-                )
+                rows.append((escape(printable(name)), run.accuracy, "-" if run.up is None else megabytes(run.up)))
         show(accuracy_table(escape(printable(title)), rows))
 
 
@@ -84,7 +84,7 @@ def compose(runs: Sequence[Report], wire: Wire | None) -> Document:
         setting.section(runs),
         accuracy.final(runs),
         accuracy.curves(runs),
-        accuracy.clients(runs),
+        clients.section(runs),
         costs.communication(runs, wire),
         costs.times(runs),
         setting.environment(runs),
@@ -97,17 +97,17 @@ def lead(runs: Sequence[Report]) -> str:
     going = [run.label for run in runs if not run.finished]
     still = f" Still going on: {', '.join(going)}." if going else ""
     if len(runs) > 1:
-        values = [f"{run.label} {percent(run.accuracy.scores.get('hm'))}" for run in runs if run.accuracy]
+        values = [f"{run.label} {percent(run.accuracy.score('hm'))}" for run in runs if run.accuracy]
         return (f"HM in percent: {', '.join(values)}." if values else "Nothing was evaluated.") + still
     run = runs[0]
     sent = "" if run.up is None else f" {run.up:,.0f} B up a client and round."
     if run.accuracy is None:
         return f"Not evaluated.{sent}{still}"
-    known = [name for name in ("local", "base", "novel", "hm") if run.accuracy.scores.get(name) is not None]
-    said = ", ".join(f"{accuracy.NAMES[name]} {_beside(run.accuracy, run.zero_shot, name)}" for name in known)
+    known = [name for name in HEADLINE if run.accuracy.score(name) is not None]
+    said = ", ".join(f"{TITLES[name]} {_beside(run.accuracy, run.zero_shot, name)}" for name in known)
     return f"{said}.{sent}{still}"
 
 
 def _beside(result: Accuracy, zero_shot: Accuracy | None, name: str) -> str:
-    gain = minus(result.scores.get(name), zero_shot.scores.get(name) if zero_shot else None)
-    return percent(result.scores.get(name)) + ("" if gain is None else f" ({gain:+.2f} over zero-shot)")
+    gain = minus(result.score(name), zero_shot.score(name) if zero_shot else None)
+    return percent(result.score(name)) + ("" if gain is None else f" ({gain:+.2f} over zero-shot)")

@@ -6,10 +6,11 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
+from pfedmma.records.rows import RoundRow
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
-from pfedmma.report.runs import Report, Round, ratio, with_looks
+from pfedmma.report.runs import Report, ratio, with_curves
 from pfedmma.report.wire import Wire
 from pfedmma.system.console import megabytes
 
@@ -20,7 +21,7 @@ NONE = "-"
 def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
     """Bytes between clients and server, against alternatives; then what collectives carried, and how long."""
     blocks: list[Block] = [_clients_bytes(runs), _against(runs)]
-    drawn = with_looks(runs)
+    drawn = with_curves(runs)
     others = [(name, each) for name, each in _alternatives(runs) if each > 0]
     panels = [("Bytes up a client and round", charts.bars(_bars(runs)))]
     if drawn:
@@ -30,7 +31,7 @@ def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
     blocks.append(Figure(panels, charts.key([(i, run.label) for i, run in drawn])))
     nothing = [run.label for run in runs if run.up == 0 and run.method != "zeroshot"]
     if nothing:
-        blocks.append(Text(f"{', '.join(nothing)}: nothing travels, which has no place on a logarithmic axis."))
+        blocks.append(Text(f"{', '.join(nothing)}: nothing travels, which a logarithmic axis cannot show."))
     blocks += [_collectives(runs), _times(runs)]
     if wire:
         blocks.append(wire.table())
@@ -40,10 +41,10 @@ def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
 def _clients_bytes(runs: Sequence[Report]) -> Table:
     rows = []
     for run in runs:
-        each = [_mean(run.rounds, key) for key in ("uplink_bytes", "downlink_bytes")]
-        participants = statistics.fmean(row.participants for row in run.rounds) if run.rounds else None
+        each = [_mean([row.comm.uplink_bytes for row in run.rounds]), _mean([row.comm.downlink_bytes for row in run.rounds])]
+        participants = _mean([len(row.clients) for row in run.rounds])
         down = run.down if run.down is not None else ratio(each[1], participants)
-        totals = [run.comm.get("uplink_bytes"), run.comm.get("downlink_bytes")]
+        totals = [run.comm.uplink_bytes, run.comm.downlink_bytes]
         people = NONE if participants is None else f"{participants:g}"
         rows.append([run.label, exact(run.up), exact(down), people, *map(size, each), *map(size, totals)])
     columns = (
@@ -84,29 +85,30 @@ def _alternatives(runs: Sequence[Report]) -> list[tuple[str, float]]:
 
 
 def _bars(runs: Sequence[Report]) -> list[tuple[str, float, str, str]]:
-    own = [(run.label, run.up, exact(run.up), f"s{i % charts.COLOURS}") for i, run in enumerate(runs) if run.up is not None]
+    own = [(run.label, run.up, exact(run.up), charts.colour(i)) for i, run in enumerate(runs) if run.up is not None]
     others = [(name, each, exact(each), "other") for name, each in _alternatives(runs)]
     return sorted([*own, *others], key=lambda row: row[1])
 
 
-def _moved(rounds: Sequence[Round]) -> list[tuple[float, float | None]]:
-    each = [(row.comm.get("uplink_bytes") or 0.0) + (row.comm.get("downlink_bytes") or 0.0) for row in rounds]
-    return [(float(row.number), moved) for row, moved in zip(rounds, itertools.accumulate(each), strict=True)]
+def _moved(rounds: Sequence[RoundRow]) -> list[tuple[float, float | None]]:
+    each = [float(row.comm.uplink_bytes + row.comm.downlink_bytes) for row in rounds]
+    return [(float(row.round), moved) for row, moved in zip(rounds, itertools.accumulate(each), strict=True)]
 
 
-def _cumulative(rounds: Sequence[Round], each: float) -> list[tuple[float, float | None]]:
-    moved = itertools.accumulate(row.participants * each for row in rounds)
-    return [(float(row.number), value) for row, value in zip(rounds, moved, strict=True)]
+def _cumulative(rounds: Sequence[RoundRow], each: float) -> list[tuple[float, float | None]]:
+    moved = itertools.accumulate(len(row.clients) * each for row in rounds)
+    return [(float(row.round), value) for row, value in zip(rounds, moved, strict=True)]
 
 
 def _collectives(runs: Sequence[Report]) -> Table:
     rows = []
     for run in runs:
-        each = [_mean(run.rounds, key) for key in ("payload_bytes", "ring_bytes_per_rank")]
-        totals = [run.comm.get("payload_bytes"), run.comm.get("ring_bytes_per_rank")]
-        book = size(sum(v or 0.0 for v in run.bookkeeping.values())) if run.bookkeeping else NONE
-        counts = [NONE if v is None else f"{v:,.0f}" for v in (run.world_size, run.comm.get("collectives"))]
-        rows.append([run.label, *counts, exact(each[0]), size(totals[0]), exact(each[1]), size(totals[1]), book])
+        payload = _mean([row.comm.payload_bytes for row in run.rounds])
+        ring = _mean([row.comm.ring_bytes_per_rank for row in run.rounds])
+        moved = [exact(payload), size(run.comm.payload_bytes), exact(ring), size(run.comm.ring_bytes_per_rank)]
+        book = size(sum(part["payload_bytes"] for part in run.comm.bookkeeping.values())) if run.comm.bookkeeping else NONE
+        ranks = NONE if run.world_size is None else f"{run.world_size:,}"
+        rows.append([run.label, ranks, f"{run.comm.collectives:,}", *moved, book])
     columns = (
         "run", "ranks", "exchanges", "payload / round", "payload, all rounds",
         "ring model / rank / round", "ring model / rank, all rounds", "bookkeeping payload",
@@ -118,16 +120,15 @@ def _times(runs: Sequence[Report]) -> Table:
     names = {"p50, µs": "time_us_p50", "p95, µs": "time_us_p95", "algbw, GB/s": "algbw_gb_per_s", "busbw, GB/s": "busbw_gb_per_s"}
     rows = []
     for run in runs:
-        moved = bool(run.comm.get("collectives"))
-        alone = run.world_size == 1  # one rank moves nothing, so it has no bandwidth
-        values = [run.comm.get(key) if moved and not (alone and "bw_" in key) else None for key in names.values()]
+        moved, alone = run.comm.collectives > 0, run.world_size == 1  # one rank moves nothing, so it has no bandwidth
+        values = [getattr(run.comm, key) if moved and not (alone and "bw_" in key) else None for key in names.values()]
         rows.append([run.label, *(NONE if v is None else f"{v:,.0f}" if v >= 100 else f"{v:.3g}" for v in values)])
     return Table("Measured time of an exchange, after every rank has arrived; bandwidths at p50", ("run", *names), rows)
 
 
 def times(runs: Sequence[Report]) -> Section:
     """Where the seconds of a round go; the first round, which warms up, is left out where there are others."""
-    drawn = with_looks(runs)
+    drawn = with_curves(runs)
     if not drawn:
         return Section("time", "Time", [Text("There is no metrics.jsonl, so there are no times of rounds.")])
     rows: list[list[Cell | str]] = []
@@ -139,7 +140,7 @@ def times(runs: Sequence[Report]) -> Section:
         speed = NONE if run.images_per_second is None else f"{run.images_per_second:,.0f}"
         rows.append([run.label, duration(total), *cells, speed])
         stacks.append((run.label, f"{duration(total)} a round", list(parts.items())))
-    seconds = [Curve(run.label, [(float(row.number), row.seconds.get("total")) for row in run.rounds], i) for i, run in drawn]
+    seconds = [Curve(run.label, [(float(row.round), row.seconds.get("total")) for row in run.rounds], i) for i, run in drawn]
     panels = [
         ("Where a round's seconds go, mean over rounds", charts.stacked(stacks)),
         ("Seconds of each round", charts.line_chart(seconds, lambda v: f"{v:.3g}")),
@@ -149,9 +150,9 @@ def times(runs: Sequence[Report]) -> Section:
     return Section("time", "Time", [table, Figure(panels, charts.key([(i, run.label) for i, run in drawn]))])
 
 
-def split(rounds: Sequence[Round]) -> dict[str, float]:
+def split(rounds: Sequence[RoundRow]) -> dict[str, float]:
     """Mean seconds of the parts of a round; ``input`` is the part of training that waited for images."""
-    means = {name: statistics.fmean(row.seconds.get(key) or 0.0 for row in rounds) for name, key in PARTS.items()}
+    means = {name: statistics.fmean(row.spent(key) for row in rounds) for name, key in PARTS.items()}
     return means | {"compute": max(0.0, means["compute"] - means["input"])}
 
 
@@ -174,6 +175,5 @@ def size(count: float | None) -> str:
     return NONE if count is None else megabytes(count)
 
 
-def _mean(rounds: Sequence[Round], key: str) -> float | None:
-    values = [v for row in rounds if (v := row.comm.get(key)) is not None]
+def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None

@@ -9,82 +9,17 @@ from typing import Any
 
 from pfedmma.comm.ledger import percentile
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import Accuracy, ClientResult, RoundRow, RunComm, RunSummary
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
-from pfedmma.system.fields import Fields
-
-Scores = dict[str, float | None]
-SECONDS = ("train", "input", "wait", "exchange", "evaluate", "total")
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """``scores``: every number of `pfedmma.accuracy.metrics.summarise` by its name; ``domains``: Local by domain."""
-
-    scores: Scores
-    domains: Scores
-
-    @classmethod
-    def of(cls, fields: Fields, key: str) -> Accuracy | None:
-        if (part := fields.part_or_none(key)) is None:
-            return None
-        return cls(part.scores(), part.part("domains").scores() if part.has("domains") else {})
-
-
-@dataclass(frozen=True)
-class Member:
-    """One client: what it holds and its final ``scores``; ``zero_shot`` None where they are not recorded."""
-
-    id: int
-    domain: str
-    classes: tuple[str, ...]
-    train: int
-    scores: Scores
-    zero_shot: Scores | None
-
-    @classmethod
-    def of(cls, fields: Fields) -> Member:
-        scores = {name: fields.score(name) for name in ("local", "base", "novel")}
-        zero_shot = fields.part("zero_shot").scores() if fields.has("zero_shot") else None
-        domain = fields.text("domain") if fields.has("domain") else ""
-        return cls(int(fields.number("id")), domain, fields.texts("classes"), int(fields.number("train_samples")), scores, zero_shot)
-
-    def gain(self, column: str) -> float | None:
-        """Points of percent over zero-shot; None where either is unknown."""
-        return minus(self.scores.get(column), (self.zero_shot or {}).get(column))
-
-
-@dataclass(frozen=True)
-class Round:
-    """One line of ``metrics.jsonl``; ``comm`` holds its numbers by name."""
-
-    number: int
-    participants: int
-    samples: float
-    loss: float | None
-    seconds: Scores
-    comm: Scores
-    accuracy: Accuracy | None
-
-    @classmethod
-    def of(cls, fields: Fields) -> Round:
-        return cls(
-            int(fields.number("round")),
-            len(fields.numbers("clients")),
-            fields.number("samples"),
-            fields.score("loss"),
-            fields.part("seconds").scores(),
-            fields.part("comm").scores(),
-            Accuracy.of(fields, "accuracy"),
-        )
 
 
 @dataclass(frozen=True)
 class Report:
     """A run as it is reported. ``label`` tells it from the others of the page.
 
-    ``up``, ``down``: bytes a client and round, None if unknown; ``comm``: the ledger's totals; ``bookkeeping``: purpose -> payload bytes;
-    ``alternatives``: name -> bytes each way, a client and round; ``config``: every setting by its dotted name.
+    ``up``, ``down``: bytes a client and round, None if unknown; ``comm``: the ledger's totals so far; ``alternatives``: name -> bytes each
+    way, a client and round; ``config``: every setting by its dotted name.
     """
 
     path: Path
@@ -97,15 +32,14 @@ class Report:
     accuracy: Accuracy | None
     up: float | None
     down: float | None
-    comm: Scores
+    comm: RunComm
     config: dict[str, str]
-    rounds: Sequence[Round]
+    rounds: Sequence[RoundRow]
     label: str = ""
     world_size: int | None = None
     zero_shot: Accuracy | None = None
-    members: Sequence[Member] = ()
-    bookkeeping: Scores = field(default_factory=dict)
-    alternatives: dict[str, float] = field(default_factory=dict)
+    clients: Sequence[ClientResult] = ()
+    alternatives: dict[str, int] = field(default_factory=dict)
     images_per_second: float | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -130,50 +64,42 @@ def read_all(paths: Sequence[str]) -> list[Report]:
 def read(folder: RunFolder) -> Report:
     """One run, finished or not."""
     folder.require_run()
-    rounds = [Round.of(Fields(line, f"{folder.metrics}: round {line['round']}")) for line in folder.read_metrics()]
+    rounds = folder.read_metrics()
     if rounds and not folder.summary.exists():
         return _unfinished(folder, rounds)
-    return _finished(folder, Fields(folder.read_summary(), str(folder.summary)), rounds)
+    return _finished(folder, folder.read_summary(), rounds)
 
 
-def _finished(folder: RunFolder, summary: Fields, rounds: Sequence[Round]) -> Report:
-    comm, versions = summary.part("comm"), summary.part("versions")
-    bookkeeping = comm.part("bookkeeping") if comm.has("bookkeeping") else Fields({}, summary.place)
-    config = _flat(summary.part("config").values) if summary.has("config") else _saved_config(folder)
-    alternatives = summary.part("alternatives").scores() if summary.has("alternatives") else {}
+def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]) -> Report:
+    here = {"precision": summary.precision, "device": summary.device}
     return Report(
         path=folder.path,
         finished=True,
-        method=summary.text("method"),
-        dataset=summary.text("dataset"),
-        protocol=summary.text("protocol"),
-        backbone=summary.text("backbone"),
-        seed=int(summary.number("seed")),
-        world_size=int(summary.number("world_size")),
-        accuracy=Accuracy.of(summary, "accuracy"),
-        zero_shot=Accuracy.of(summary, "zero_shot"),
-        members=[Member.of(fields) for fields in summary.parts("per_client")],
-        up=summary.number("bytes_per_client_round"),
-        down=summary.number("bytes_down_per_client_round") if summary.has("bytes_down_per_client_round") else None,
-        comm=comm.scores(),
-        bookkeeping={purpose: bookkeeping.part(purpose).number("payload_bytes") for purpose in bookkeeping.values},
-        alternatives={name: value for name, value in alternatives.items() if value is not None},
-        images_per_second=summary.part("throughput").score("train_images_per_second"),
-        environment={key: summary.text(key) for key in ("precision", "device") if summary.has(key)}
-        | {name: versions.text(name) for name in versions.values},
-        config=config,
+        method=summary.method,
+        dataset=summary.dataset,
+        protocol=summary.protocol,
+        backbone=summary.backbone,
+        seed=summary.seed,
+        world_size=summary.world_size,
+        accuracy=summary.accuracy,
+        zero_shot=summary.zero_shot,
+        clients=summary.per_client,
+        up=summary.bytes_per_client_round,
+        down=summary.bytes_down_per_client_round,
+        comm=summary.comm,
+        alternatives=summary.alternatives,
+        images_per_second=summary.throughput.train_images_per_second,
+        environment={name: value for name, value in here.items() if value} | summary.versions,
+        config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=rounds,
     )
 
 
-def _unfinished(folder: RunFolder, rounds: Sequence[Round]) -> Report:
+def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
     """What configuration and metrics say of a run without a summary: curves, bytes and times, the newest accuracy."""
     config = _saved_config(folder)
     names = {key: config.get(key, "unknown") for key in ("method.name", "data.name", "data.protocol", "backbone.name")}
-    totals = ("payload_bytes", "uplink_bytes", "downlink_bytes", "ring_bytes_per_rank", "collectives")
     last = rounds[-1]
-    times = [us for row in rounds if (us := row.comm.get("time_us")) is not None]
-    each = {key: ratio(last.comm.get(f"{key}_bytes"), last.participants) for key in ("uplink", "downlink")}
     return Report(
         path=folder.path,
         finished=False,
@@ -183,12 +109,27 @@ def _unfinished(folder: RunFolder, rounds: Sequence[Round]) -> Report:
         backbone=names["backbone.name"],
         seed=int(config["seed"]) if config.get("seed", "").isdecimal() else 0,
         accuracy=next((row.accuracy for row in reversed(rounds) if row.accuracy), None),
-        up=each["uplink"],
-        down=each["downlink"],
-        comm=dict[str, float | None]({key: sum(row.comm.get(key) or 0.0 for row in rounds) for key in totals})
-        | {"time_us_p50": percentile(times, 0.5), "time_us_p95": percentile(times, 0.95)},
+        up=ratio(last.comm.uplink_bytes, len(last.clients)),
+        down=ratio(last.comm.downlink_bytes, len(last.clients)),
+        comm=_totals(rounds),
         config=config,
         rounds=rounds,
+    )
+
+
+def _totals(rounds: Sequence[RoundRow]) -> RunComm:
+    """What the rounds moved together; how fast is not known before the end."""
+    times = [row.comm.time_us for row in rounds]
+    return RunComm(
+        payload_bytes=sum(row.comm.payload_bytes for row in rounds),
+        uplink_bytes=sum(row.comm.uplink_bytes for row in rounds),
+        downlink_bytes=sum(row.comm.downlink_bytes for row in rounds),
+        ring_bytes_per_rank=sum(row.comm.ring_bytes_per_rank for row in rounds),
+        collectives=sum(row.comm.collectives for row in rounds),
+        time_us_p50=percentile(times, 0.5),
+        time_us_p95=percentile(times, 0.95),
+        algbw_gb_per_s=None,
+        busbw_gb_per_s=None,
     )
 
 
@@ -228,8 +169,8 @@ def same_setting(runs: Sequence[Report]) -> list[list[Report]]:
     return list(groups.values())
 
 
-def with_looks(runs: Sequence[Report]) -> list[tuple[int, Report]]:
-    """(number of its look, run) of each run that has curves of its own: beside others, a zero-shot run is the reference."""
+def with_curves(runs: Sequence[Report]) -> list[tuple[int, Report]]:
+    """(position, which says its look, run) of each run that has curves of its own: beside others, a zero-shot run is the reference."""
     return [(i, run) for i, run in enumerate(runs) if run.rounds and (run.method != "zeroshot" or len(runs) == 1)]
 
 

@@ -45,7 +45,7 @@ def main_settings(run: Report) -> dict[str, str]:
         values = [f"{key.split('.')[1].replace('_', ' ')} {value}" for key in keys if (value := run.config.get(key)) is not None]
         chosen[name] = ", ".join(values).replace("name ", "") if len(keys) > 1 else run.config.get(keys[0], "")
     chosen["images a class"] = "all" if chosen["images a class"] == "0" else chosen["images a class"]
-    chosen["clients"] = chosen["clients"] or str(len(run.members) or UNKNOWN)
+    chosen["clients"] = chosen["clients"] or str(len(run.clients) or UNKNOWN)
     return {name: value or UNKNOWN for name, value in chosen.items()} | {
         "seed": str(run.seed),
         "ranks": UNKNOWN if run.world_size is None else str(run.world_size),
@@ -54,8 +54,8 @@ def main_settings(run: Report) -> dict[str, str]:
 
 def environment(runs: Sequence[Report]) -> Section:
     """Versions and device, and all settings for looking up."""
-    places = [{"ranks": UNKNOWN if run.world_size is None else str(run.world_size)} | run.environment for run in runs]
-    same, other = sort_out(places)
+    machines = [{"ranks": UNKNOWN if run.world_size is None else str(run.world_size)} | run.environment for run in runs]
+    same, other = sort_out(machines)
     blocks: list[Block] = [Facts("Versions and device", list(same.items()))] if same else []
     if other:
         blocks.append(_by_run("Versions and device that differ", other, runs))

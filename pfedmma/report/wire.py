@@ -25,12 +25,12 @@ class Measured:
     phases: dict[str, list[float]]
 
     @classmethod
-    def of(cls, fields: Fields) -> Measured:
+    def from_fields(cls, fields: Fields) -> Measured:
         phases = fields.part("phases")
         return cls(
             fields.text("name"),
-            int(fields.number("world_size")),
-            int(fields.number("rounds")),
+            fields.whole("world_size"),
+            fields.whole("rounds"),
             fields.number("payload_bytes_per_round"),
             fields.number("ring_bytes_per_rank"),
             fields.numbers("measured_received_per_rank_per_round"),
@@ -46,9 +46,9 @@ class Wire:
     runs: Sequence[Measured]
 
     @classmethod
-    def read(cls, path: Path) -> Wire:
+    def from_file(cls, path: Path) -> Wire:
         """The file's runs; a `UserError` where it is not as the benchmark writes it."""
-        return cls([Measured.of(fields) for fields in Fields.of_file(path).parts("runs")])
+        return cls([Measured.from_fields(fields) for fields in Fields.from_file(path).parts("runs")])
 
     def table(self) -> Table:
         phases = list(dict.fromkeys(name for run in self.runs for name in run.phases))

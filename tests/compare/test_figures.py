@@ -13,6 +13,8 @@ import pytest
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
 from pfedmma.config import schema as configuration
+from pfedmma.system.series import COLOURS, DASHES, MARKS
+from tests.support.reported import round_, round_row, run_summary
 
 pytest.importorskip("matplotlib")
 
@@ -30,23 +32,17 @@ def accuracy(value: float | None) -> dict[str, Any]:
 def done(method: str, seed: int, curve: dict[int, float | None], dataset: str = "shapes", factor: int = 1, rounds: int = 0) -> Done:
     """A run that was evaluated after these rounds; each moves 4,000 x ``factor`` bytes times its number."""
     config = configuration.resolve({"seed": seed, "run_dir": f"runs/{dataset}-{method}-{seed}"})
-    metrics = [
-        {
-            "round": k,
-            "accuracy": accuracy(curve[k]) if k in curve else None,
-            "comm": {"uplink_bytes": k * factor * UP, "downlink_bytes": k * factor * DOWN},
-            "seconds": {"train": 1.0},
-        }
-        for k in range(1, (rounds or max(curve, default=3)) + 1)
-    ]
-    last = curve[max(curve)] if curve else None
-    summary = {
-        "accuracy": accuracy(last) if curve else None,
-        "trained_parameters": 10,
-        "bytes_per_client_round": UP,
-        "bytes_down_per_client_round": DOWN,
-    }
-    return Done(Plan(method, dataset, config), summary, metrics)
+    rows = []
+    for k in range(1, (rounds or max(curve, default=3)) + 1):
+        comm = round_(k, 4, None)["comm"] | {"uplink_bytes": k * factor * UP, "downlink_bytes": k * factor * DOWN}
+        rows.append(round_row(k, evaluated=accuracy(curve[k]) if k in curve else None, comm=comm))
+    last = accuracy(curve[max(curve)]) if curve else None
+    return Done(Plan(method, dataset, config), run_summary(method=method, accuracy=last), rows)
+
+
+def forget_novel(run: Done) -> None:
+    assert run.summary.accuracy is not None
+    run.summary.accuracy.scores["novel"] = None
 
 
 RUNS = [
@@ -114,10 +110,19 @@ def test_every_setting_has_its_panel():
 
 
 def test_more_methods_than_colours_are_told_apart():
-    runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(2 * len(figures.COLOURS) + 1)]
+    runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(2 * len(COLOURS) + 1)]
     (plot,) = figures.curves(runs, by_bytes=False).axes
-    looks = {(line.get_color(), line.get_linestyle()) for line in plot.get_lines()}
-    assert len(looks) == len(runs)
+    marked = {(line.get_color(), line.get_marker()) for line in plot.get_lines()}
+    dashed = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in plot.get_lines()}
+    assert len(marked) == len(dashed) == len(runs)
+
+
+def test_every_mark_and_stroke_of_a_series_can_be_drawn():
+    assert set(figures.MARKERS) == set(MARKS) and len(set(figures.MARKERS.values())) == len(MARKS)
+    runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(len(DASHES))]
+    (plot,) = figures.curves(runs, by_bytes=False).axes
+    patterns = [line._unscaled_dash_pattern[1] for line in plot.get_lines()]
+    assert [tuple(pattern or ()) for pattern in patterns] == list(DASHES)
 
 
 # The radar.
@@ -129,7 +134,8 @@ def radar_axes(figure) -> list[str]:
 
 def test_the_radar_of_one_setting_has_the_four_columns():
     runs = [done("pfedmma", 0, {1: 40.0}), done("pfedmma", 1, {1: 60.0}), done("local", 0, {1: 30.0})]
-    runs[0].summary["accuracy"]["novel"] = 20.0
+    assert runs[0].summary.accuracy is not None
+    runs[0].summary.accuracy.scores["novel"] = 20.0
     figure = figures.radar(runs)
     assert radar_axes(figure) == ["Local", "Base", "Novel", "HM"]
     found = lines(figure.axes[0])
@@ -157,7 +163,7 @@ def test_with_three_settings_they_are_the_axes():
 def test_a_protocol_without_novel_classes_has_a_radar_too():
     runs = [done("pfedmma", 0, {1: 40.0}), done("local", 0, {1: 30.0})]
     for run in runs:
-        run.summary["accuracy"]["novel"] = None
+        forget_novel(run)
     figure = figures.radar(runs)
     assert radar_axes(figure) == ["Local", "Base", "HM"]
     assert [y for _, y in points(lines(figure.axes[0])["local"])] == pytest.approx([30.0] * 4)

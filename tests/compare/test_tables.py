@@ -17,6 +17,7 @@ from pfedmma.compare import table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
 from pfedmma.config import schema as configuration
+from tests.support.reported import round_row, run_summary, summary
 
 UP, DOWN, TRAINED = 1_500, 2_500_000, 40_800
 
@@ -30,16 +31,18 @@ def done(method: str, seed: int, accuracy: tuple[float | None, ...] | None, data
         present = [value for value in accuracy if value is not None]
         result = dict(zip(("local", "base", "novel"), accuracy, strict=True))
         result["hm"] = statistics.harmonic_mean(present) if present else None
-    summary = {
-        "accuracy": result,
-        "bytes_per_client_round": more.get("up", UP),
-        "bytes_down_per_client_round": more.get("down", DOWN),
-        "trained_parameters": more.get("trained", TRAINED),
-        "comm": {"uplink_bytes": 10 * UP, "downlink_bytes": 10 * DOWN},
-    }
+    made = run_summary(
+        method=method,
+        accuracy=result,
+        bytes_per_client_round=UP,
+        bytes_down_per_client_round=DOWN,
+        trained_parameters=more.get("trained", TRAINED),
+        comm=summary()["comm"] | {"uplink_bytes": 10 * UP, "downlink_bytes": 10 * DOWN},
+    )
     seconds = more.get("seconds", (9.0, 1.0, 2.0))
-    metrics = [{"seconds": {"train": s, "wait": 0.25, "exchange": 0.5, "evaluate": 100.0, "total": 200.0}} for s in seconds]
-    return Done(Plan(method, dataset, configuration.resolve(tree)), summary, metrics)
+    parts = [{"train": s, "wait": 0.25, "exchange": 0.5, "evaluate": 100.0, "total": 200.0} for s in seconds]
+    rounds = [round_row(number, seconds=part) for number, part in enumerate(parts, start=1)]
+    return Done(Plan(method, dataset, configuration.resolve(tree)), made, rounds)
 
 
 ONE = [
@@ -80,7 +83,7 @@ def test_what_it_costs():
     assert table.rows([done("zeroshot", 0, (1.0, 1.0, 1.0), trained=0)])[0].seconds is None
     assert done("ours", 0, None, seconds=()).seconds is None
     older = done("ours", 0, None, seconds=(1.0,))
-    older.metrics[0]["seconds"].pop("wait")
+    older.rounds[0].seconds.pop("wait")
     assert older.seconds == 1.5
 
 
@@ -156,7 +159,7 @@ def test_a_run_with_nothing_right_has_hm_0():
 
 
 def test_differences_are_those_of_a_paired_t_test():
-    ours, theirs = ([hm(*[run.accuracy[c] for c in ("local", "base", "novel")]) for run in part] for part in (ONE[:3], ONE[3:]))
+    ours, theirs = ([hm(*[run.score(c) for c in ("local", "base", "novel")]) for run in part] for part in (ONE[:3], ONE[3:]))
     wanted = stats.ttest_rel(ours, theirs)
     interval = wanted.confidence_interval(0.95)
     first, second = table.differences(ONE)
@@ -273,7 +276,7 @@ def test_the_runs_csv_reads_back_to_the_numbers():
         assert (line["method"], line["dataset"], int(line["seed"])) == (run.plan.method, run.plan.dataset, run.plan.config.seed)
         assert (int(line["shots"]), line["run"]) == (16, run.plan.name)
         for column in ("local", "base", "novel", "hm"):
-            value = run.accuracy.get(column)
+            value = run.score(column)
             assert line[column] == ("" if value is None else str(value))
         assert (int(line["uplink_bytes"]), int(line["downlink_bytes"]), float(line["seconds_per_round"])) == (10 * UP, 10 * DOWN, 2.75)
 

@@ -35,23 +35,23 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"method": 3}, "method must be a text, not a number"),
-        ({"seed": "zero"}, "seed must be a number, not a text"),
-        ({"world_size": True}, "world_size must be a number, not true or false"),
+        ({"method": 3}, "method must be a text, not the number 3"),
+        ({"seed": "zero"}, "seed must be a whole number, not a text"),
+        ({"world_size": True}, "world_size must be a whole number, not true or false"),
         ({"accuracy": [1.0]}, "accuracy must be an object, not a list"),
         ({"per_client": {}}, "per_client must be a list, not an object"),
-        ({"per_client": [{"id": 0}]}, r"per_client\[0\] has no 'local'"),
-        ({"per_client": [7]}, r"per_client\[0\] must be an object, not a number"),
+        ({"per_client": [{"id": 0}]}, r"per_client\[0\] has no 'domain'"),
+        ({"per_client": [7]}, r"per_client\[0\] must be an object, not the number 7"),
         ({"comm": None}, "comm must be an object, not null"),
-        ({"comm": {"bookkeeping": {"metrics": 5}}}, "bookkeeping: metrics must be an object"),
+        ({"comm": summary()["comm"] | {"bookkeeping": {"metrics": 5}}}, "bookkeeping: metrics must be an object"),
         ({"versions": {"torch": 2}}, "versions: torch must be a text"),
-        ({"bytes_per_client_round": None}, "bytes_per_client_round must be a number, not null"),
+        ({"bytes_per_client_round": None}, "bytes_per_client_round must be a whole number, not null"),
         ({"throughput": "fast"}, "throughput must be an object, not a text"),
         ({"config": [1]}, "config must be an object, not a list"),
         ({"alternatives": 3}, "alternatives must be an object"),
     ],
 )
-def test_a_wrong_type_is_named_with_its_place(tmp_path: Path, change: dict[str, Any], said: str):
+def test_a_wrong_type_is_named_and_where_it_is(tmp_path: Path, change: dict[str, Any], said: str):
     run = write_run(tmp_path / "run")
     (run / "summary.json").write_text(json.dumps(summary() | change))
     with pytest.raises(UserError, match=rf"summary\.json.*{said}"):
@@ -92,13 +92,13 @@ def test_a_wrong_line_of_metrics_is_named(tmp_path: Path, line: str, said: str):
         ("{}", "has no 'runs'"),
         ('{"runs": 3}', "runs must be a list"),
         ('{"runs": [{"name": "a"}]}', r"runs\[0\] has no"),
-        ('{"runs": [{"name": "a", "phases": {}, "world_size": "two"}]}', "world_size must be a number"),
+        ('{"runs": [{"name": "a", "phases": {}, "world_size": "two"}]}', "world_size must be a whole number"),
     ],
 )
 def test_a_wrong_wire_file(tmp_path: Path, text: str, said: str):
     (tmp_path / "wire.json").write_text(text)
     with pytest.raises(UserError, match=rf"wire\.json.*{said}"):
-        Wire.read(tmp_path / "wire.json")
+        Wire.from_file(tmp_path / "wire.json")
     with pytest.raises(UserError, match=r"cannot read .*none\.json"):
         main([str(write_run(tmp_path / "run")), "--wire", str(tmp_path / "none.json")])
 
@@ -115,7 +115,7 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-PLACES = [(key,) for key in summary()] + [
+PATHS = [(key,) for key in summary()] + [
     ("per_client", 0),
     ("per_client", 1, "zero_shot"),
     ("comm", "bookkeeping"),
@@ -124,13 +124,13 @@ PLACES = [(key,) for key in summary()] + [
 
 
 @settings(max_examples=150, deadline=None)
-@given(place=st.sampled_from(PLACES), value=ANYTHING)
-def test_anything_anywhere_is_a_page_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, place: tuple[str | int, ...], value: Any):
+@given(path=st.sampled_from(PATHS), value=ANYTHING)
+def test_anything_anywhere_is_a_page_or_a_sentence(tmp_path_factory: pytest.TempPathFactory, path: tuple[str | int, ...], value: Any):
     made: Any = summary()
     inner = made
-    for key in place[:-1]:
+    for key in path[:-1]:
         inner = inner[key]
-    inner[place[-1]] = value
+    inner[path[-1]] = value
     run = write_run(tmp_path_factory.getbasetemp() / "anything")
     (run / "summary.json").write_text(json.dumps(made))
     try:

@@ -19,7 +19,7 @@ def page_of(*runs: Path, more: tuple[str, ...] = ()) -> Page:
     """The page of these runs, written beside the first."""
     target = runs[0].parent / "page.html"
     main([*map(str, runs), "--html", str(target), *more])
-    return Page.of(target)
+    return Page.from_file(target)
 
 
 def markdown_of(*runs: Path, more: tuple[str, ...] = ()) -> str:
@@ -33,7 +33,7 @@ def test_one_run_is_reported_beside_its_files(tmp_path: Path, capsys: pytest.Cap
     main([str(run)])
     out = capsys.readouterr().out
     assert f"report: {run / 'report.html'}" in out and "90.00" in out
-    page = Page.of(run / "report.html")
+    page = Page.from_file(run / "report.html")
     assert page.sections() == SECTIONS
     for shown in (
         "pfedmma on shapes",
@@ -88,7 +88,7 @@ def test_several_runs_share_a_setting_and_say_what_differs(
     runs = [write_run(tmp_path / "a", one), write_run(tmp_path / "b", two)]
     main([*map(str, runs)])
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out  # the folder that holds both
-    page = Page.of(tmp_path / "report.html")
+    page = Page.from_file(tmp_path / "report.html")
     assert "2 runs on shapes" in page.text and "sgd, lr 0.25, momentum 0.9" in page.text and "nothing travels" in page.text
     text = markdown_of(*runs)
     shared, different = text.split("**What differs**")[0], text.split("**What differs**")[1].split("##")[0]
@@ -249,7 +249,7 @@ def test_a_run_still_going_on_shows_what_there_is(tmp_path: Path, capsys: pytest
         file.write('{"round": 4, "cli')  # is being written
     main([str(run)])
     assert "3 rounds so far" in capsys.readouterr().out
-    page = Page.of(run / "report.html")
+    page = Page.from_file(run / "report.html")
     assert "3 of 50 so far" in page.text and "pfedmma (so far)" in page.text and "73.00" in page.text and "12,672 B" in page.text
 
 

@@ -62,14 +62,14 @@ def test_a_checkpoint_without_it_goes_on_and_the_report_says_so(run: Path, tmp_p
     after = small.summary(old)
     assert after["zero_shot"] == small.summary(run)["zero_shot"] and {row["zero_shot"] for row in after["per_client"]} == {None}
     main([str(old)])
-    assert "not recorded in pfedmma" in Page.of(old / "report.html").text
+    assert "not recorded in pfedmma" in Page.from_file(old / "report.html").text
 
 
 def test_a_run_that_is_never_evaluated_has_none(tmp_path: Path):
     train.main(small.settings(tmp_path / "run", "evaluation.every=0", "federation.rounds=1"))
     assert {row["zero_shot"] for row in small.summary(tmp_path / "run")["per_client"]} == {None}
     main([str(tmp_path / "run")])
-    assert "Nothing was evaluated" in Page.of(tmp_path / "run" / "report.html").text
+    assert "Nothing was evaluated" in Page.from_file(tmp_path / "run" / "report.html").text
 
 
 @pytest.mark.parametrize("width", ["method.dim=8", "distributed.wire=bf16"])
@@ -93,7 +93,7 @@ def test_a_method_without_adapters_is_compared_with_adapters_as_they_are_by_defa
 
 def test_the_page_of_a_real_run(run: Path):
     main([str(run), "--markdown", str(run / "report.md")])
-    summary, page, text = small.summary(run), Page.of(run / "report.html"), (run / "report.md").read_text()
+    summary, page, text = small.summary(run), Page.from_file(run / "report.html"), (run / "report.md").read_text()
     for name in ("local", "base", "novel", "hm", "hm_base_novel", "local_worst", "local_std"):
         assert f"{summary['accuracy'][name]:.2f}" in page.text and f"{summary['accuracy'][name]:.2f}" in text
     last = small.metrics(run)[-1]

@@ -1,0 +1,104 @@
+"""Who among the clients gains and who loses against zero-shot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from pfedmma.records.rows import IN_HM, TITLES, ClientResult
+from pfedmma.report import charts
+from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
+from pfedmma.report.runs import Report
+from pfedmma.system.console import percent
+
+MOST_ROWS = 60  # clients that are drawn one by one
+WORST = 5  # clients that are listed, of one run; 3 of each of several
+MOST_CLASSES = 8
+
+
+def section(runs: Sequence[Report]) -> Section:
+    """Who gains and who loses against zero-shot."""
+    shown = [run for run in runs if run.method != "zeroshot" and any(client.scores["local"] is not None for client in run.clients)]
+    if not shown:
+        return Section("clients", "Clients", [Text("There are no accuracies of single clients in these runs.")])
+    blocks: list[Block] = []
+    compared = [run for run in shown if any(client.gain("local") is not None for client in run.clients)]
+    if compared:
+        blocks.append(_gains(compared))
+    if len(compared) < len(shown):
+        missing = ", ".join(run.label for run in shown if run not in compared)
+        blocks.append(Text(f"The zero-shot accuracy of single clients is not recorded in {missing}: only what its clients reach is shown."))
+    blocks.append(Figure([_panel(run, shown) for run in shown]))
+    blocks.append(_worst(shown))
+    return Section("clients", "Clients", blocks)
+
+
+def _gains(runs: Sequence[Report]) -> Table:
+    rows = []
+    for run in runs:
+        for name in IN_HM:
+            gains = [gain for client in run.clients if (gain := client.gain(name)) is not None]
+            if gains:
+                counts = [sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains), sum(gain == 0 for gain in gains)]
+                points = [statistics.median(gains), min(gains), max(gains)]
+                rows.append([run.label, TITLES[name], *(f"{n:,}" for n in counts), *(f"{v:+.2f}" for v in points)])
+    columns = ("run", "of", "clients that gain", "lose", "unchanged", "median", "lowest", "highest")
+    return Table("Clients against zero-shot; differences in points of percent", columns, rows, (1,))
+
+
+def _panel(run: Report, shown: Sequence[Report]) -> tuple[str, charts.Element]:
+    """Local of a run's clients: one row each while there are few, else a histogram."""
+    clients = _ranked(run)
+    known = any(client.gain("local") is not None for client in clients)
+    about = f"{run.label}: " if len(shown) > 1 else ""
+    if len(clients) > MOST_ROWS:
+        values = [v for client in clients if (v := client.gain("local") if known else client.scores["local"]) is not None]
+        unit = "points of Local over zero-shot" if known else "Local, percent"
+        return f"{about}{len(values):,} clients by {unit}", charts.histogram(values, unit, known)
+    rows = [_row(client) for client in reversed(clients)]
+    span = [v for one in shown if len(one.clients) <= MOST_ROWS for client in one.clients for v in _ends(client) if v is not None]
+    what = "Local of each client, from zero-shot (hollow) to the end (filled), by gain" if known else "Local of each client"
+    return about + what, charts.dumbbells(rows, span)
+
+
+def _row(client: ClientResult) -> tuple[str, float | None, float | None, str]:
+    """A row of `charts.dumbbells`."""
+    before, after = _ends(client)
+    tooltip = f"client {client.id}: Local {percent(after)}, zero-shot {percent(before)}; {_classes(client)}"
+    return f"{client.id} {client.domain or ''}".strip()[:15], before, after, tooltip
+
+
+def _ends(client: ClientResult) -> tuple[float | None, float | None]:
+    """Local of zero-shot and at the end."""
+    return (client.zero_shot or {}).get("local"), client.scores["local"]
+
+
+def _ranked(run: Report) -> list[ClientResult]:
+    """The tested clients, from the one that loses most (or, without a reference, is worst) on."""
+    tested = [client for client in run.clients if client.scores["local"] is not None]
+
+    def rank(client: ClientResult) -> tuple[float, float]:
+        gain, local = client.gain("local"), client.scores["local"] or 0.0
+        return (local if gain is None else gain), local
+
+    return sorted(tested, key=rank)
+
+
+def _worst(shown: Sequence[Report]) -> Table:
+    """The clients at the bottom of `_ranked`, with what they hold."""
+    several, domains = len(shown) > 1, any(client.domain for run in shown for client in run.clients)
+    rows: list[list[Cell | str]] = []
+    for run in shown:
+        for client in _ranked(run)[: 3 if several else WORST]:
+            gain = client.gain("local")
+            numbers = [*map(percent, _ends(client)), "-" if gain is None else f"{gain:+.2f}"]
+            held = [client.domain or "-"] * domains + [_classes(client)]
+            rows.append([*[run.label] * several, str(client.id), *numbers, str(client.train_samples), *held])
+    columns = [*["run"] * several, "client", "zero-shot Local", "Local", "gain", "training images", *["domain"] * domains, "classes"]
+    caption = "Clients that gain least, or without a zero-shot accuracy have the lowest Local"
+    return Table(caption, columns, rows, [i for i, name in enumerate(columns) if name in ("domain", "classes")])
+
+
+def _classes(client: ClientResult) -> str:
+    more = len(client.classes) - MOST_CLASSES
+    return ", ".join(client.classes[:MOST_CLASSES]) + (f" and {more} more" if more > 0 else "")
