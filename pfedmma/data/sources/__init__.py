@@ -1,1 +1,1 @@
-"""Where images come from: one file a family of data sets."""
+"""Where images come from: one file a family of data sets; `registry` has all of them by name."""

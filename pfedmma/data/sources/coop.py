@@ -90,7 +90,11 @@ DATA_SETS: dict[str, Open] = {name: lambda wanted: load(wanted.name, wanted.root
 
 
 def find_folder(layout: Layout, root: str) -> Path:
-    """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the images and, where needed, the split file."""
+    """The set's own folder: ``root/<folder>`` or ``root`` itself, whichever holds the images and, where needed, the split file.
+
+    Raises:
+        UserError: neither does; says what was looked for and what is there.
+    """
     base = data_root(root, layout.folder)
     candidates = [folder for folder in (base / layout.folder, base) if (folder / layout.images).is_dir()]
     for folder in candidates:
@@ -106,7 +110,11 @@ def find_folder(layout: Layout, root: str) -> Path:
 
 
 def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[list[Any]]]:
-    """CoOp's rule for one folder a class, in the form of its JSON."""
+    """CoOp's rule for one folder a class, in the form of its JSON.
+
+    Raises:
+        UserError: a class has too few images to divide.
+    """
     rows: list[list[Any]] = []
     for label, folder in enumerate(name for name in class_folders(images) if name not in layout.skip):
         name = dict(layout.rename).get(folder, folder)
@@ -118,7 +126,11 @@ def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[li
 
 
 def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
-    """{"train" | "val" | "test": [(path, label, class name), ...]}, checked."""
+    """{"train" | "val" | "test": [(path, label, class name), ...]}, checked.
+
+    Raises:
+        UserError: no such JSON, or a path that leaves the image folder.
+    """
     try:
         content = untrusted.read_json(path)
     except (OSError, ValueError) as error:
@@ -146,7 +158,11 @@ def _is_entry(row: object) -> bool:
 
 
 def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tuple[str, ...]:
-    """Class names in label order; labels must be 0 .. n-1, one name each."""
+    """Class names in label order.
+
+    Raises:
+        UserError: labels are not 0 .. n-1, or a label or a name is used twice.
+    """
     names: dict[int, str] = {}
     for entries in parts.values():
         for _, label, name in entries:

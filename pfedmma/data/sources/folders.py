@@ -1,7 +1,8 @@
 """Data sets that are plain folders of images: classes, or domains of classes.
 
 ``imagefolder``: ``train/<class>/`` and ``test/<class>/`` (``val/<class>/`` if there), or ``<class>/`` alone, which is split;
-``domainfolder``: ``<domain>/<class>/``, split within each domain and class (PACS, Office-Home, Office-Caltech10).
+``domainfolder``: ``<domain>/<class>/``, split within each domain and class (PACS, Office-Home); ``office_caltech10`` likewise, with its
+four domains. Sources of other files find and check folders and images with the functions here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pfedmma.data.sources.base import Open, Source, Split, Wanted
 from pfedmma.system.errors import UserError
 
 SPLIT_SEED = 0  # a split that has to be made up is part of the data: the same for every seed of a run
-OFFICE = ("amazon", "caltech", "dslr", "webcam")
+OFFICE = ("amazon", "caltech", "dslr", "webcam")  # domains of Office-Caltech10 (Gong et al. 2012)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 LONGEST_NAME = 300  # of a class; what a prompt has no room for is cut off anyway
 Entry = tuple[Path, int, int]  # (file, label, domain)
@@ -118,7 +119,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def files(folder: Path, label: int, domain: int) -> list[Entry]:
-    """The images of one class folder in order of name."""
+    """The images of one class folder in order of name; none where there is no such folder."""
     if not os.path.isdir(folder):
         return []
     return [(p, label, domain) for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]

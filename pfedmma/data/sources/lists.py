@@ -1,4 +1,7 @@
-"""Data sets that come with lists of their own: FGVC-Aircraft, ImageNet and DomainNet."""
+"""Data sets that come with lists of their own: FGVC-Aircraft, ImageNet and DomainNet.
+
+Each function raises a `UserError` where the lists are not below ``root``, say what they cannot, or name images that are not there.
+"""
 
 from __future__ import annotations
 

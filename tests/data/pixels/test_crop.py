@@ -1,16 +1,12 @@
-"""From files to pixels: the same pixels as open_clip and torchvision make, reproducible, and each file read once."""
+"""Images at a backbone's size: the same pixels as open_clip and torchvision make."""
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -20,49 +16,9 @@ from torchvision.transforms.v2 import functional as tv2
 from pfedmma.clip import tiny
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.preprocess import Preprocess
-from pfedmma.data.loading import DataConfig
-from pfedmma.data.partition.camera import camera
 from pfedmma.data.pixels.crop import crop_box, fit, random_crop
 from pfedmma.data.pixels.decode import decode
-from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.sources.base import Source, Split
-from pfedmma.system.errors import UserError
-
-CLIP = Preprocess(224, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-CPU = torch.device("cpu")
-
-
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    """uint8 [3,H,W] with edges, gradients and grain, so that resizing has something to get wrong."""
-    gen = torch.Generator().manual_seed(seed)
-    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    waves = torch.stack([torch.sin(9 * x + 5 * y), torch.cos(17 * x * y), torch.sin(40 * (x - y)).sign()])
-    return ((waves * 0.4 + 0.5 + 0.1 * torch.randn(3, height, width, generator=gen)).clamp(0, 1) * 255).to(torch.uint8)
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    return Image.fromarray(image.permute(1, 2, 0).numpy())
-
-
-def open_clip_transform(preprocess: Preprocess, normalised: bool, resize_mode: str = "shortest"):
-    """open_clip's evaluation transform; without normalisation, floats in 0..1."""
-    mean, std = (preprocess.mean, preprocess.std) if normalised else ((0.0,) * 3, (1.0,) * 3)
-    config = PreprocessCfg(preprocess.size, mean=mean, std=std, interpolation=preprocess.interpolation, resize_mode=resize_mode)
-    return image_transform_v2(config, is_train=False)
-
-
-def pixels_of(images: list[Tensor], augment: str, reads: Counter | None = None, preprocess: Preprocess = CLIP) -> Pixels:
-    """`Pixels` over the same images in all three splits; ``reads`` counts the decodings of (split, position)."""
-
-    def split(name: str) -> Split:
-        def read(index: int) -> Tensor:
-            if reads is not None:
-                reads[name, index] += 1
-            return images[index]
-
-        return Split(torch.zeros(len(images), dtype=torch.long), read)
-
-    return Pixels(Source("toy", ("a",), {name: split(name) for name in ("train", "val", "test")}), preprocess, augment, CPU)
+from tests.support.pictures import CLIP, open_clip_transform, picture, pixels_of, to_pil
 
 
 def check_like_open_clip(image: Image.Image, ours: Tensor, preprocess: Preprocess = CLIP) -> None:
@@ -73,9 +29,6 @@ def check_like_open_clip(image: Image.Image, ours: Tensor, preprocess: Preproces
     assert torch.equal(fitted, (plain * 255).round().to(torch.uint8))  # not one grey level apart
     normalised = open_clip_transform(preprocess, normalised=True)(image)
     torch.testing.assert_close(pixels_of([ours], "none", None, preprocess).normalise(fitted), normalised, atol=1e-5, rtol=0)
-
-
-# --- the backbone's own preprocessing ---
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (224, 224), (225, 337), (60, 90), (400, 5), (5, 400), (224, 500), (1, 1)])
@@ -107,14 +60,6 @@ def test_fit_equals_open_clip_on_photographs(real_data: Path, folder: str):
         check_like_open_clip(Image.open(file), decode(file))
 
 
-def test_preprocess_of_a_model_is_the_one_open_clip_gives_it():
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny.FOLDER}", load_weights=False)
-    preprocess = Backbone.freeze(model).preprocess
-    image = picture(70, 100)
-    ours = pixels_of([image], "none", None, preprocess)
-    torch.testing.assert_close(ours.normalise(ours.fitted("test", torch.tensor([0])))[0], transform(to_pil(image)), atol=1e-5, rtol=0)
-
-
 def test_preprocess_of_a_model_that_squashes():
     # open_clip's ViT-H-14 `dfn5b`, MetaCLIP 2 and all CLIPA weights see the whole picture squashed, not its centre.
     model = open_clip.create_model(f"local-dir:{tiny.FOLDER}", load_weights=False)
@@ -124,9 +69,6 @@ def test_preprocess_of_a_model_that_squashes():
     expected = open_clip_transform(preprocess, normalised=False, resize_mode="squash")(to_pil(image))
     difference = (fit(image, preprocess).float() / 255 - expected).abs().max().item()
     assert difference <= 1 / 255 + 1e-6
-
-
-# --- augmentation ---
 
 
 def boxes(height: int, width: int, count: int) -> tuple[Tensor, Tensor]:
@@ -203,179 +145,21 @@ def test_random_crop_equals_torchvisions_resized_crop(flip: bool):
         assert difference.mean() < 0.5 and (difference <= 3).float().mean() > 0.98
 
 
-def test_training_images_follow_from_the_generator_alone():
-    images = [picture(40 + i, 60, i) for i in range(6)]
-    batch = torch.tensor([4, 1, 5])
-
-    def drawn(pixels: Pixels, seed: int) -> Tensor:
-        return pixels.training(batch, torch.Generator().manual_seed(seed))
-
-    fresh, used = pixels_of(images, "crop"), pixels_of(images, "crop")
-    # Another rank has other images in memory, a generator of its own in another state, and has drawn for other clients before.
-    used.training(torch.tensor([5, 0, 2, 4]), torch.Generator().manual_seed(9))
-    used.fitted("test", torch.tensor([3]))
-    torch.manual_seed(123)
-    state = torch.random.get_rng_state()
-    assert torch.equal(drawn(fresh, 7), drawn(used, 7))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert not torch.equal(drawn(fresh, 7), drawn(fresh, 8))
+@pytest.mark.parametrize("shape", [(3, 1, 4000), (3, 4000, 1), (3, 1, 1), (3, 3000, 4000), (3, 7, 1001)])
+def test_thin_and_large_pictures_are_fitted_and_cut(shape: tuple[int, ...]):
+    image = torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    preprocess = Preprocess(32, (0.5,) * 3, (0.5,) * 3)
+    assert fit(image, preprocess).shape == (3, 32, 32)
+    for seed in range(5):
+        draws = torch.rand(10, 4, generator=torch.Generator().manual_seed(seed))
+        assert random_crop(image, preprocess, draws, False).shape == (3, 32, 32)
 
 
-def test_every_training_image_gets_its_own_crop_and_half_are_flipped():
-    images = [picture(50, 50)] * 64
-    pixels = pixels_of(images, "crop", None, Preprocess(32, CLIP.mean, CLIP.std))
-    batch = pixels.training(torch.arange(64), torch.Generator().manual_seed(0))
-    assert batch.shape == (64, 3, 32, 32) and batch.dtype == torch.uint8
-    assert len({row.numpy().tobytes() for row in batch}) == 64
-    # A ramp from left to right tells which pictures are mirrored.
-    ramp = torch.arange(0, 250, 5, dtype=torch.uint8).expand(3, 50, 50)
-    rising = pixels_of([ramp], "crop").training(torch.zeros(400, dtype=torch.long), torch.Generator().manual_seed(0)).float()
-    share = (rising[..., -1].mean(dim=(1, 2)) < rising[..., 0].mean(dim=(1, 2))).float().mean()
-    assert 0.4 < share < 0.6
-
-
-def test_without_augmentation_training_sees_what_evaluation_sees():
-    images = [picture(50, 70, i) for i in range(3)]
-    pixels = pixels_of(images, "none")
-    batch = torch.tensor([2, 0])
-    assert torch.equal(pixels.training(batch, torch.Generator()), torch.stack([fit(images[i], CLIP) for i in (2, 0)]))
-
-
-# --- reading once ---
-
-
-@pytest.mark.parametrize("augment", ["crop", "none"])
-def test_every_file_is_decoded_at_most_once(augment: str):
-    reads: Counter = Counter()
-    pixels = pixels_of([picture(30, 40, i) for i in range(4)], augment, reads, Preprocess(16, CLIP.mean, CLIP.std))
-    gen = torch.Generator().manual_seed(0)
-    assert not reads  # nothing is decoded before it is asked for
-    pixels.fitted("train", torch.tensor([3]))
-    for _ in range(3):
-        pixels.training(torch.tensor([0, 1, 1]), gen)
-        for split in ("train", "val", "test"):
-            pixels.fitted(split, torch.tensor([2, 0, 2]))
-    pixels.training(torch.tensor([3, 2]), gen)
-    assert set(reads) == {*(("train", i) for i in range(4)), *((split, i) for split in ("val", "test") for i in (0, 2))}
-    assert set(reads.values()) == {1}
-
-
-# --- decoding ---
-
-
-def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera writes for an ``upright`` picture under an EXIF orientation."""
-    turned = {5: upright.swapaxes(0, 1), 6: np.rot90(upright), 7: np.rot90(upright, 2).swapaxes(0, 1), 8: np.rot90(upright, -1)}
-    mirrored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
-    return np.ascontiguousarray((turned | mirrored)[orientation])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_decode_turns_pictures_upright(tmp_path: Path, orientation: int):
-    upright = picture(20, 30)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored(upright.permute(1, 2, 0).numpy(), orientation)).save(tmp_path / "x.png", exif=exif)
-    assert torch.equal(decode(tmp_path / "x.png"), upright)
-
-
-def test_decode_turns_a_picture_whose_other_exif_tags_are_broken(tmp_path: Path):
-    # Orientation 6, and the camera's maker as a float instead of text. Photographs like this exist, and their pixels are fine.
-    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHIf", 0x010F, 11, 1, 1.0)
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
-    Image.new("RGB", (32, 16), (200, 30, 40)).save(tmp_path / "x.jpg", exif=exif)
-    assert decode(tmp_path / "x.jpg").shape == (3, 32, 16)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_decode_makes_rgb_of_any_mode(tmp_path: Path, mode: str):
-    rgb = to_pil(picture(12, 20))
-    image = rgb.convert(mode)
-    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
-    image.save(path)
-    decoded = decode(path)
-    assert decoded.shape == (3, 12, 20) and decoded.dtype == torch.uint8 and decoded.is_contiguous()
-    assert np.array_equal(decoded.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
-    if mode in ("L", "1", "LA"):
-        assert torch.equal(decoded[0], decoded[1]) and torch.equal(decoded[0], decoded[2])
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
-def test_truncated_files_are_named(tmp_path: Path, kind: str):
-    path = tmp_path / "broken"
-    to_pil(picture(40, 60)).save(path, kind)
-    whole = path.read_bytes()
-    for share in (0.0, 0.05, 0.3, 0.6):
-        path.write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(UserError) as error:
-            decode(path)
-        assert str(path) in str(error.value)
-
-
-def test_what_is_no_image_is_named(tmp_path: Path):
-    (tmp_path / "text.jpg").write_text("hello")
-    for path in (tmp_path / "text.jpg", tmp_path / "absent.jpg", tmp_path):
-        with pytest.raises(UserError, match="cannot read the image") as error:
-            decode(path)
-        assert str(path) in str(error.value)
-
-
-def test_huge_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    to_pil(picture(40, 60)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # PIL raises above twice that
-    with pytest.raises(UserError, match=r"x\.png"):
-        decode(tmp_path / "x.png")
-
-
-# --- the clients' cameras ---
-
-
-def test_camera_of_strength_zero_is_the_identity():
-    torch.testing.assert_close(camera(0, 3, 0.0), torch.eye(3), atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("strength", [0.1, 0.35, 1.0])
-def test_camera_keeps_gray_and_brightness(strength: float):
-    for client in range(20):
-        matrix = camera(0, client, strength)
-        # Rows sum to 1: gray stays that gray. Columns, too: the mean of the channels stays.
-        torch.testing.assert_close(matrix.sum(dim=1), torch.ones(3), atol=1e-6, rtol=0)
-        torch.testing.assert_close(matrix.sum(dim=0), torch.ones(3), atol=1e-6, rtol=0)
-
-
-def test_camera_turns_hues_no_further_than_its_strength():
-    # In the plane across the grey axis the matrix is (1 - grey) times a rotation.
-    across = torch.tensor([[1.0, -1.0, 0.0], [1.0, 1.0, -2.0]]) / torch.tensor([[2.0], [6.0]]).sqrt()
-    for client in range(50):
-        plane = across @ camera(0, client, 0.4) @ across.T
-        angle, kept = torch.atan2(plane[1, 0], plane[0, 0]), plane[:, 0].norm()
-        assert abs(angle) <= 0.4 * torch.pi + 1e-5 and 0.6 - 1e-5 <= kept <= 1 + 1e-5
-
-
-def test_cameras_follow_from_seed_and_client():
-    first = [camera(0, client, 0.35) for client in range(10)]
-    assert all(torch.equal(a, camera(0, client, 0.35)) for client, a in enumerate(first))
-    assert all((first[i] - first[j]).abs().max() > 1e-3 for i in range(10) for j in range(i))
-    assert not torch.equal(first[0], camera(1, 0, 0.35))
-
-
-@pytest.mark.parametrize("strength", [1.5, -0.5])
-def test_camera_strength_must_be_a_share(strength: float):
-    # Beyond 1 more than all colour would be lost: colours come out inverted.
-    with pytest.raises(UserError, match="camera"):
-        DataConfig(camera=strength)
-
-
-def test_normalise_sees_through_each_clients_camera():
-    images = torch.stack([picture(8, 8, i) for i in range(2)]).expand(3, 2, 3, 8, 8)  # clients, images
-    cameras = torch.stack([camera(0, client, 1.0) for client in range(3)])
-    pixels = pixels_of([], "none")
-    seen = pixels.normalise(images, cameras[:, None])
-    for client in range(3):
-        for i in range(2):
-            colour = (images[client, i].float() / 255).permute(1, 2, 0) @ cameras[client].T
-            expected = (colour.clamp(0, 1) - torch.tensor(CLIP.mean)) / torch.tensor(CLIP.std)
-            torch.testing.assert_close(seen[client, i], expected.permute(2, 0, 1), atol=1e-5, rtol=0)
-    gray = torch.full((3, 3, 4, 4), 77, dtype=torch.uint8)
-    torch.testing.assert_close(pixels.normalise(gray, cameras), pixels.normalise(gray), atol=1e-5, rtol=0)
+@pytest.mark.parametrize("length", [4000, 4001])
+def test_only_the_middle_of_a_line_is_resized(length: int):
+    # 1 x 4000 at 224 pixels would be 224 x 896,000; the centre crop shows a pixel or two of it.
+    line = torch.arange(length).expand(3, 1, length) % 251
+    got = fit(line.to(torch.uint8), Preprocess(224, (0.5,) * 3, (0.5,) * 3))
+    middle = [int(line[0, 0, i]) for i in (length // 2 - 1, length // 2)]
+    assert got.shape == (3, 224, 224)
+    assert min(middle) - 1 <= int(got[0, :, 112].min()) and int(got[0, :, 112].max()) <= max(middle) + 1

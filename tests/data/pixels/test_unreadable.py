@@ -1,11 +1,8 @@
-"""Images before the first round: unreadable ones left out on every rank alike, test images kept once a node."""
+"""Images that cannot be read are left out, on every rank alike."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +11,7 @@ from torch import Tensor
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData, without
-from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
 from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source, Split, Unreadable
 from pfedmma.system.errors import UserError
@@ -66,6 +61,13 @@ def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest
     assert capsys.readouterr().err.count("left out") == 5
 
 
+def test_whole_federation_is_untouched():
+    toy = source(set(), set())
+    whole = federation(toy)
+    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
+    assert count == 0 and kept is whole
+
+
 def test_a_client_without_a_readable_image_is_an_error():
     whole = federation(source(set(), set()))
     with pytest.raises(UserError, match="client 1"):
@@ -74,110 +76,7 @@ def test_a_client_without_a_readable_image_is_an_error():
         without(whole, {"test": torch.arange(8)})
 
 
-def test_whole_federation_is_untouched():
-    toy = source(set(), set())
-    whole = federation(toy)
-    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
-    assert count == 0 and kept is whole
-
-
-def test_decoded_images_beyond_the_budget_come_back_from_the_file():
-    reads: list[int] = []
-
-    def read(index: int) -> Tensor:
-        reads.append(index)
-        return torch.full((3, 4, 4 + index), index, dtype=torch.uint8)
-
-    images = DecodedImages(read, budget=3 * 4 * (4 + 5))  # room for images 0 and 1: 48 + 60 = 108 bytes
-    for _ in range(3):
-        for index in range(4):
-            assert torch.equal(images[index], torch.full((3, 4, 4 + index), index, dtype=torch.uint8))
-    assert reads == [0, 1, 2, 3]  # decoded once each, also the two in the file
-    assert images.bytes_held == 108 and images.bytes_spilled == 3 * 4 * (6 + 7)
-    assert images.decoded == 4
-
-
-def test_shared_fitted_images_are_made_by_one_and_seen_by_all(tmp_path: Path):
-    made: list[int] = []
-
-    def make(index: int) -> Tensor:
-        made.append(index)
-        return picture(index)
-
-    path = tmp_path / "shared"
-    create_shared_file(path, 6, 8)
-    one, other = FittedImages(6, 8, make, path), FittedImages(6, 8, make, path)
-    path.unlink()  # both have it mapped: nothing is left behind
-    one.fill(torch.tensor([0, 2, 4]))
-    other.fill(torch.tensor([1, 3, 5]))
-    assert torch.equal(one[torch.arange(6)], torch.stack([picture(i) for i in range(6)]))
-    assert torch.equal(one[torch.arange(6)], other[torch.arange(6)])
-    assert sorted(made) == list(range(6))
-
-
-def test_prefetched_keeps_order_and_raises_where_it_happened():
-    def items():
-        yield from range(5)
-        raise Unreadable("cannot read the image 5.jpg")
-
-    seen = []
-    with pytest.raises(Unreadable, match=r"5\.jpg"):
-        for item in Prefetched(items(), Stopwatch()):
-            seen.append(item)
-    assert seen == list(range(5))
-
-
-def test_prefetched_ends_its_thread_when_left_early():
-    prefetched = Prefetched(iter(range(1000)), Stopwatch())
-    for item in prefetched:
-        if item == 3:
-            break
-    prefetched._thread.join(timeout=5)
-    assert not prefetched._thread.is_alive()
-
-
-def test_waiting_is_counted_and_taken():
-    stopwatch = Stopwatch()
-    list(Prefetched(iter(range(3)), stopwatch))
-    assert stopwatch.seconds > 0
-    assert stopwatch.take() > 0 and stopwatch.seconds == 0
-
-
 def test_without_keeps_what_it_is_not_told_of():
     whole = dataclasses.replace(federation(source(set(), set())), template="{}")
     kept = without(whole, {"train": torch.tensor([0])})
     assert kept.template == "{}" and kept.base.indices.tolist() == whole.base.indices.tolist()
-
-
-def test_many_images_are_decoded_once_and_a_bad_one_is_named():
-    reads: list[int] = []
-
-    def read(index: int) -> Tensor:
-        reads.append(index)
-        if index == 9:
-            raise Unreadable("cannot read the image 9.jpg")
-        return picture(index)
-
-    images = DecodedImages(read, budget=1e9)
-    got = images.many([3, 1, 3, 2, 1])
-    assert [int(image[0, 0, 0]) for image in got] == [3, 1, 3, 2, 1]
-    assert sorted(reads) == [1, 2, 3]
-    with pytest.raises(Unreadable, match=r"9\.jpg"):
-        images.many([4, 9, 5])
-    assert torch.equal(images[4], picture(4)) and torch.equal(images[1], picture(1))  # still of use afterwards
-
-
-@pytest.mark.parametrize(("ranks", "threads"), [(1, 8), (3, 2), (8, 1), (16, 1)])
-def test_the_ranks_of_a_machine_share_its_cores_for_decoding(ranks: int, threads: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # has no say: the world counts the ranks
-    names: set[str] = set()
-    together = threading.Barrier(threads)
-
-    def read(index: int) -> Tensor:
-        names.add(threading.current_thread().name)
-        together.wait(timeout=20)  # fewer threads would never come together
-        return picture(index)
-
-    DecodedImages(read, 1e9, ranks).many(range(24))
-    assert len(names) == threads

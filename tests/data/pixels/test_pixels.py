@@ -1,0 +1,94 @@
+"""The images of a source at a backbone's size: reproducible, each file read once, normalised as open_clip does it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor
+
+from pfedmma.clip import tiny
+from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.preprocess import Preprocess
+from pfedmma.data.partition.camera import camera
+from pfedmma.data.pixels.crop import fit
+from pfedmma.data.pixels.pixels import Pixels
+from tests.support.pictures import CLIP, picture, pixels_of, to_pil
+
+
+def test_preprocess_of_a_model_is_the_one_open_clip_gives_it():
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny.FOLDER}", load_weights=False)
+    preprocess = Backbone.freeze(model).preprocess
+    image = picture(70, 100)
+    ours = pixels_of([image], "none", None, preprocess)
+    torch.testing.assert_close(ours.normalise(ours.fitted("test", torch.tensor([0])))[0], transform(to_pil(image)), atol=1e-5, rtol=0)
+
+
+def test_training_images_follow_from_the_generator_alone():
+    images = [picture(40 + i, 60, i) for i in range(6)]
+    batch = torch.tensor([4, 1, 5])
+
+    def drawn(pixels: Pixels, seed: int) -> Tensor:
+        return pixels.training(batch, torch.Generator().manual_seed(seed))
+
+    fresh, used = pixels_of(images, "crop"), pixels_of(images, "crop")
+    # Another rank has other images in memory, a generator of its own in another state, and has drawn for other clients before.
+    used.training(torch.tensor([5, 0, 2, 4]), torch.Generator().manual_seed(9))
+    used.fitted("test", torch.tensor([3]))
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    assert torch.equal(drawn(fresh, 7), drawn(used, 7))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(drawn(fresh, 7), drawn(fresh, 8))
+
+
+def test_every_training_image_gets_its_own_crop_and_half_are_flipped():
+    images = [picture(50, 50)] * 64
+    pixels = pixels_of(images, "crop", None, Preprocess(32, CLIP.mean, CLIP.std))
+    batch = pixels.training(torch.arange(64), torch.Generator().manual_seed(0))
+    assert batch.shape == (64, 3, 32, 32) and batch.dtype == torch.uint8
+    assert len({row.numpy().tobytes() for row in batch}) == 64
+    # A ramp from left to right tells which pictures are mirrored.
+    ramp = torch.arange(0, 250, 5, dtype=torch.uint8).expand(3, 50, 50)
+    rising = pixels_of([ramp], "crop").training(torch.zeros(400, dtype=torch.long), torch.Generator().manual_seed(0)).float()
+    share = (rising[..., -1].mean(dim=(1, 2)) < rising[..., 0].mean(dim=(1, 2))).float().mean()
+    assert 0.4 < share < 0.6
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees():
+    images = [picture(50, 70, i) for i in range(3)]
+    pixels = pixels_of(images, "none")
+    batch = torch.tensor([2, 0])
+    assert torch.equal(pixels.training(batch, torch.Generator()), torch.stack([fit(images[i], CLIP) for i in (2, 0)]))
+
+
+@pytest.mark.parametrize("augment", ["crop", "none"])
+def test_every_file_is_decoded_at_most_once(augment: str):
+    reads: Counter = Counter()
+    pixels = pixels_of([picture(30, 40, i) for i in range(4)], augment, reads, Preprocess(16, CLIP.mean, CLIP.std))
+    gen = torch.Generator().manual_seed(0)
+    assert not reads  # nothing is decoded before it is asked for
+    pixels.fitted("train", torch.tensor([3]))
+    for _ in range(3):
+        pixels.training(torch.tensor([0, 1, 1]), gen)
+        for split in ("train", "val", "test"):
+            pixels.fitted(split, torch.tensor([2, 0, 2]))
+    pixels.training(torch.tensor([3, 2]), gen)
+    assert set(reads) == {*(("train", i) for i in range(4)), *((split, i) for split in ("val", "test") for i in (0, 2))}
+    assert set(reads.values()) == {1}
+
+
+def test_normalise_sees_through_each_clients_camera():
+    images = torch.stack([picture(8, 8, i) for i in range(2)]).expand(3, 2, 3, 8, 8)  # clients, images
+    cameras = torch.stack([camera(0, client, 1.0) for client in range(3)])
+    pixels = pixels_of([], "none")
+    seen = pixels.normalise(images, cameras[:, None])
+    for client in range(3):
+        for i in range(2):
+            colour = (images[client, i].float() / 255).permute(1, 2, 0) @ cameras[client].T
+            expected = (colour.clamp(0, 1) - torch.tensor(CLIP.mean)) / torch.tensor(CLIP.std)
+            torch.testing.assert_close(seen[client, i], expected.permute(2, 0, 1), atol=1e-5, rtol=0)
+    gray = torch.full((3, 3, 4, 4), 77, dtype=torch.uint8)
+    torch.testing.assert_close(pixels.normalise(gray, cameras), pixels.normalise(gray), atol=1e-5, rtol=0)
