@@ -32,6 +32,7 @@ from pfedmma.clip.backbone import PRECISIONS
 from pfedmma.comm.world import DistributedConfig, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.data.sources.coop import LAYOUTS
+from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
@@ -97,13 +98,13 @@ class Watch:
         self.rounds: list[dict[str, float]] = []
         self.last = time.perf_counter()
 
-    def round_done(self, row: dict[str, Any]) -> None:
+    def round_done(self, row: RoundRow) -> None:
         now = time.perf_counter()
-        parts = dict(row["seconds"])
+        parts = {name: seconds or 0.0 for name, seconds in row.seconds.items()}
         parts["total"] = now - self.last
         parts["train"] -= parts["input"]
         parts["rest"] = parts["total"] - sum(parts[name] for name in PARTS if name != "rest")
-        self.rounds.append({name: parts[name] for name in (*PARTS, "total")} | {"images": row["samples"]})
+        self.rounds.append({name: parts[name] for name in (*PARTS, "total")} | {"images": row.samples})
         self.last = now
 
     def checkpoint_due(self, round_: int) -> bool:

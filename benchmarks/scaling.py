@@ -43,6 +43,7 @@ from pfedmma.config import schema as configuration
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine
+from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.client_state import ClientStore
 from pfedmma.stack.layout import Layout
@@ -88,10 +89,10 @@ class Watch:
         self.memory: list[int] = []
         self.last = time.perf_counter()
 
-    def round_done(self, row: dict[str, Any]) -> None:
+    def round_done(self, row: RoundRow) -> None:
         self.rounds.append(time.perf_counter() - self.last)
-        self.exchanges.append(row["seconds"]["exchange"])
-        if self.every and row["round"] % self.every == 0:
+        self.exchanges.append(row.spent("exchange"))
+        if self.every and row.round % self.every == 0:
             self.memory.append(resident())
         self.last = time.perf_counter()
 

@@ -289,11 +289,11 @@ def measure(args: argparse.Namespace, method: str, root: Path, work: Path) -> di
         run_ranks(net, plain, args, lambda _: ["-m", "pfedmma.train", *settings(args, method, root, plain / "run")])
         unmetered = [end["rx_bytes"] for end in net.counters()]
     readings = [[Reading(**row) for row in json.loads(note.read_text(encoding="utf-8"))] for note in notes]
-    comm = RunFolder(metered / "run").read_metrics()[-1]["comm"]
+    comm = asdict(RunFolder(metered / "run").read_metrics()[-1].comm)
     if comm["payload_bytes"] == 0:
         raise UserError(f"--methods: {method} exchanges nothing; name methods that do, such as pfedmma")
     for folder in (metered, plain):
-        check_ledger(readings, RunFolder(folder / "run").read_summary()["comm"])
+        check_ledger(readings, asdict(RunFolder(folder / "run").read_summary().comm))
     found = account(readings, ends, comm, args.rounds)
     bound = BOUNDS.get(method) if args.backbone == "ViT-B-16" else None
     return {

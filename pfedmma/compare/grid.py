@@ -14,10 +14,12 @@ A label that does not set ``method.name`` (``data.name``) is itself the name.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +78,17 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
     plans: list[Plan] = []
     for dataset, data in datasets.items():
         usual = _section(file, options.merged(common, data), "data").get("shots")
-        for shots in _numbers(file, "shots", tree.get("shots"), usual):
-            for method, own in methods.items():
-                for seed in _numbers(file, "seeds", tree.get("seeds"), common.get("seed", 0)):
-                    if len(plans) == MOST_RUNS:
-                        raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
-                    parts = [dataset, f"{shots}-shot" if shots is not None else "", method, f"seed{seed}"]
-                    varied: dict[str, Any] = {"seed": seed, "run_dir": str((out or ROOT / file.stem) / _slug(parts))}
-                    if shots is not None:
-                        varied["data"] = {"shots": shots}
-                    whole = common
-                    for part in (data, own, varied):
-                        whole = options.merged(whole, part)
-                    plans.append(Plan(method, dataset, _resolved(file, whole, overrides), group))
+        each_shots = _numbers(file, "shots", tree.get("shots"), usual)
+        seeds = _numbers(file, "seeds", tree.get("seeds"), common.get("seed", 0))
+        for shots, (method, own), seed in itertools.product(each_shots, methods.items(), seeds):
+            if len(plans) == MOST_RUNS:
+                raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
+            parts = [dataset, f"{shots}-shot" if shots is not None else "", method, f"seed{seed}"]
+            varied: dict[str, Any] = {"seed": seed, "run_dir": str((out or ROOT / file.stem) / _slug(parts))}
+            if shots is not None:
+                varied["data"] = {"shots": shots}
+            whole = reduce(options.merged, (data, own, varied), common)
+            plans.append(Plan(method, dataset, _resolved(file, whole, overrides), group))
     try:
         refuse_shared_folders(plans)
     except UserError as error:

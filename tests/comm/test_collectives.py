@@ -15,6 +15,7 @@ import pfedmma
 from pfedmma.comm import world
 from pfedmma.config import schema
 from pfedmma.engine.local import Trainer
+from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
 from tests.support import small
 from tests.support.ranks import run_ranks, train, values_of
@@ -126,7 +127,7 @@ def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict
         return torch.ones(len(clients))
 
     class Listener:
-        def round_done(self, row: dict[str, Any]) -> None:
+        def round_done(self, row: RoundRow) -> None:
             self.row = row
 
         def checkpoint_due(self, round_: int) -> bool:
@@ -136,7 +137,7 @@ def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict
     listener = Listener()
     run.engine.run(2, listener)
     return {
-        "clients": listener.row["clients"],
+        "clients": list(listener.row.clients),
         "seen": seen,
         "shared": run.engine.store.shared.tolist(),
         "private": {client: tensor[0].item() for client, tensor in run.engine.store.private.items()},

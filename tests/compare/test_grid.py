@@ -73,7 +73,7 @@ def test_a_label_is_the_name_unless_its_settings_give_one(plans):
     assert [p.method for p in first] == ["pfedmma", "visual only", "all of it", "promptfl"]
     assert [p.config.method.name for p in first] == ["pfedmma", "pfedmma", "pfedmma", "promptfl"]
     assert [p.config.method.towers for p in first] == ["both", "visual", "both", "both"]
-    assert [p.config.method.exchange for p in first] == ["", "", "all", ""]
+    assert [p.config.method.exchange for p in first] == [(), (), ("all",), ()]
     assert first[3].config.optimizer.lr == 0.5 != first[0].config.optimizer.lr
     assert [(p.dataset, p.config.data.name, p.config.data.clients) for p in found[4:]] == [("few shapes", "shapes", 3)] * 4
     assert found[5].name == "few-shapes-visual-only-seed0"

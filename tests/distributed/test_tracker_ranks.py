@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from pfedmma.records.rows import RoundRow
 from pfedmma.train import Recorder, main
 from tests.support import small
 from tests.support.ranks import run_ranks, train, values_of
@@ -21,9 +21,9 @@ def train_and_die(meeting: list[str], settings: list[str]) -> None:
     """The main job, killed as soon as round 3 is recorded, one round after the checkpoint."""
     real = Recorder.round_done
 
-    def round_done(self: Recorder, row: dict[str, Any]) -> None:
+    def round_done(self: Recorder, row: RoundRow) -> None:
         real(self, row)
-        if row["round"] == 3:
+        if row.round == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Recorder.round_done = round_done  # type: ignore[method-assign]

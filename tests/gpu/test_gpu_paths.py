@@ -27,6 +27,7 @@ from pfedmma.engine.batches import Batch
 from pfedmma.engine.cohort import PassWidth, train_cohort
 from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine
+from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.client_state import ClientStore
 from pfedmma.stack.offload import Budget
@@ -124,8 +125,9 @@ class Quiet:
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def round_done(self, row: dict[str, Any]) -> None:
-        self.losses.append(row["loss"])
+    def round_done(self, row: RoundRow) -> None:
+        assert row.loss is not None
+        self.losses.append(row.loss)
 
     def checkpoint_due(self, round_: int) -> bool:
         return False

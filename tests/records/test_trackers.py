@@ -196,17 +196,17 @@ def test_wandb_s_own_variables_take_precedence(tmp_path: Path, server: FakeServe
 
 def records(file: Path) -> list[bytes]:
     """The records of a wandb file: after 7 bytes, blocks of 32 KiB; before each part of one its checksum, length and kind."""
-    content, place, found, part = file.read_bytes(), 7, [], b""
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
+    content, position, found, part = file.read_bytes(), 7, [], b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
         if left < 7:
-            place += left
+            position += left
             continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
+        _, length, kind = struct.unpack_from("<IHB", content, position)
         if kind == 0:
             break
-        part += content[place + 7 : place + 7 + length]
-        place += 7 + length
+        part += content[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):
             found.append(part)
             part = b""
@@ -256,7 +256,7 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlflow.db").exists()
 
 
-def test_mlflow_s_own_place_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_s_own_server_is_kept_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path / 'ours.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
