@@ -92,7 +92,15 @@ def open_source(config: DataConfig, seed: int, size: int) -> Source:
     Raises:
         UserError: the data set is not at ``data.root``, or not whole.
     """
-    wanted = Wanted(config.name, config.root, seed, size, config.test_fraction, config.all_classes, config.download)
+    wanted = Wanted(
+        config.name,
+        config.root,
+        seed,
+        size,
+        test_fraction=config.test_fraction,
+        all_classes=config.all_classes,
+        download=config.download,
+    )
     source = DATA_SETS[config.name](wanted)
     templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}
     return dataclasses.replace(source, template=templates.get(config.template, config.template))
@@ -106,7 +114,9 @@ def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Fe
     """
     if config.partition_file:
         return _from_file(source, config, test_split)
-    division = Division(config.clients, seed, config.shots, config.beta, config.min_samples, config.held_out_domain)
+    division = Division(
+        config.clients, seed, shots=config.shots, beta=config.beta, least=config.min_samples, held_out=config.held_out_domain
+    )
     return PROTOCOLS[config.protocol](source, division, test_split)
 
 

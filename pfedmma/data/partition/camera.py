@@ -1,4 +1,4 @@
-"""The cameras through which clients of drawn images see the world."""
+"""The cameras through which clients see their images, each client through its own, where ``data.camera`` or the data set asks for them."""
 
 from __future__ import annotations
 
