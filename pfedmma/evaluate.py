@@ -11,9 +11,10 @@ from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import assemble
+from pfedmma.run.display import accuracy_table
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
-from pfedmma.system.console import accuracy_table, show
+from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
 from pfedmma.system.memory import shortage_named
@@ -43,9 +44,15 @@ def evaluate(config: Config, folder: RunFolder, world: World) -> None:
     zero_shot = run.zero_shot()
     if world.is_main:
         rows = [("zeroshot", zero_shot.accuracy, ""), (config.method.name, accuracy, "")]
-        show(accuracy_table(f"{folder.path} after round {manifest['round']}, {config.evaluation.split} split (percent)", rows))
-        result = {"round": manifest["round"], "split": config.evaluation.split, "accuracy": accuracy, "zero_shot": zero_shot.accuracy}
-        print(to_json(result | {"per_client": per_client(run, zero_shot)}), flush=True)
+        show(accuracy_table(f"{folder.path} after round {manifest.round}, {config.evaluation.split} split (percent)", rows))
+        result = {
+            "round": manifest.round,
+            "split": config.evaluation.split,
+            "accuracy": accuracy.to_json(),
+            "zero_shot": zero_shot.accuracy and zero_shot.accuracy.to_json(),
+            "per_client": [client.to_json() for client in per_client(run, zero_shot)],
+        }
+        print(to_json(result), flush=True)
 
 
 if __name__ == "__main__":

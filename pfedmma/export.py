@@ -5,14 +5,14 @@ Adapters become an adapter file (`pfedmma.load_adapter`), other methods' tensors
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from pfedmma.methods.adapters.multimodal import AdapterSpec
-from pfedmma.methods.pfedmma import PRESETS
-from pfedmma.portable import adapter_file, client_file
+from pfedmma.methods.registry import entry_of
+from pfedmma.portable import adapter_file
+from pfedmma.portable.client_file import ClientFile
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.client import kept_of
+from pfedmma.run.client import KeptClient
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 
@@ -37,19 +37,18 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
     folder.require_run()
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
-    kept = kept_of(folder, client)
+    kept = KeptClient.from_run(folder, client)
     method, backbone = kept.config.method, kept.config.backbone.name
-    if method.name == "zeroshot":
-        raise UserError(f"the method of {folder.path} is zeroshot, which trains nothing; export a run of another method")
-    if method.name in PRESETS:
+    entry = entry_of(method.name)
+    if not entry.trains:
+        raise UserError(f"the method of {folder.path} is {method.name}, which trains nothing; export a run of another method")
+    tensors, others = kept.answer
+    if entry.adapters:
         options = {"scale": method.scale, "activation": method.activation, "rescale": method.rescale}
-        shapes = {name: tuple(tensor.shape) for name, tensor in kept.tensors.items()}
-        adapter_file.write(out, kept.tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        adapter_file.write(out, tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
     else:
-        settings: dict[str, object] = {"name": method.name}
-        if hasattr(method, method.name):  # methods registered from outside have no section
-            settings[method.name] = dataclasses.asdict(getattr(method, method.name))
-        client_file.write(out, kept.tensors, kept.others, settings, backbone, kept.template)
+        ClientFile(method, tensors, others, backbone, kept.template).write(out)
     return kept.round
 
 

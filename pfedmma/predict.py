@@ -29,10 +29,10 @@ from pfedmma.data.sources.base import Source, Split, Unreadable
 from pfedmma.data.sources.folders import SUFFIXES
 from pfedmma.methods import registry
 from pfedmma.portable.personal_clip import PersonalCLIP
-from pfedmma.records.checkpoint import manifest
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.client import Kept, kept_of
-from pfedmma.system.console import Bar
+from pfedmma.run.client import KeptClient
+from pfedmma.system.arguments import positive
+from pfedmma.system.console import ProgressBar
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
 
@@ -45,15 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     folder, paths = RunFolder(args.run), find_images(args.images)
     device = device_of(args.device)
-    kept = kept_of(folder, args.client)
+    kept = KeptClient.from_run(folder, args.client)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
     backbone = loading.load(kept.config.backbone, kept.config.seed, device)
-    model = PersonalCLIP.of(registry.build(kept.config.method, backbone), kept.tensors, kept.others, kept.template)
+    model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), *kept.answer, kept.template)
     answers = predict(model, names, paths, args.batch_size)
     if not args.json:
         print(f"client {args.client} of {folder.path} after round {kept.round} ({kept.config.method.name}), {len(names)} classes")
     unread = 0
-    with Bar(len(paths), len(paths) > args.batch_size) as bar:
+    with ProgressBar("images", len(paths), bar=len(paths) > args.batch_size, beside_answers=True) as bar:
         for path, answer in answers:
             if isinstance(answer, Unreadable):
                 if len(paths) == 1:
@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that are searched for images")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="how many classes are shown (default 5)")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes are shown (default 5)")
     spaces = parser.add_mutually_exclusive_group()
     spaces.add_argument(
         "--classes",
@@ -91,15 +91,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     spaces.add_argument("--names", help="other classes, separated by commas")
     spaces.add_argument("--names-file", type=Path, metavar="FILE", help="other classes, one a line")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, as soon as it is known")
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images of one pass (default 32)")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images of one pass (default 32)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: a GPU if there is one")
     return parser.parse_intermixed_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
-    return int(text)
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
@@ -148,16 +142,15 @@ def given_names(args: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
-def classes_of(folder: RunFolder, kept: Kept, client: int, space: str) -> list[str]:
+def classes_of(folder: RunFolder, kept: KeptClient, client: int, space: str) -> tuple[str, ...]:
     """The run's own classes: ``all``, ``base``, ``novel``, or ``own``, those that ``client`` holds."""
-    try:
-        classes = manifest.classes_of_client(kept.classes, client, kept.config.data.clients)
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"the checkpoint in {folder.path} does not say the run's classes ({error}); name some by --names") from None
-    found = [*classes["base"], *classes["novel"]] if space == "all" else classes[space]
-    if not found:
+    classes = kept.classes
+    if classes is None:
+        raise UserError(f"the checkpoint in {folder.path} does not say the run's classes; name some by --names")
+    spaces = {"all": classes.base + classes.novel, "base": classes.base, "novel": classes.novel, "own": classes.of_client(client)}
+    if not spaces[space]:
         raise UserError(f"--classes: {folder.path} has no {space} classes, its protocol is {kept.config.data.protocol}; use base or all")
-    return found
+    return spaces[space]
 
 
 def predict(model: PersonalCLIP, names: Sequence[str], paths: Sequence[Path], size: int) -> Iterator[Answer]:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from typing import Any
 
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
-from pfedmma.config.identity import comparable, settings
+from pfedmma.config.identity import settings
 from pfedmma.config.schema import Config
 from pfedmma.config.table import all_settings
-from pfedmma.engine.rounds import due
-from pfedmma.records.checkpoint import manifest as checkpoint_manifest
-from pfedmma.records.checkpoint import write
+from pfedmma.records.checkpoint.manifest import Manifest
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import RunSummary
 from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run.assembly import Run, assemble
+from pfedmma.run.display import accuracy_table
+from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
-from pfedmma.system.console import Progression, accuracy_table, megabytes, show
+from pfedmma.system.console import ProgressBar, megabytes, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.memory import shortage_named
 from pfedmma.system.signals import Interruption
@@ -69,23 +68,23 @@ def parse(argv: list[str] | None) -> Config:
     return configuration.load(folder.config, [*given, f"run_dir={config.resume}", "resume=auto"])
 
 
-def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
+def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     """All remaining rounds, then the summary."""
-    engine, world = run.engine, run.engine.world
-    done = manifest["round"] if manifest else 0
-    if done > run.config.federation.rounds:
-        raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {run.config.federation.rounds}")
-    zero_shot = Reference.of_progress(manifest["progress"], len(engine.clients)) if manifest else Reference()
+    engine, world, rounds = run.engine, run.engine.world, run.config.federation.rounds
+    done = manifest.round if manifest else 0
+    if done > rounds:
+        raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {rounds}")
+    zero_shot = Reference(manifest.progress.zero_shot, manifest.progress.zero_shot_table) if manifest else Reference()
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
-    with Progression(run.config.federation.rounds, done, world.is_main) as progression:
-        progression.say(headline(run, done))
+    with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
+        bar.say(headline(run, done))
         if zero_shot.accuracy is None and run.config.evaluation.every:
             zero_shot = run.zero_shot()
         engine.interruption.rounds_begin()
-        last = engine.run(done + 1, Recorder(run, folder, progression, trackers, zero_shot, done))
-        if last < run.config.federation.rounds:
+        last = engine.run(done + 1, Recorder(run, folder, bar, trackers, zero_shot, done))
+        if last < rounds:
             by = f" by {engine.interruption.by}" if engine.interruption.asked else ""
-            progression.say(f"interrupted{by} after round {last} of {run.config.federation.rounds}, to be continued: resume=auto")
+            bar.say(f"interrupted{by} after round {last} of {rounds}, to be continued: resume=auto")
             trackers.close()
             return
     if run.config.evaluation.every and engine.table is None:  # nothing was left to train
@@ -96,49 +95,6 @@ def train(run: Run, folder: RunFolder, manifest: dict[str, Any] | None) -> None:
         trackers.run_done(done, summary)
         trackers.close()
         show_result(summary, folder)
-
-
-@dataclasses.dataclass
-class Recorder:
-    """Writes what the engine reports: metrics, progress, checkpoints."""
-
-    run: Run
-    folder: RunFolder
-    progression: Progression
-    trackers: Trackers
-    zero_shot: Reference
-    done: int  # rounds that stand before this part of the run
-    started: bool = False
-
-    def round_done(self, row: dict[str, Any]) -> None:
-        if self.run.engine.world.is_main:
-            if not self.started:  # a run that ends in its first round leaves no folder behind
-                self.folder.create(configuration.dump(self.run.config))
-                self.folder.keep_rounds(self.done)
-                if (made := self.run.engine.trainer.pixels.source.made_split) is not None:
-                    self.folder.keep_split(made)
-                self.trackers.start(self.done)
-                self.started = True
-            self.folder.append_metrics(row)
-            self.trackers.round_done(row)
-        self.progression.round_done(row)
-
-    def checkpoint_due(self, round_: int) -> bool:
-        return due(self.run.config.checkpoint.every, round_, self.run.config.federation.rounds)
-
-    def save(self, round_: int) -> None:
-        engine = self.run.engine
-        progress = {
-            "config": comparable(self.run.config),
-            "ledger": engine.world.ledger.state(),
-            "reads": engine.trainer.method.reads,
-            "template": self.run.federated.template,
-            "classes": checkpoint_manifest.classes_of(self.run.federated),
-        } | self.zero_shot.progress()
-        keep = self.run.config.checkpoint.keep
-        if engine.world.is_main:
-            self.folder.sync_metrics()
-        write.save_checkpoint(self.folder.checkpoints, round_, engine.store, engine.world, progress, keep)
 
 
 def headline(run: Run, done: int) -> str:
@@ -155,13 +111,10 @@ def ranks(world: World) -> str:
     return f"{world.size} rank{'s' if world.size > 1 else ''} ({world.device.type})"
 
 
-def show_result(summary: dict[str, Any], folder: RunFolder) -> None:
+def show_result(summary: RunSummary, folder: RunFolder) -> None:
     """The final table."""
-    rows = [
-        ("zeroshot", summary["zero_shot"], "0 B"),
-        (summary["method"], summary["accuracy"], megabytes(summary["bytes_per_client_round"])),
-    ]
-    show(accuracy_table(f"{summary['dataset']}, {summary['backbone']}, {len(summary['per_client'])} clients (percent)", rows))
+    rows = [("zeroshot", summary.zero_shot, "0 B"), (summary.method, summary.accuracy, megabytes(summary.bytes_per_client_round))]
+    show(accuracy_table(f"{summary.dataset}, {summary.backbone}, {len(summary.per_client)} clients (percent)", rows))
     print(f"summary: {folder.summary}", file=sys.stdout, flush=True)
 
 

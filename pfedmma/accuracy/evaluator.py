@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pfedmma.accuracy.metrics import COLUMNS
-from pfedmma.clip.backbone import Backbone
-from pfedmma.clip.stems import StemCache
-from pfedmma.data.partition.federated import Client, FederatedData, cameras
+from pfedmma.clip.stems import Stem, StemCache
+from pfedmma.data.partition.federated import Client, FederatedData, cameras, held_classes
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.methods.base import Method
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.methods.forward import Forward
+from pfedmma.stack.answers import Answers
+from pfedmma.stack.rules import Given, State
 from pfedmma.system import checks
 from pfedmma.system.options import GOES_ON, setting
 
@@ -46,81 +47,97 @@ class EvaluationConfig:
 class Evaluator:
     """Evaluates clients of one federated data set; ``clients_per_pass`` bounds how many share one forward pass."""
 
-    backbone: Backbone
     federated: FederatedData
     pixels: Pixels
     batch_size: int
     clients_per_pass: int
 
     @torch.no_grad()
-    def table(self, method: Method, store: ClientStore, clients: Sequence[Client], stems: StemCache | None = None) -> Tensor:
+    def table(self, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache | None = None) -> Tensor:
         """Accuracy in percent [C, 4] (columns `COLUMNS`, NaN where there is nothing to test), on the CPU, in fp64.
 
         ``stems`` keeps what follows from the test images alone until the next evaluation of the same method.
         """
         table = torch.full((len(clients), len(COLUMNS)), float("nan"), dtype=torch.float64)
         stems = stems or StemCache(0.0)
-        alike = self._alike(method, store, clients)
+        alike = self._alike(method, answers, clients)
         for name in self.federated.sets():
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
-                correct = self._correct(name, method, store, [clients[rows[0]] for rows in part], stems)
+                correct = self._correct(name, method, answers, [clients[rows[0]] for rows in part], stems)
                 for rows, right in zip(part, correct, strict=True):
                     table[rows, COLUMNS.index(name)] = right.mean() * 100.0
                     if name == "base":
                         table[rows, 0] = torch.stack([right[clients[row].test].mean() for row in rows]) * 100.0
         return table
 
-    def _alike(self, method: Method, store: ClientStore, clients: Sequence[Client]) -> list[list[int]]:
+    def _alike(self, method: Method, answers: Answers, clients: Sequence[Client]) -> list[list[int]]:
         """Rows of clients that have the same model and see the same pixels; one of them is tested for all.
 
         These are clients without a state of their own (the method has none, or they never trained), a camera, or others to read.
         """
         groups: dict[int, list[int]] = {}
         for row, client in enumerate(clients):
-            own = store.has_own(client.id) or client.camera is not None or method.reads > 0
+            own = answers.own(client.id) or client.camera is not None or method.knows_classes
             groups.setdefault(client.id if own else -1, []).append(row)
         return list(groups.values())
 
-    def _correct(self, name: str, method: Method, store: ClientStore, clients: Sequence[Client], stems: StemCache) -> Tensor:
+    def _correct(self, name: str, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache) -> Tensor:
         """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``."""
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        prompts = self.backbone.prompts(self.federated.template, images.classes)
-        with self.backbone.autocast():
-            stem = method.text_stem(prompts)
-        states = [self._state(method, store, [c.id for c in group], stem) for group in groups]
-        texts = []
-        for state in states:
-            with self.backbone.autocast():
-                texts.append(method.text_features(state, stem))
+        forward = Forward.from_prompts(method, self.federated.template, images.classes)
+        states = [self._state(forward, answers, group) for group in groups]
+        texts = [forward.text_features(state) for state in states]
         correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64)
         size = max(1, self.batch_size // max(map(len, groups)))
-        for start in range(0, len(images.indices), size):
-            part = slice(start, start + size)
-            labels = images.labels[part].to(self.backbone.device)
-            plain = StemCache(float("inf"))  # for the groups of this batch that see the images as they are
-            rows = 0
+        for tested in torch.arange(len(images.indices)).split(size):
+            labels = images.labels[tested].to(forward.device)
+            seen = StemCache(float("inf"))  # for the groups of this batch that see the images as they are
+            first = 0
             for group, state, text in zip(groups, states, texts, strict=True):
-                with self.backbone.autocast():
-                    image_stem = self._image_stem(name, part, method, group, stems, plain)
-                    logits = method.logits(state, method.image_features(state, image_stem), text)
-                correct[rows : rows + len(group), part] = (logits.argmax(dim=-1) == labels).cpu().double()
-                rows += len(group)
+                logits = forward.logits(state, self._image_stem(name, tested, forward, group, (seen, stems)), text)
+                correct[first : first + len(group), tested] = (logits.argmax(dim=-1) == labels).cpu().double()
+                first += len(group)
         return correct
 
-    def _image_stem(self, name: str, part: slice, method: Method, group: Sequence[Client], stems: StemCache, plain: StemCache) -> Any:
-        """The stem of this part of the test set ``name`` as each client of the group sees it."""
-        images, place = self.federated.sets()[name], (name, part.start, part.stop)
-        pixels = lambda: self.pixels.fitted(images.split, images.indices[part])  # noqa: E731, not read where the stem is kept
-        if (views := cameras(group)) is not None:  # every client sees the images in its own way
-            see = lambda: self.pixels.normalise(pixels().expand(len(group), *pixels().shape), views).flatten(0, 1)  # noqa: E731
-            return stems.get((*place, *(client.id for client in group)), lambda: method.image_stem(see()))
-        make = lambda: method.image_stem(self.pixels.normalise(pixels()))  # noqa: E731
-        return plain.get(place, lambda: stems.get(place, make)).repeat(len(group))
+    def _image_stem(self, name: str, tested: Tensor, forward: Forward, group: Sequence[Client], kept: tuple[StemCache, StemCache]) -> Stem:
+        """The stem of the images ``tested`` of the test set ``name`` as each client of the group sees them, client by client.
 
-    def _state(self, method: Method, store: ClientStore, ids: Sequence[int], text_stem: Any) -> dict[str, Tensor]:
-        """The clients' state as they would be tested: their own tensors, and what stays the same for these prompts."""
-        state = store.layout.views(store.gather(ids))
-        with self.backbone.autocast():
-            return state | method.fixed(state, store.others(ids, method.reads), text_stem)
+        ``kept``: stems of this batch, and of all evaluations.
+        """
+        images, (seen, stems) = self.federated.sets()[name], kept
+
+        def pixels(rows: Tensor) -> Tensor:
+            return self.pixels.fitted(images.split, images.indices[rows])
+
+        def plain(rows: Tensor) -> Stem:
+            return forward.image_stem(self.pixels.normalise(pixels(rows)))
+
+        if cameras(group) is None:
+            return seen.get(name, tested, lambda rows: stems.get(name, rows, plain)).repeat(len(group))
+        # Every client sees the images in its own way: those whose stems are not kept go through the blocks together.
+        new = [client for client in group if not stems.holds((name, client.id), tested)]
+        own: dict[int, Stem] = {}
+        if new:
+            views = pixels(tested).expand(len(new), *pixels(tested).shape)
+            made = forward.image_stem(self.pixels.normalise(views, cameras(new)).flatten(0, 1))
+            if stems.full and len(new) == len(group):
+                return made
+            own = {client.id: made.take(torch.arange(len(tested)) + i * len(tested)) for i, client in enumerate(new)}
+
+        def own_part(client: int, rows: Tensor) -> Stem:
+            return own[client].take(torch.searchsorted(tested, rows))
+
+        found = [stems.get((name, client.id), tested, partial(own_part, client.id)) for client in group]
+        return found[0].join(found)
+
+    def _state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
+        """The clients' state as they are tested: their own tensors, and what stays the same for these prompts."""
+        ids, held = [client.id for client in group], None
+        if forward.method.knows_classes:
+            base = self.federated.base.classes
+            mine = held_classes(group, len(base)) if forward.classes == base else torch.zeros(len(group), len(forward.classes)).bool()
+            held = mine.to(forward.device)
+        state = answers.tensors(ids)
+        return state | forward.fixed(state, Given(answers.others(ids), held))

@@ -13,7 +13,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Visio
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
-from pfedmma.clip.stems import Features, Stem
+from pfedmma.clip.stems import Features, TowerStem
 from pfedmma.clip.towers import TextTower, VisualTower
 from pfedmma.system.errors import UserError
 
@@ -92,13 +92,13 @@ class Backbone:
             yield
 
     @torch.no_grad()
-    def image_stem(self, pixels: Tensor, blocks: int, pooled: bool = True) -> Stem:
+    def image_stem(self, pixels: Tensor, blocks: int, pooled: bool = True) -> TowerStem:
         """[N,3,S,S] normalised pixels -> the stem of the lowest ``blocks`` blocks; ``pooled`` false keeps all tokens to the end."""
         x, pool = self.visual.embed(pixels)
         return self.visual.stem(x, pool if pooled else None, blocks)
 
     @torch.no_grad()
-    def text_stem(self, prompts: Prompts, blocks: int) -> Stem:
+    def text_stem(self, prompts: Prompts, blocks: int) -> TowerStem:
         """K prompts -> the stem of the lowest ``blocks`` blocks, over the longest prompt's length only."""
         x, pool = self.text.embed(self.text.cut(prompts.tokens))
         return self.text.stem(x, pool, blocks)

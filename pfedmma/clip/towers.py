@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Tower:
     def depth(self) -> int:
         return len(self.blocks)
 
-    def stem(self, x: Tensor, pool: Tensor | None, blocks: int) -> Stem:
+    def stem(self, x: Tensor, pool: Tensor | None, blocks: int) -> TowerStem:
         """Run the lowest ``blocks`` blocks as they are.
 
         Args:
@@ -134,9 +134,9 @@ class Tower:
         normed = None
         for number in range(1, blocks + 1):
             normed, x = self._run(number, x, pool)
-        return Stem(x, normed, pool, blocks)
+        return TowerStem(x, normed, pool, blocks)
 
-    def finish(self, stem: Stem, places: Places) -> Tensor:
+    def finish(self, stem: TowerStem, places: Places) -> Tensor:
         """From a stem to the top with ``places`` acting in the blocks that are left; [N,T or 1,W].
 
         The output place acts on the last block of the stem, too: what is frozen about it has been done there.

@@ -1,21 +1,28 @@
-"""The batches of local training: which images each client sees in which step, on the host and on the device.
+"""The batches of local training: which images each client sees in which step, made on the host while the step before is computed.
+
+Clients of unequal size stand so that those still training are always the first rows: a client that has run out of batches costs nothing.
 
 Shape legend: C clients in the stack, k of them still training, B images a client, S pixels a side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pfedmma import rng
-from pfedmma.data.partition.federated import Client
-from pfedmma.data.pixels.pixels import Staged
+from pfedmma.clip.stems import Stem, StemCache
+from pfedmma.data.partition.federated import Client, cameras
+from pfedmma.data.pixels.pixels import Pixels, Staged
+from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.methods.forward import Forward
 from pfedmma.stack.optim import OptimizerConfig
+
+WHOLE_STEM_BATCH = 256  # images at a time
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,14 @@ class LocalWork:
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """A batch of k clients on the host: the distinct ``images``; ``places`` [k,B], their rows; ``labels`` and ``weights`` [k,B].
+    """A batch of k clients on the host: the distinct ``images``; ``rows`` [k,B] among them; ``labels`` and ``weights`` [k,B].
 
-    ``images`` None: stems are at hand, and ``places`` are positions among each client's own training images. ``seeds`` [k]: a random
+    ``images`` None: stems are at hand, and ``rows`` are positions among each client's own training images. ``seeds`` [k]: a random
     number of each client for this step, for methods that draw noise.
     """
 
     images: Staged | None
-    places: Tensor
+    rows: Tensor
     labels: Tensor
     weights: Tensor
     seeds: Tensor
@@ -50,21 +57,105 @@ class Batch:
     ``labels`` and ``weights`` [k,B], ``seeds`` [k].
     """
 
-    images: Any
+    images: Stem | Tensor
     labels: Tensor
     weights: Tensor
     seeds: Tensor
 
 
-def batches(client: Client, work: LocalWork, round_: int) -> list[Tensor]:
+@dataclass(frozen=True)
+class Batches:
+    """Makes the batches of a stack of clients. ``stems`` keeps what follows from images that are the same in every epoch."""
+
+    forward: Forward
+    pixels: Pixels
+    work: LocalWork
+    stems: StemCache = field(default_factory=lambda: StemCache(0.0))
+
+    def of_round(self, clients: Sequence[Client], round_: int, waiting: Stopwatch) -> Iterator[Batch]:
+        """The batches of a round one after another, on the device, each of the clients that still have one.
+
+        ``clients``: most steps first (`by_steps`). ``waiting`` counts how long images were waited for.
+        """
+        plans = [plan(client, self.work, round_) for client in clients]
+        kept = self.kept(clients)
+        for staged in Prefetched(self.staged(clients, plans, round_, pixels=not kept), waiting):
+            yield self.on_device(clients[: len(staged.labels)], staged, kept)
+
+    def kept(self, clients: Sequence[Client]) -> list[Stem]:
+        """The stem of each client's training images, where they are the same in every epoch and there is room; else nothing."""
+        if self.pixels.augment != "none":
+            return []
+        found = []
+        for client in clients:
+            images = torch.arange(len(client.train))
+            if self.stems.full and not self.stems.holds(("train", client.id), images):
+                return []
+            found.append(self.stems.get(("train", client.id), images, partial(self.whole_stem, client)))
+        return found
+
+    def whole_stem(self, client: Client, rows: Tensor) -> Stem:
+        """The stem of the training images ``rows`` of a client."""
+        parts = []
+        for part in rows.split(WHOLE_STEM_BATCH):
+            images = self.pixels.finish(self.pixels.stage(client.train[part], *self.pixels.draws(len(part), torch.Generator())))
+            parts.append(self.forward.image_stem(self.pixels.normalise(images[None], cameras([client]))[0]))
+        return parts[0].join(parts)
+
+    def staged(
+        self, clients: Sequence[Client], plans: Sequence[Sequence[Tensor]], round_: int, pixels: bool = True
+    ) -> Iterator[StagedBatch]:
+        """The host's part of the batches of a round; without images if no ``pixels`` are wanted."""
+        for number in range(max(map(len, plans))):
+            k = sum(len(plan) > number for plan in plans)
+            yield self.stage(clients[:k], [plan[number] for plan in plans[:k]], round_, number, pixels)
+
+    def stage(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int, pixels: bool = True) -> StagedBatch:
+        """The clients' next batches side by side, padded to the largest with images of weight 0."""
+        size = max(map(len, chosen))
+        rows = torch.stack([torch.cat([own, own[:1].expand(size - len(own))]) for own in chosen])
+        there = torch.arange(size) < torch.tensor([[len(own)] for own in chosen])
+        labels = torch.stack([client.labels[own] for client, own in zip(clients, rows, strict=True)])
+        weights = there / there.sum(dim=1, keepdim=True)
+        seeds = torch.tensor([rng.key(self.work.seed, "noise", round_, client.id, number) for client in clients])
+        if not pixels:
+            return StagedBatch(None, rows, labels, weights, seeds)
+        # Each client's images follow those of the one before; padding repeats its first.
+        first = torch.tensor([0, *map(len, chosen[:-1])]).cumsum(0)[:, None]
+        rows = torch.where(there, first + torch.arange(size), first)
+        return StagedBatch(self.staged_images(clients, chosen, round_, number), rows, labels, weights, seeds)
+
+    def staged_images(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Staged:
+        """The images of the clients' next batches, without padding."""
+        generators = [rng.generator(self.work.seed, "augment", round_, client.id, number) for client in clients]
+        drawn = [self.pixels.draws(len(own), gen) for own, gen in zip(chosen, generators, strict=True)]
+        draws, flips = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return self.pixels.stage(torch.cat([c.train[own] for c, own in zip(clients, chosen, strict=True)]), draws, flips)
+
+    def on_device(self, clients: Sequence[Client], staged: StagedBatch, kept: Sequence[Stem] = ()) -> Batch:
+        """The same batch on the device, seen through the clients' cameras; ``kept``: the stems of the clients' images in their place."""
+        rows, labels, weights, seeds = (t.to(self.forward.device) for t in (staged.rows, staged.labels, staged.weights, staged.seeds))
+        if staged.images is None:
+            stems = [stem.take(own) for stem, own in zip(kept, rows, strict=False)]  # the clients still training come first
+            return Batch(stems[0].join(stems), labels, weights, seeds)
+        images = self.pixels.normalise(self.pixels.finish(staged.images)[rows], cameras(clients))
+        return Batch(images.flatten(0, 1), labels, weights, seeds)
+
+
+def plan(client: Client, work: LocalWork, round_: int) -> list[Tensor]:
     """The client's batches of one round: positions in its own training images, reshuffled every epoch."""
-    plan: list[Tensor] = []
+    batches: list[Tensor] = []
     for epoch in range(work.epochs):
         gen = rng.generator(work.seed, "shuffle", round_, client.id, epoch)
-        plan += torch.randperm(len(client.train), generator=gen).split(work.batch_size)
-    return plan
+        batches += torch.randperm(len(client.train), generator=gen).split(work.batch_size)
+    return batches
 
 
 def by_steps(clients: Sequence[Client], batch_size: int) -> list[Client]:
     """Clients with the most local steps first; equal ones in order of id."""
     return sorted(clients, key=lambda c: (-len(c.train) // batch_size, c.id))
+
+
+def steps(client: Client, work: LocalWork) -> int:
+    """How many local steps the client takes in a round."""
+    return work.epochs * -(-len(client.train) // work.batch_size)

@@ -1,24 +1,25 @@
-"""Local training of a stack of clients in one pass.
+"""The participants of a round that a rank hosts: trained in passes of as many clients as memory takes.
 
-All clients of the stack go through the one frozen backbone together; each has its own parameters, optimizer state, batches
-and loss. Clients of unequal size are sorted so that those still training are always the first rows: a client that has run out
-of batches costs nothing and its slice, momentum included, is not touched.
-
-Shape legend: C clients in the stack, k of them still training, B images a client, P parameters of one client.
+Shape legend: C clients, P parameters of one client, X of them exchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pfedmma.data.partition.federated import Client
+from pfedmma.data.partition.federated import Client, held_classes
+from pfedmma.data.pixels.prefetch import Stopwatch
 from pfedmma.engine.batches import by_steps
-from pfedmma.engine.local import Trainer
+from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.server import Server
 from pfedmma.stack import optim
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.answers import Answers
+from pfedmma.stack.client_state import ClientStates
+from pfedmma.stack.rules import Given
 from pfedmma.system.errors import RankFailure
 
 MOST_IN_A_PASS = 256  # clients, where the memory of a GPU decides
@@ -31,7 +32,7 @@ class PassWidth:
         self.now, self.fits = now, fits
 
     @classmethod
-    def of(cls, wanted: str, device: torch.device) -> PassWidth:
+    def from_setting(cls, wanted: str, device: torch.device) -> PassWidth:
         """From ``federation.clients_per_pass``."""
         if wanted != "auto":
             return cls(int(wanted))
@@ -47,45 +48,64 @@ class PassWidth:
         self.now = -(-tried // 2)
 
 
-def train_cohort(trainer: Trainer, clients: Sequence[Client], store: ClientStore, round_: int, width: PassWidth) -> tuple[Tensor, Tensor]:
-    """Train ``clients`` from the store, as many at a time as ``width`` says, and keep their private state.
+class Trained(NamedTuple):
+    """What local training came to: the clients' exchanged tensors [C, X], their mean losses [C], and seconds spent waiting for images."""
 
-    Returns:
-        The shared part of every client after training [C, X] and the mean losses [C], both in the order of ``clients``.
-    """
-    shared = torch.empty(len(clients), trainer.layout.exchanged_size, device=store.device)
-    losses = torch.empty(len(clients), device=store.device)
-    place = {client.id: row for row, client in enumerate(clients)}
-    left = by_steps(clients, trainer.work.batch_size)
+    uploads: Tensor
+    losses: Tensor
+    waited: float
+
+
+class Members(NamedTuple):
+    """The state of all participants: what clients have of their own, and what the server has."""
+
+    states: ClientStates
+    server: Server
+
+    def answers(self) -> Answers:
+        """What clients are tested with now."""
+        return Answers(self.states, self.server.shared, self.server.pool, self.server.rules.reads)
+
+
+def train_cohort(training: LocalTraining, clients: Sequence[Client], members: Members, round_: int, width: PassWidth) -> Trained:
+    """Train ``clients``, as many at a time as ``width`` says, and keep what is their own; the results are in the order of ``clients``."""
+    states = members.states
+    uploads = torch.empty(len(clients), training.layout.exchanged_size, device=states.device)
+    losses = torch.empty(len(clients), device=states.device)
+    row_of = {client.id: row for row, client in enumerate(clients)}
+    waiting = Stopwatch()
+    left = by_steps(clients, training.batches.work.batch_size)
     while left:
         group, after = left[: width.now], left[width.now :]
-        rows = [place[client.id] for client in group]
+        rows = [row_of[client.id] for client in group]
         try:
             # Nothing of the group is kept before all of it is done, so it can be tried again in smaller parts.
-            params, state, losses[rows] = train_group(trainer, group, after[: width.now], store, round_)
+            params, state, losses[rows] = _train_group(training, group, after[: width.now], members, round_, waiting)
         except torch.OutOfMemoryError:
             width.shrink(len(group))
-            store.free_workspace()
+            states.free_workspace()
             continue
-        shared[rows] = params[:, : trainer.layout.exchanged_size]
-        store.scatter([client.id for client in group], params)
+        uploads[rows] = params[:, : training.layout.exchanged_size]
+        states.scatter([client.id for client in group], params)
         if state is not None:
-            store.scatter_optimizer([client.id for client in group], state)
+            states.scatter_optimizer([client.id for client in group], state)
         left = after
-    return shared, losses
+    return Trained(uploads, losses, waiting.seconds)
 
 
-def train_group(
-    trainer: Trainer, group: Sequence[Client], after: Sequence[Client], store: ClientStore, round_: int
+def _train_group(
+    training: LocalTraining, group: Sequence[Client], after: Sequence[Client], members: Members, round_: int, waiting: Stopwatch
 ) -> tuple[Tensor, optim.OptimizerState | None, Tensor]:
     """Train one stack, while the state of those ``after`` it is brought near.
 
     Returns:
         Its parameters [C, P], its optimizer state (None where that ends with the round), and its losses [C].
     """
+    states, server = members
     ids = [client.id for client in group]
-    params = store.gather_to_train(ids)
-    state = store.gather_optimizer(ids) if store.optimizer.state == "persist" else None
-    store.prefetch([client.id for client in after])
-    losses = trainer.train(group, params, state, round_, store.others(ids, trainer.method.reads))
+    params = states.gather_to_train(ids, server.shared)
+    state = states.gather_optimizer(ids) if states.optimizer.state == "persist" else None
+    states.prefetch([client.id for client in after])
+    held = held_classes(group, len(training.forward.classes)).to(states.device) if training.method.knows_classes else None
+    losses = training.train(group, params, state, round_, Given(server.others(ids), held), waiting)
     return params, state, losses

@@ -1,6 +1,6 @@
 """The round loop: Algorithm 1 of pFedMMA, for any method whose `exchange` map says what travels.
 
-Shape legend: C participants that this rank hosts, P parameters of one client, X of them exchanged.
+Shape legend: C participants that this rank hosts, K clients, X exchanged parameters of one client.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +16,15 @@ from torch import Tensor
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
 from pfedmma.accuracy.metrics import summarise
 from pfedmma.clip.stems import StemCache
-from pfedmma.comm.ledger import EXCHANGE
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.cohort import PassWidth, train_cohort
-from pfedmma.engine.local import Trainer
-from pfedmma.engine.participation import sample
+from pfedmma.engine import participation
+from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.server import Server, Uploads
 from pfedmma.methods.base import Method
-from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.rules import POOL, UNIFORM
+from pfedmma.records.rows import Accuracy, RoundComm, RoundRow
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import GOES_ON, SAME_RESULT, setting
@@ -65,7 +65,7 @@ class FederationConfig:
 class Listener(Protocol):
     """Who wants to know about finished rounds."""
 
-    def round_done(self, row: dict[str, Any]) -> None: ...
+    def round_done(self, row: RoundRow) -> None: ...
 
     def checkpoint_due(self, round_: int) -> bool: ...
 
@@ -78,19 +78,27 @@ class Engine:
 
     world: World
     clients: tuple[Client, ...]
-    trainer: Trainer
+    training: LocalTraining
     evaluator: Evaluator
-    store: ClientStore
+    members: Members
     federation: FederationConfig
     evaluation: EvaluationConfig
     seed: int
-    wire: str = "fp32"
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
     interruption: Interruption = field(default_factory=Interruption)
     table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
 
+    @property
+    def states(self) -> ClientStates:
+        """What the clients of this rank have of their own."""
+        return self.members.states
+
+    @property
+    def server(self) -> Server:
+        return self.members.server
+
     def run(self, first_round: int, listener: Listener) -> int:
-        """Rounds ``first_round`` to the last: sample, train locally, average what is shared, evaluate, record.
+        """Rounds ``first_round`` to the last: sample, train locally, let the server average what is shared, evaluate, record.
 
         Returns:
             The last round that was done: an interruption of any rank ends the run after its round.
@@ -98,14 +106,14 @@ class Engine:
         for round_ in range(first_round, self.federation.rounds + 1):
             clock = Clock()
             self.world.ledger.open_round()
-            cohort = sample(len(self.clients), self.federation.participation, self.seed, round_)
-            read = self.read_parameters(cohort)
-            shared, losses = train_cohort(self.trainer, self.hosted(cohort), self.store, round_, self.width)
+            cohort = participation.sample(len(self.clients), self.federation.participation, self.seed, round_)
+            read = self.server.read_parameters(cohort)
+            trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width)
             clock.lap("train")
-            clock.laps["input"] = self.trainer.waiting.take()  # the part of training that waited for images
-            loss, interrupted = self.collect(cohort, losses)  # also waits for the slowest rank: the exchange is timed alone
+            clock.laps["input"] = trained.waited  # the part of training that waited for images
+            loss, interrupted = self.collect(cohort, trained.losses)  # also waits for the slowest rank: the exchange is timed alone
             clock.lap("wait")
-            self.store.shared = self.exchange(cohort, shared)
+            self.server.round(self.uploads(round_, cohort, trained.uploads))
             clock.lap("exchange")
             accuracy = self.evaluate() if due(self.evaluation.every, round_, self.federation.rounds) else None
             clock.lap("evaluate")
@@ -120,36 +128,10 @@ class Engine:
         """Those of the clients that live on this rank."""
         return [self.clients[i] for i in ids if self.world.hosts(i)]
 
-    def exchange(self, cohort: Sequence[int], shared: Tensor) -> Tensor:
-        """The server's mean over all participants [X], from this rank's ones [C, X].
-
-        The weights, n_i / n or 1 / participants, are known on every rank from the partition, so nothing but the tensor travels (and
-        under rule ``pool`` each participant's own). A rank without participants enters with zeros. Local sums are fp64, the wire is
-        fp32 (or bf16, fp16). One collective.
-        """
-        layout = self.trainer.layout
-        if layout.exchanged_size == 0:
-            return self.store.shared
-        sizes = {i: len(self.clients[i].train) for i in cohort}
-        hosted = [client.id for client in self.hosted(cohort)]
-        part = torch.zeros(layout.exchanged_size, dtype=torch.float64, device=shared.device)
-        for rule, columns in layout.columns.items():
-            weights = [1.0 / len(cohort) if rule == UNIFORM else sizes[i] / sum(sizes.values()) for i in hosted]
-            part[columns] = torch.tensor(weights, dtype=torch.float64, device=shared.device) @ shared[:, columns].double()
-        pooled = shared[:, layout.columns.get(POOL, slice(0, 0))]
-        uploads = pooled.new_zeros(len(cohort), pooled.shape[1])
-        uploads[[cohort.index(i) for i in hosted]] = pooled
-        sent = torch.cat([part.to(WIRE_DTYPES[self.wire]), uploads.flatten().to(WIRE_DTYPES[self.wire])])
-        mean, uploads = self.world.sum(sent, EXCHANGE).float().tensor_split([layout.exchanged_size])
-        if POOL in layout.columns:
-            self.store.pool.rows.update(zip(cohort, uploads.view(len(cohort), -1), strict=True))
-        return mean
-
-    def read_parameters(self, cohort: Sequence[int]) -> int:
-        """How many parameters of other clients the participants are sent at the start of the round."""
-        columns = self.trainer.layout.columns.get(POOL, slice(0, 0))
-        reads = self.trainer.method.reads
-        return sum(self.store.pool.readable(i, reads) for i in cohort) * (columns.stop - columns.start)
+    def uploads(self, round_: int, cohort: Sequence[int], rows: Tensor) -> Uploads:
+        """What the participants send; ``rows`` [C, X] of those on this rank."""
+        samples = [len(self.clients[i].train) for i in cohort]
+        return Uploads(round_, cohort, samples, [client.id for client in self.hosted(cohort)], rows)
 
     def collect(self, cohort: Sequence[int], losses: Tensor) -> tuple[float, bool]:
         """The weighted mean of all participants' losses, and whether any rank was asked to end."""
@@ -158,37 +140,29 @@ class Engine:
         loss, asked = self.world.sum(torch.tensor([own, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
         return loss / sum(sizes.values()), asked > 0
 
-    def evaluate(self) -> dict[str, Any]:
-        """Accuracy of every client with its current state; keeps the table by client."""
-        self.table = self.evaluate_all(self.trainer.method, self.store, self.trainer.stems)
+    def evaluate(self) -> Accuracy:
+        """Accuracy of every client with what it answers with now; keeps the table by client."""
+        self.table = self.evaluate_all(self.training.method, self.members, self.training.batches.stems)
         return self.summarise(self.table)
 
-    def summarise(self, table: Tensor) -> dict[str, Any]:
+    def summarise(self, table: Tensor) -> Accuracy:
         """Averages of a table over clients, and over their domains if they have any."""
         return summarise(table, [client.domain for client in self.clients])
 
-    def evaluate_all(self, method: Method, store: ClientStore, stems: StemCache | None = None) -> Tensor:
+    def evaluate_all(self, method: Method, members: Members, stems: StemCache | None = None) -> Tensor:
         """Accuracies of all clients [K, 4]: each rank tests its own, then all know all."""
         hosted = self.hosted(range(len(self.clients)))
-        own = self.evaluator.table(method, store, hosted, stems)
+        own = self.evaluator.table(method, members.answers(), hosted, stems)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
         table[[client.id for client in hosted]] = own
         return self.world.sum(table.flatten(), "metrics").view(table.shape)
 
-    def record(
-        self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, accuracy: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        """The round's object in ``metrics.jsonl``."""
-        wire_bytes = WIRE_DTYPES[self.wire].itemsize
-        return {
-            "round": round_,
-            "clients": list(cohort),
-            "samples": sum(len(self.clients[i].train) for i in cohort),
-            "loss": loss,
-            "seconds": clock.seconds(),
-            "comm": self.world.ledger.close_round(self.trainer.layout.exchanged_size, len(cohort), wire_bytes, read),
-            "accuracy": accuracy,
-        }
+    def record(self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, accuracy: Accuracy | None) -> RoundRow:
+        """The round's object in ``metrics.jsonl``; ``read``: parameters of others that the participants were sent."""
+        samples = sum(len(self.clients[i].train) for i in cohort)
+        wire_bytes = WIRE_DTYPES[self.server.rules.wire].itemsize
+        comm = RoundComm(**self.world.ledger.close_round(self.training.layout.exchanged_size, len(cohort), wire_bytes, read))
+        return RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm, accuracy)
 
 
 class Clock:

@@ -9,8 +9,8 @@ Shape legend: C clients, B images a client, K classes, D embedding, E other clie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.stems import Stem
 from pfedmma.stack.rules import MEAN as MEAN
 from pfedmma.stack.rules import POOL as POOL
+from pfedmma.stack.rules import SERVERS, Given, State
 from pfedmma.stack.rules import UNIFORM as UNIFORM
-from pfedmma.stack.rules import Others, State
 
 SEEDS = "seeds"  # the entry of a state that is there in training only: a random number of each client for this step [C], int64
 
@@ -52,6 +53,16 @@ class Method:
         return 0
 
     @property
+    def answers(self) -> str:
+        """What a client answers with in place of its exchanged tensors: `SERVERS` or `OWN`, see `pfedmma.stack.rules`."""
+        return SERVERS
+
+    @property
+    def knows_classes(self) -> bool:
+        """Whether it makes use of the classes that each client holds; only then is ``Given.held`` there."""
+        return False
+
+    @property
     def learning_rates(self) -> Mapping[str, float]:
         """Tensors whose learning rate is not ``optimizer.lr``."""
         return {}
@@ -60,19 +71,18 @@ class Method:
         """The state in which every client starts, without the client axis."""
         return {name: torch.zeros(shape) for name, shape in self.shapes.items()}
 
-    def image_stem(self, pixels: Tensor) -> Any:
-        """[N,3,S,S] normalised pixels -> what follows from them without trained tensors: a `Stem` or `Features`."""
+    def image_stem(self, pixels: Tensor) -> Stem:
+        """[N,3,S,S] normalised pixels -> what follows from them without trained tensors."""
         return self.backbone.image_features(pixels)
 
-    def text_stem(self, prompts: Prompts) -> Any:
+    def text_stem(self, prompts: Prompts) -> Stem:
         """K prompts -> what follows from them without trained tensors."""
         return self.backbone.text_features(prompts)
 
-    def fixed(self, state: State, others: Others | None, text_stem: Any) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: Any) -> dict[str, Tensor]:
         """What stays the same while these clients train, or are tested, on these prompts: further entries [C,...] of the state.
 
-        ``state`` is what they begin with, and is changed in place while they train. ``others`` is what they read of other clients; None if
-        nothing can be read.
+        ``state`` is what they begin with, and is changed in place while they train. ``given`` is what they know besides.
         """
         return {}
 
@@ -91,6 +101,24 @@ class Method:
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Training loss of each client [C]; ``labels`` [C,B], ``weights`` [C,B] sum to 1 a client and are 0 on padding."""
         return cross_entropy(self.logits(state, images, texts), labels, weights)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a method is known, built, and what it can; each file of a method ends in its ``ENTRIES``.
+
+    ``build``: from its settings and the backbone. ``settings``: the dataclass of its own section ``method.<name>``; None where it reads the
+    adapters' settings in ``method`` itself, or none. ``optimizer``: its published defaults where they differ from the common ones (SGD, see
+    `pfedmma.stack.optim.OptimizerConfig`). ``adapters``: what it trains are multi-modal adapters, which have a file format of their own.
+    ``trains``: False for a method that trains nothing.
+    """
+
+    name: str
+    build: Callable[[Any, Backbone], Method]
+    settings: type | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    adapters: bool = False
+    trains: bool = True
 
 
 def count(state: State) -> int:

@@ -26,19 +26,20 @@ from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.stems import Features
-from pfedmma.methods.base import Method, cosine_logits, cross_entropy, per_client
+from pfedmma.methods.base import Entry, Method, cosine_logits, cross_entropy, per_client
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import UNIFORM, State
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 LINEARS = ("hidden", "gate")
 
 
 @dataclass(frozen=True)
 class FedCLIPConfig:
-    """``loss``: ``infonce`` (images and texts of a batch) or ``ce`` (cross-entropy over all classes)."""
+    """FedCLIP: an attention over the image feature."""
 
-    loss: str = "infonce"
+    loss: str = setting("infonce", "infonce (images against the texts of their batch) or ce (cross-entropy over all classes)")
 
     def __post_init__(self) -> None:
         checks.one_of("loss", self.loss, ("infonce", "ce"))
@@ -52,7 +53,7 @@ class FedCLIP(Method):
     width: int
 
     @classmethod
-    def of(cls, settings: FedCLIPConfig, backbone: Backbone) -> FedCLIP:
+    def from_settings(cls, settings: FedCLIPConfig, backbone: Backbone) -> FedCLIP:
         return cls(backbone, settings, backbone.visual.projection.shape[1])
 
     @property
@@ -87,3 +88,7 @@ def infonce(logits: Tensor, weights: Tensor) -> Tensor:
     absent = (weights == 0).unsqueeze(1) & ~torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
     to_texts, to_images = (cross_entropy(x.masked_fill(absent, -torch.inf), target, weights) for x in (logits, logits.transpose(1, 2)))
     return (to_texts + to_images) / 2
+
+
+PUBLISHED = {"name": "adam", "lr": 5e-5, "beta1": 0.9, "beta2": 0.98, "weight_decay": 0.2}
+ENTRIES = (Entry("fedclip", FedCLIP.from_settings, FedCLIPConfig, PUBLISHED),)

@@ -25,23 +25,24 @@ from torch.nn import functional as F
 
 from pfedmma import rng
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.multimodal import TOWERS
-from pfedmma.methods.base import SEEDS, Method, count, per_client
+from pfedmma.methods.base import SEEDS, Entry, Method, count, per_client
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 PARTS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
 class FedLoRAConfig:
-    """``rank`` r; ``alpha``: what B A x is multiplied by, over sqrt(r); ``dropout``: share of the input of A left out in training."""
+    """FedLoRA: low-rank additions to the attention of both towers."""
 
-    rank: int = 2
-    alpha: float = 1.0
-    dropout: float = 0.25
+    rank: int = setting(2, "rank r of the additions B A")
+    alpha: float = setting(1.0, "B A x is multiplied by alpha / sqrt(r)")
+    dropout: float = setting(0.25, "share of the input of A that is left out in training, from 0 to less than 1")
 
     def __post_init__(self) -> None:
         checks.between("rank", self.rank, 1, 4096)
@@ -56,7 +57,7 @@ class FedLoRA(Method):
     settings: FedLoRAConfig
 
     @classmethod
-    def of(cls, settings: FedLoRAConfig, backbone: Backbone) -> FedLoRA:
+    def from_settings(cls, settings: FedLoRAConfig, backbone: Backbone) -> FedLoRA:
         return cls(backbone, settings)
 
     @property
@@ -86,19 +87,19 @@ class FedLoRA(Method):
                 nn.init.kaiming_uniform_(tensor, a=math.sqrt(5), generator=generator)
         return tensors
 
-    def image_stem(self, pixels: Tensor) -> Stem:
+    def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         return self.backbone.text_stem(prompts, 0)
 
-    def image_features(self, state: State, stem: Stem) -> Tensor:
+    def image_features(self, state: State, stem: TowerStem) -> Tensor:
         return self.features(state, stem, "visual")
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return self.features(state, stem.repeat(count(state)), "text")
 
-    def features(self, state: State, stem: Stem, name: str) -> Tensor:
+    def features(self, state: State, stem: TowerStem, name: str) -> Tensor:
         """Normalised features of the tower ``name``: stem of C*N sequences, client by client -> [C,N,D]."""
         tower = getattr(self.backbone, name)
         places = Places(attention=lambda block, part, normed: self.low_rank(state, f"{name}.{block}.{part}", normed))
@@ -116,3 +117,7 @@ class FedLoRA(Method):
         x = x.flatten(1, 2)
         x = torch.bmm(torch.bmm(x, a.transpose(1, 2)) * factor, b.transpose(1, 2))
         return x.view(normed.shape)
+
+
+PUBLISHED = {"name": "adamw", "lr": 2e-4, "weight_decay": 1e-2}
+ENTRIES = (Entry("fedlora", FedLoRA.from_settings, FedLoRAConfig, PUBLISHED),)

@@ -22,26 +22,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, word_ids
-from pfedmma.methods.base import Method, count, per_client
+from pfedmma.methods.base import Entry, Method, count, per_client
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import setting
 
 
 @dataclass(frozen=True)
 class FedMaPLeConfig:
-    """``context``: how many tokens of ``words``, which stand before the class name, are learned.
+    """FedMaPLe: learned tokens in the lowest blocks of both towers."""
 
-    ``depth``: in how many of the lowest blocks tokens are learned (0: 9, or the depth of the shallower tower where that is less).
-    """
-
-    context: int = 2
-    words: str = "a photo of a"
-    depth: int = 0
+    context: int = setting(2, "leading tokens of words that are learned")
+    words: str = setting("a photo of a", "what stands before the class name")
+    depth: int = setting(0, "lowest blocks in which tokens are learned; 0: 9, or the depth of the shallower tower where that is less")
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 1)
@@ -56,7 +54,7 @@ class FedMaPLe(Method):
     depth: int
 
     @classmethod
-    def of(cls, settings: FedMaPLeConfig, backbone: Backbone) -> FedMaPLe:
+    def from_settings(cls, settings: FedMaPLeConfig, backbone: Backbone) -> FedMaPLe:
         least = min(backbone.visual.depth, backbone.text.depth)
         if settings.depth > least:
             raise UserError(
@@ -98,10 +96,10 @@ class FedMaPLe(Method):
             tensors |= {f"projection.{number}{part}": tensor.clone() for part, tensor in (further if number else first).items()}
         return tensors
 
-    def image_stem(self, pixels: Tensor) -> Stem:
+    def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         """The embedded prompts ``[SOS] words name . [EOS]``, whatever template ``prompts`` were made with.
 
         Raises:
@@ -115,7 +113,7 @@ class FedMaPLe(Method):
                 raise UserError(f"method.fedmaple: the prompt '{text}.' has {size} tokens; {self.backbone.name} reads {reach}")
         return self.backbone.text_stem(self.backbone.prompts("{}.", texts), 0)
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         """Stem of K prompts -> [C,K,D]; each client's tokens stand after the start token."""
         tower, n = self.backbone.text, self.settings.context
 
@@ -130,7 +128,7 @@ class FedMaPLe(Method):
         x = tower.finish(stem.repeat(count(state)), Places(tokens=tokens))
         return F.normalize(per_client(state, tower.features(x).float()), dim=-1)
 
-    def image_features(self, state: State, stem: Stem) -> Tensor:
+    def image_features(self, state: State, stem: TowerStem) -> Tensor:
         """Stem of C*N images -> [C,N,D]; each client's projected tokens stand after the patches."""
         tower, n = self.backbone.visual, self.settings.context
 
@@ -162,3 +160,6 @@ def learned(number: int) -> str:
 def for_each(own: Tensor, x: Tensor) -> Tensor:
     """Each client's tokens [C,n,W] beside each of its sequences: [C*N,T,W] -> [C*N,n,W]."""
     return own.unsqueeze(1).expand(-1, len(x) // len(own), -1, -1).flatten(0, 1)
+
+
+ENTRIES = (Entry("fedmaple", FedMaPLe.from_settings, FedMaPLeConfig),)

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Features, Stem
+from pfedmma.clip.stems import Features, TowerStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import Method, per_client
+from pfedmma.methods.base import Entry, Method, per_client
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 PLAIN_EPS = 0.05  # K >= e^-40; u and v, its inverses, stay far from fp32's limits
 SHARED, PRIVATE = PROMPTS = ("shared.prompt", "private.prompt")
@@ -34,18 +35,14 @@ SHARED, PRIVATE = PROMPTS = ("shared.prompt", "private.prompt")
 
 @dataclass(frozen=True)
 class FedOTPConfig:
-    """``context``: learned tokens (0: 16, or a quarter of a short text tower). ``words``: begin with these instead of at random.
+    """FedOTP: a shared and a private prompt, matched to image patches."""
 
-    ``gamma``: share of the patches' mass that is matched. ``eps``: weight of the entropy. ``iterations``: of Sinkhorn. ``balanced``: match
-    all mass, every patch as much as any other; ``gamma`` is then not read.
-    """
-
-    context: int = 0
-    words: str = ""
-    gamma: float = 0.8
-    eps: float = 0.1
-    iterations: int = 100
-    balanced: bool = False
+    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
+    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
+    gamma: float = setting(0.8, "share of the patches' mass that is matched, 0 < gamma <= 1")
+    eps: float = setting(0.1, "weight of the entropy of the transport plan")
+    iterations: int = setting(100, "Sinkhorn iterations")
+    balanced: bool = setting(False, "match all mass, every patch as much as any other; gamma is then not read")
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 0)
@@ -62,7 +59,7 @@ class FedOTP(Method):
     length: int
 
     @classmethod
-    def of(cls, settings: FedOTPConfig, backbone: Backbone) -> FedOTP:
+    def from_settings(cls, settings: FedOTPConfig, backbone: Backbone) -> FedOTP:
         return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
 
     @property
@@ -81,14 +78,14 @@ class FedOTP(Method):
         tokens = self.backbone.image_stem(pixels, self.backbone.visual.depth, pooled=False).output
         return Features(F.normalize(self.backbone.visual.patch_features(tokens).float(), dim=-1))
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
     def image_features(self, state: State, stem: Features) -> Tensor:
         """[C,B,M,D]."""
         return per_client(state, stem.value)
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         """[C,N,K,D]: the shared prompt, then the private one."""
         both = torch.stack([state[name] for name in PROMPTS], dim=1).flatten(0, 1)  # of a client side by side: one pass of the tower
         return prompt_features(self.backbone, stem, both).unflatten(0, (-1, len(PROMPTS)))
@@ -148,3 +145,6 @@ def _logarithmic(kernel: Tensor, a: float, b: float, iterations: int, balanced: 
             u = u.clamp(max=0.0)
         v = b - torch.logsumexp(kernel + u, dim=-3, keepdim=True)
     return (kernel + u + v).exp()
+
+
+ENTRIES = (Entry("fedotp", FedOTP.from_settings, FedOTPConfig),)

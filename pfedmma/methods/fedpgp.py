@@ -14,37 +14,36 @@ Shape legend: C clients, B images a client, K classes, L context tokens, W text 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Features, Stem
+from pfedmma.clip.stems import Features, Stem, TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import SEEDS, Method, shared_by
-from pfedmma.stack.rules import MEAN, Others, State
+from pfedmma.methods.base import SEEDS, Entry, Method, shared_by
+from pfedmma.stack.rules import MEAN, Given, State
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 ANCHORS = ("template", "placeholder")
 
 
 @dataclass(frozen=True)
 class FedPGPConfig:
-    """``context``: learned tokens (0: 16, or a quarter of a short text tower). ``words``: sigma begins with these instead of at random.
+    """FedPGP: a shared context and a low-rank change of it for each client."""
 
-    ``rank``: of each client's change. ``mu``, ``tau``: weight and temperature of the contrastive term. ``anchor``: its frozen prompt,
-    ``template`` (the data's own) or ``placeholder`` ("X X ... X {class}.").
-    """
-
-    context: int = 0
-    words: str = ""
-    rank: int = 8
-    mu: float = 0.5
-    tau: float = 0.5
-    anchor: str = "template"
+    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
+    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
+    rank: int = setting(8, "rank of a client's change of the context")
+    mu: float = setting(0.5, "weight of the contrastive term")
+    tau: float = setting(0.5, "temperature of the contrastive term")
+    anchor: str = setting(
+        "template",
+        'frozen prompt of the contrastive term: template (the data\'s own) or placeholder ("X X ... X {class}.")',
+    )
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 0)
@@ -54,10 +53,11 @@ class FedPGPConfig:
         checks.one_of("anchor", self.anchor, ANCHORS)
 
 
-class AnchoredStem(NamedTuple):
+@dataclass(frozen=True)
+class AnchoredStem(Stem):
     """``context``: the prompts with room for the learned context; ``anchor``: features [K,D] of the frozen prompts, not normalised."""
 
-    context: Stem
+    context: TowerStem
     anchor: Features
 
 
@@ -69,7 +69,7 @@ class FedPGP(Method):
     length: int
 
     @classmethod
-    def of(cls, settings: FedPGPConfig, backbone: Backbone) -> FedPGP:
+    def from_settings(cls, settings: FedPGPConfig, backbone: Backbone) -> FedPGP:
         return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
 
     @property
@@ -92,7 +92,7 @@ class FedPGP(Method):
         text = self.backbone.text
         return AnchoredStem(context, Features(text.features(text.finish(context, Places())).float()))  # the placeholders as they are
 
-    def fixed(self, state: State, others: Others | None, text_stem: AnchoredStem) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: AnchoredStem) -> dict[str, Tensor]:
         return {"anchor": shared_by(state, F.normalize(text_stem.anchor.value, dim=-1))}
 
     def text_features(self, state: State, stem: AnchoredStem) -> Tensor:
@@ -128,3 +128,6 @@ def contrast(anchor: Tensor, sigma: Tensor, own: Tensor, tau: float) -> Tensor:
     """
     positive, negative = (anchor * sigma).sum(dim=-1), (sigma * own).sum(dim=-1)
     return F.softplus((negative - positive) / tau).mean(dim=1)
+
+
+ENTRIES = (Entry("fedpgp", FedPGP.from_settings, FedPGPConfig),)

@@ -9,38 +9,40 @@ client's current adapters, and the last round's model is reported.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 from pfedmma.methods.adapters.multimodal import PARTS, AdapterSpec, adapted_features
-from pfedmma.methods.base import Method, count
+from pfedmma.methods.base import Entry, Method, count
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system.errors import UserError
 
-PRESETS = {"pfedmma": "shared", "local": "none", "fedavg_mma": "all"}
+PRESETS = {"pfedmma": ("shared",), "local": ("none",), "fedavg_mma": ("all",)}
 
 
-def exchange_of(what: str, spec: AdapterSpec) -> dict[str, str]:
-    """Tensor name -> rule for ``what`` travels: ``none``, ``all``, or parts joined by "+" (or commas, as in a list).
+def exchange_of(what: Sequence[str], spec: AdapterSpec) -> dict[str, str]:
+    """Tensor name -> rule for ``what`` travels: ``none``, ``all``, or parts, each by itself or several joined by "+".
 
     A part is ``shared``, a tower, ``down`` or ``up``, or both as in ``visual.down``.
 
     Raises:
         UserError: a part that there is none of.
     """
-    if what == "none":
+    parts = [part for item in what for part in item.split("+")]
+    if parts == ["none"]:
         return {}
     shapes = spec.shapes()
-    if what == "all":
+    if parts == ["all"]:
         return dict.fromkeys(shapes, MEAN)
     chosen: dict[str, str] = {}
-    for part in re.split(r"[+,]", what.strip().removeprefix("[").removesuffix("]")):
+    for part in parts:
         words = set(part.strip().split("."))
         found = [name for name in shapes if words <= set(name.split("."))]
         if not found or not words <= PARTS:
@@ -57,11 +59,11 @@ class MultiModalAdapters(Method):
     """Adapters in the towers; the tensors in ``what`` (see `exchange_of`) are averaged, all others private."""
 
     spec: AdapterSpec
-    what: str
+    what: tuple[str, ...]
 
     @classmethod
-    def preset(cls, config, backbone: Backbone) -> MultiModalAdapters:
-        """The method that a `pfedmma.methods.MethodConfig` describes."""
+    def from_settings(cls, config: Any, backbone: Backbone) -> MultiModalAdapters:
+        """The method that a `pfedmma.methods.registry.MethodConfig` describes."""
         depth = min(backbone.visual.depth, backbone.text.depth)
         blocks = config.blocks or (8 if depth >= 12 else max(1, depth // 2))
         if blocks > depth:
@@ -84,14 +86,17 @@ class MultiModalAdapters(Method):
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         return self.spec.initial(generator)
 
-    def image_stem(self, pixels: Tensor) -> Stem:
+    def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, self.spec.frozen_blocks(self.backbone, "visual"))
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         return self.backbone.text_stem(prompts, self.spec.frozen_blocks(self.backbone, "text"))
 
-    def image_features(self, state: State, stem: Stem) -> Tensor:
+    def image_features(self, state: State, stem: TowerStem) -> Tensor:
         return F.normalize(adapted_features(self.backbone, self.spec, state, stem, "visual"), dim=-1)
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return F.normalize(adapted_features(self.backbone, self.spec, state, stem.repeat(count(state)), "text"), dim=-1)
+
+
+ENTRIES = tuple(Entry(name, MultiModalAdapters.from_settings, adapters=True) for name in PRESETS)

@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import Method, cosine_logits
+from pfedmma.methods.base import Entry, Method, cosine_logits
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
-from pfedmma.stack.rules import POOL, Others, State
+from pfedmma.stack.rules import POOL, Given, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import setting
 
 GATING = tuple(f"gating.{part}" for part in "qkvo")
 STRIDE = 4  # of `pool`
@@ -41,19 +42,15 @@ STRIDE = 4  # of `pool`
 
 @dataclass(frozen=True)
 class PFedMoAPConfig:
-    """``context``, ``words``: as for promptfl. ``experts``: how many prompts a client mixes, its own included.
+    """pFedMoAP: other clients' prompts as experts, mixed by a private gating."""
 
-    ``heads``: of the gating's attention, whose scores are multiplied by ``factor``. ``mix``: weight of the client's own logits beside
-    the mixture's. ``gating_lr``: learning rate of the gating.
-    """
-
-    context: int = 0
-    words: str = ""
-    experts: int = 10
-    heads: int = 8
-    factor: float = 10.0
-    mix: float = 0.5
-    gating_lr: float = 0.01
+    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
+    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
+    experts: int = setting(10, "prompts that a client mixes, its own included")
+    heads: int = setting(8, "heads of the gating's attention")
+    factor: float = setting(10.0, "factor of the gating's attention scores")
+    mix: float = setting(0.5, "weight of the client's own logits beside the mixture's")
+    gating_lr: float = setting(0.01, "learning rate of the gating")
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 0)
@@ -72,7 +69,7 @@ class PFedMoAP(Method):
     width: int
 
     @classmethod
-    def of(cls, settings: PFedMoAPConfig, backbone: Backbone) -> PFedMoAP:
+    def from_settings(cls, settings: PFedMoAPConfig, backbone: Backbone) -> PFedMoAP:
         width = -(-backbone.visual.projection.shape[1] // STRIDE)
         if width % settings.heads:
             raise UserError(f"method.pfedmoap.heads: {settings.heads} do not divide the {width} numbers that the gating sees of a feature")
@@ -103,21 +100,21 @@ class PFedMoAP(Method):
             state |= initial_linear(name, self.width, self.width, generator)
         return state
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
     @torch.no_grad()
-    def fixed(self, state: State, others: Others | None, text_stem: Stem) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: TowerStem) -> dict[str, Tensor]:
         """``experts`` [C,E,K,G], what the gating sees of the others' text features, and ``present`` [C,E]; nothing without others."""
-        if others is None:
+        if given.others is None:
             return {}
-        prompts = others.tensors["prompt"]  # [C,E,L,W]; near clients read much the same ones, so each is run once
+        prompts = given.others.tensors["prompt"]  # [C,E,L,W]; near clients read much the same ones, so each is run once
         distinct, place = prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
         # As many at a time as there are clients, which is what a training step runs.
         features = [prompt_features(self.backbone, text_stem, part) for part in distinct.split(len(prompts))]
-        return {"experts": pool(torch.cat(features))[place.view(prompts.shape[:2])], "present": others.present}
+        return {"experts": pool(torch.cat(features))[place.view(prompts.shape[:2])], "present": given.others.present}
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return prompt_features(self.backbone, stem, state["prompt"])
 
     def logits(self, state: State, images: Tensor, texts: Tensor) -> Tensor:
@@ -156,3 +153,6 @@ class PFedMoAP(Method):
 def pool(features: Tensor) -> Tensor:
     """[...,D] -> [...,G]: every fourth number."""
     return features[..., ::STRIDE]
+
+
+ENTRIES = (Entry("pfedmoap", PFedMoAP.from_settings, PFedMoAPConfig, {"lr": 2e-3}),)

@@ -14,23 +14,21 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Stem
+from pfedmma.clip.stems import TowerStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import Method
-from pfedmma.stack.rules import MEAN, Others, State
+from pfedmma.methods.base import Entry, Method
+from pfedmma.stack.rules import MEAN, Given, State
 from pfedmma.system import checks
+from pfedmma.system.options import setting
 
 
 @dataclass(frozen=True)
 class PromptFLConfig:
-    """``context``: learned tokens (0: 16, or a quarter of a short text tower). ``words``: begin with these instead of at random.
+    """PromptFL: one learned context."""
 
-    ``mu``: weight of the proximal term.
-    """
-
-    context: int = 0
-    words: str = ""
-    mu: float = 0.0
+    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
+    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
+    mu: float = setting(0.0, "weight of the proximal term of FedProx; 0: none")
 
     def __post_init__(self) -> None:
         checks.at_least("context", self.context, 0)
@@ -45,7 +43,7 @@ class PromptFL(Method):
     length: int
 
     @classmethod
-    def of(cls, settings: PromptFLConfig, backbone: Backbone) -> PromptFL:
+    def from_settings(cls, settings: PromptFLConfig, backbone: Backbone) -> PromptFL:
         return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
 
     @property
@@ -59,13 +57,13 @@ class PromptFL(Method):
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {"prompt": initial_context(self.backbone, self.length, self.settings.words, generator)}
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> TowerStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
-    def fixed(self, state: State, others: Others | None, text_stem: Stem) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: TowerStem) -> dict[str, Tensor]:
         return {"received": state["prompt"].clone()}  # training changes the state in place
 
-    def text_features(self, state: State, stem: Stem) -> Tensor:
+    def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return prompt_features(self.backbone, stem, state["prompt"])
 
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -73,3 +71,6 @@ class PromptFL(Method):
         if self.settings.mu == 0:
             return loss
         return loss + self.settings.mu / 2 * (state["prompt"] - state["received"]).square().sum(dim=(1, 2))
+
+
+ENTRIES = (Entry("promptfl", PromptFL.from_settings, PromptFLConfig),)

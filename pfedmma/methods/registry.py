@@ -1,104 +1,103 @@
-"""The compared methods. A method is a small value; see `pfedmma.methods.base.Method` for its face."""
+"""The compared methods by name, and the settings of the section ``method``.
+
+A file in this folder that ends in ``ENTRIES`` is found by itself; `register` adds a method of a program outside.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import pfedmma.methods
 from pfedmma.clip.backbone import Backbone
 from pfedmma.methods.adapters.multimodal import ACTIVATIONS, TOWERS
-from pfedmma.methods.base import Method
-from pfedmma.methods.fedclip import FedCLIP, FedCLIPConfig
-from pfedmma.methods.fedlora import FedLoRA, FedLoRAConfig
-from pfedmma.methods.fedmaple import FedMaPLe, FedMaPLeConfig
-from pfedmma.methods.fedotp import FedOTP, FedOTPConfig
-from pfedmma.methods.fedpgp import FedPGP, FedPGPConfig
-from pfedmma.methods.pfedmma import PRESETS, MultiModalAdapters
-from pfedmma.methods.pfedmoap import PFedMoAP, PFedMoAPConfig
-from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
-from pfedmma.methods.zeroshot import ZeroShot
+from pfedmma.methods.base import Entry, Method
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import Open, setting
 
-OTHERS: dict[str, Callable[[Any, Backbone], Method]] = {  # name -> from its own settings and the backbone
-    "promptfl": PromptFL.of,
-    "fedpgp": FedPGP.of,
-    "fedotp": FedOTP.of,
-    "fedclip": FedCLIP.of,
-    "pfedmoap": PFedMoAP.of,
-    "fedmaple": FedMaPLe.of,
-    "fedlora": FedLoRA.of,
+_MODULES = [info.name for info in pkgutil.iter_modules(pfedmma.methods.__path__) if info.name != "registry"]
+BUILT_IN: Mapping[str, Entry] = {
+    entry.name: entry for name in _MODULES for entry in getattr(importlib.import_module(f"pfedmma.methods.{name}"), "ENTRIES", ())
 }
-NAMES = ("zeroshot", *PRESETS, *OTHERS)
-REGISTERED: dict[str, Callable[[Backbone], Method]] = {}  # methods of programs outside this package
+NAMES = tuple(BUILT_IN)
+REGISTERED: dict[str, Entry] = {}  # methods of programs outside this package
 
-# Published optimizers that differ from the common one (SGD, see `pfedmma.stack.optim.OptimizerConfig`): the defaults of these methods.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "fedclip": {"optimizer": {"name": "adam", "lr": 5e-5, "beta1": 0.9, "beta2": 0.98, "weight_decay": 0.2}},
-    "pfedmoap": {"optimizer": {"lr": 2e-3}},
-    "fedlora": {"optimizer": {"name": "adamw", "lr": 2e-4, "weight_decay": 1e-2}},
-}
+
+def entry_of(name: str) -> Entry:
+    """The entry of a method. Raises a `UserError` that names all there are."""
+    known = {**BUILT_IN, **REGISTERED}
+    checks.one_of("name", name, known)
+    return known[name]
 
 
 @dataclass(frozen=True)
-class MethodConfig:
-    """``dim``, ``scale`` (alpha), ``activation``, ``rescale``: of the adapters; ``blocks``: how many top blocks of each tower carry one.
+class MethodConfig(Open):
+    """The method and its adapters; a method without adapters has a section of its own.
 
-    ``blocks`` 0 takes 8, or half of the shallower tower where that is less than 12 blocks deep. ``towers`` with adapters: ``both``,
-    ``visual`` or ``text``. ``exchange``: what of the adapters travels: ``none``, ``all``, or parts joined by "+" out of ``shared``,
-    ``visual.down``, ``visual.up``, ``text.down``, ``text.up``; empty for what ``name`` says. Other methods have sections of their own.
+    ``own``: the settings of that section, None where there is none.
     """
 
-    name: str = "pfedmma"
-    dim: int = 32
-    scale: float = 0.001
-    activation: str = "relu"
-    rescale: bool = True
-    blocks: int = 0
-    towers: str = "both"
-    exchange: str = ""
-    promptfl: PromptFLConfig = field(default_factory=PromptFLConfig)
-    fedpgp: FedPGPConfig = field(default_factory=FedPGPConfig)
-    fedotp: FedOTPConfig = field(default_factory=FedOTPConfig)
-    fedclip: FedCLIPConfig = field(default_factory=FedCLIPConfig)
-    pfedmoap: PFedMoAPConfig = field(default_factory=PFedMoAPConfig)
-    fedmaple: FedMaPLeConfig = field(default_factory=FedMaPLeConfig)
-    fedlora: FedLoRAConfig = field(default_factory=FedLoRAConfig)
+    name: str = setting("pfedmma", "the method: pfedmma, local, fedavg_mma, zeroshot, one with a section below, or a registered one")
+    dim: int = setting(32, "width r of an adapter")
+    scale: float = setting(0.001, "factor alpha of an adapter's output")
+    activation: str = setting("relu", "activation of an adapter: relu or gelu")
+    rescale: bool = setting(True, "gradients of an adapter's weights as if alpha were 1, as in the released code; false: as in the paper")
+    blocks: int = setting(0, "adapted blocks of each tower, from the top; 0: 8, or half of the shallower tower where it has less than 12")
+    towers: str = setting("both", "towers that have adapters: both, visual or text")
+    exchange: tuple[str, ...] = setting(
+        (), "parts of the adapters that travel: none, all, or a list of parts such as shared, visual.down; empty: as the method says"
+    )
+    own: Any = None
 
     def __post_init__(self) -> None:
-        checks.one_of("name", self.name, (*NAMES, *REGISTERED))
+        entry = entry_of(self.name)
         checks.between("dim", self.dim, 1, 4096)
         checks.at_least("scale", self.scale, 0)
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.at_least("blocks", self.blocks, 0)
         checks.one_of("towers", self.towers, ("both", *TOWERS))
-        if self.name not in PRESETS and self.exchange:
+        if self.exchange and not entry.adapters:
             raise UserError(f"exchange: chooses what of the adapters travels; {self.name} says itself what does")
+        if self.own is None and entry.settings is not None:
+            object.__setattr__(self, "own", entry.settings())
+        assert type(self.own) is (entry.settings or type(None)), f"own: settings of {self.name} are wanted"
+
+    @classmethod
+    def sections(cls) -> dict[str, type]:
+        return {name: entry.settings for name, entry in {**BUILT_IN, **REGISTERED}.items() if entry.settings is not None}
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> MethodConfig:
+        """The sections of other methods are checked by then, and say nothing about this run."""
+        own = values.get(values.get("name", cls.name))
+        return cls(**{name: value for name, value in values.items() if name not in cls.sections()}, own=own)
+
+    def section_in_use(self) -> str:
+        return self.name
 
 
 def build(config: MethodConfig, backbone: Backbone) -> Method:
     """The method that ``config`` names, on this backbone."""
-    if config.name == "zeroshot":
-        return ZeroShot(backbone)
-    if config.name in PRESETS:
-        return MultiModalAdapters.preset(config, backbone)
-    if config.name in REGISTERED:
-        return REGISTERED[config.name](backbone)
-    return OTHERS[config.name](getattr(config, config.name), backbone)
+    return entry_of(config.name).build(config if config.own is None else config.own, backbone)
 
 
-def register(name: str, build: Callable[[Backbone], Method], optimizer: Mapping[str, Any] | None = None) -> None:
+def register(name: str, build: Callable[..., Method], optimizer: Mapping[str, Any] | None = None, settings: type | None = None) -> None:
     """Make a method of your own known as ``method.name=<name>`` in this process, before its ``main`` reads the settings.
 
     Args:
-        build: the method on a frozen backbone; a subclass of `Method` without fields of its own is one.
+        build: the method on a frozen backbone, or of its settings and a backbone where it has ``settings``; a subclass of `Method`
+            without fields of its own is one.
         optimizer: its defaults for the settings ``optimizer.*``.
+        settings: a dataclass of its own settings, which become ``method.<name>.*``; see `pfedmma.system.options.setting`.
 
     Raises:
         UserError: the name is one of the methods here.
     """
-    if name in NAMES:
+    if name in BUILT_IN:
         raise UserError(f"'{name}' is a method of pfedmma; register your own under another name")
-    REGISTERED[name] = build
-    DEFAULTS[name] = {"optimizer": dict(optimizer or {})}
+    whole = build if settings is not None else lambda _, backbone: build(backbone)
+    REGISTERED[name] = Entry(name, whole, settings, dict(optimizer or {}))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pfedmma.methods.base import Method
+from pfedmma.methods.base import Entry, Method
 
 
 @dataclass(frozen=True)
 class ZeroShot(Method):
     """Cosines of the frozen towers' features."""
+
+
+ENTRIES = (Entry("zeroshot", lambda settings, backbone: ZeroShot(backbone), trains=False),)

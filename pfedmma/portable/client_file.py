@@ -1,12 +1,14 @@
 """One client's model, of any method, on an ordinary open_clip model: from a file to a classifier.
 
 A client file is safetensors: the method's tensors by name, ``others.<name>`` [E, *shape] what the client reads of E other clients;
-metadata ``format``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts).
+metadata ``format``, ``version``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+import pfedmma
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import own_tokenizer
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, template_problem
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.pfedmma import MultiModalAdapters
+from pfedmma.methods.registry import MethodConfig
 from pfedmma.portable import adapter_file
 from pfedmma.portable.adapted_clip import refuse_misfit
 from pfedmma.portable.personal_clip import PersonalCLIP
@@ -32,12 +36,32 @@ FORMAT = "pfedmma-client/1"
 _OTHERS = "others."
 
 
-def write(path: str | Path, tensors: State, others: State, settings: dict[str, Any], backbone: str, template: str) -> None:
-    """Write a client file; an existing file is replaced as a whole. ``settings``: of `pfedmma.methods.MethodConfig`."""
-    metadata = {"format": FORMAT, "method": json.dumps(settings), "backbone": backbone, "template": template}
-    named = {**tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in others.items()}}
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-    write_atomically(Path(path), save(plain, metadata))
+@dataclass(frozen=True)
+class ClientFile:
+    """One client: the settings of its method, its ``tensors``, what it reads of ``others``, and what it was made for."""
+
+    method: MethodConfig
+    tensors: State
+    others: State
+    backbone: str
+    template: str
+
+    def write(self, path: str | Path) -> None:
+        """Write the file; an existing one is replaced as a whole."""
+        own = {} if self.method.own is None else {self.method.name: options.nested(self.method.own)}
+        settings = json.dumps({"name": self.method.name} | own)
+        metadata = {"format": FORMAT, "method": settings, "backbone": self.backbone, "template": self.template}
+        named = {**self.tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in self.others.items()}}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+        write_atomically(Path(path), save(plain, metadata | {"version": pfedmma.__version__}))
+
+    @classmethod
+    def from_tensors(cls, path: str | Path, found: State, metadata: Mapping[str, str]) -> ClientFile:
+        """From what the file at ``path`` holds. Raises a `UserError` if it does not say its method's settings."""
+        tensors = {name: tensor for name, tensor in found.items() if not name.startswith(_OTHERS)}
+        others = {name.removeprefix(_OTHERS): tensor for name, tensor in found.items() if name.startswith(_OTHERS)}
+        template = metadata.get("template", GENERIC_TEMPLATE)
+        return cls(_settings(path, metadata), tensors, others, metadata.get("backbone", ""), template)
 
 
 def load_client(clip: Any, path: str | Path, template: str | None = None) -> PersonalCLIP:
@@ -60,13 +84,12 @@ def load_client(clip: Any, path: str | Path, template: str | None = None) -> Per
     if metadata.get("format") == adapter_file.FORMAT:
         tensors, spec, made_for = adapter_file.read(path)
         refuse_misfit(path, spec, backbone, made_for)
-        method, read = MultiModalAdapters(backbone, spec, "none"), {}
+        method, others = MultiModalAdapters(backbone, spec, ("none",)), {}
     else:
-        method = registry.build(_settings(path, metadata), backbone)
-        tensors = {name: tensor for name, tensor in found.items() if not name.startswith(_OTHERS)}
-        read = {name.removeprefix(_OTHERS): tensor for name, tensor in found.items() if name.startswith(_OTHERS)}
-    _require(path, method, tensors, read)
-    return PersonalCLIP.of(method, tensors, read, template)
+        file = ClientFile.from_tensors(path, found, metadata)
+        method, tensors, others = registry.build(file.method, backbone), dict(file.tensors), dict(file.others)
+    _require(path, method, tensors, others)
+    return PersonalCLIP.from_tensors(method, tensors, others, template)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,12 +100,12 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a safetensors file: {str(error)[:200]}") from None
     if metadata.get("format") not in (FORMAT, adapter_file.FORMAT):
-        found = str(metadata.get("format"))[:40]
-        raise UserError(f"{path} has format '{found}', not '{FORMAT}'; write client files with python -m pfedmma.export")
+        found, by = str(metadata.get("format"))[:40], f", written by pfedmma {metadata['version'][:20]}" if "version" in metadata else ""
+        raise UserError(f"{path} has format '{found}'{by}, not '{FORMAT}'; write client files with python -m pfedmma.export")
     return tensors, metadata
 
 
-def _settings(path: str | Path, metadata: dict[str, str]) -> registry.MethodConfig:
+def _settings(path: str | Path, metadata: Mapping[str, str]) -> MethodConfig:
     try:
         tree = untrusted.parse_json(metadata["method"])
         if not isinstance(tree, dict):
@@ -90,7 +113,7 @@ def _settings(path: str | Path, metadata: dict[str, str]) -> registry.MethodConf
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not say its method's settings ({error}); write client files with python -m pfedmma.export") from None
     try:
-        return options.section(registry.MethodConfig, tree, "method.")
+        return options.section(MethodConfig, tree, "method.")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

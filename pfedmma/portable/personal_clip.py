@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pfedmma.methods.base import Method
-from pfedmma.stack.rules import Others, State
+from pfedmma.methods.forward import Forward
+from pfedmma.stack.rules import Given, Others, State
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PersonalCLIP:
     template: str
 
     @classmethod
-    def of(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:
+    def from_tensors(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:
         """From one client's tensors {name: [*shape]} and what it reads of E others {name: [E, *shape]}, on any device."""
         device = method.backbone.device
         state, others = ({name: x.to(device).float().unsqueeze(0) for name, x in found.items()} for found in (tensors, read))
@@ -34,18 +35,12 @@ class PersonalCLIP:
     @torch.no_grad()
     def classifier(self, names: Sequence[str]) -> Callable[[Tensor], Tensor]:
         """From preprocessed images [N,3,S,S] to logits [N,K] over the classes ``names``; their text features are computed once."""
-        backbone = self.method.backbone
-        with backbone.autocast():
-            stem = self.method.text_stem(backbone.prompts(self.template, tuple(names)))
-        with backbone.autocast():
-            state = {**self.state, **self.method.fixed(self.state, self.others, stem)}
-        with backbone.autocast():
-            texts = self.method.text_features(state, stem)
+        forward = Forward.from_prompts(self.method, self.template, names)
+        state = {**self.state, **forward.fixed(self.state, Given(self.others))}
+        texts = forward.text_features(state)
 
         @torch.no_grad()
         def classify(images: Tensor) -> Tensor:
-            with backbone.autocast():
-                features = self.method.image_features(state, self.method.image_stem(images.float()))
-                return self.method.logits(state, features, texts)[0]
+            return forward.logits(state, forward.image_stem(images.float()), texts)[0]
 
         return classify

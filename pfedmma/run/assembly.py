@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pfedmma import rng
 from pfedmma.accuracy.evaluator import Evaluator
@@ -16,17 +17,18 @@ from pfedmma.data import loading as data
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
-from pfedmma.engine.batches import LocalWork
-from pfedmma.engine.cohort import PassWidth
-from pfedmma.engine.local import Trainer
+from pfedmma.engine.batches import Batches, LocalWork
+from pfedmma.engine.cohort import Members, PassWidth
+from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.rounds import Engine
+from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
+from pfedmma.methods.forward import Forward
 from pfedmma.methods.zeroshot import ZeroShot
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget
-from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
 
@@ -42,12 +44,12 @@ class Run:
     federated: FederatedData
     engine: Engine
     skipped_images: int = 0  # unreadable ones that were left out
+    made_split: dict[str, Any] | None = None  # where the data came without one
 
     def zero_shot(self) -> Reference:
         """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
         method = ZeroShot(self.backbone)
-        store = new_store(method, self.config.optimizer, self.config.seed, self.engine.world)
-        table = self.engine.evaluate_all(method, store)
+        table = self.engine.evaluate_all(method, new_members(method, self.config, self.engine.world))
         return Reference(self.engine.summarise(table), table)
 
 
@@ -68,31 +70,31 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     if config.evaluation.every and world.local_size > 1:
         make_test_images(federated, pixels, world)
     method = registry.build(config.method, backbone)
-    budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    store = new_store(method, config.optimizer, config.seed, world, budget)
+    members = new_members(method, config, world)
     work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)
-    with backbone.autocast():
-        text_stem = method.text_stem(backbone.prompts(federated.template, federated.base.classes))
-    trainer = Trainer(backbone, method, store.layout, pixels, text_stem, work, StemCache(config.federation.stems_gb * 1e9))
-    width = PassWidth.of(config.federation.clients_per_pass, world.device)
-    evaluator = Evaluator(backbone, federated, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE))
+    forward = Forward.from_prompts(method, federated.template, federated.base.classes)
+    batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
+    width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
     engine = Engine(
         world,
         federated.clients,
-        trainer,
-        evaluator,
-        store,
+        LocalTraining(members.states.layout, batches),
+        Evaluator(federated, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)),
+        members,
         config.federation,
         config.evaluation,
         config.seed,
-        config.distributed.wire,
         width,
         interruption or Interruption(),
     )
-    return Run(config, backbone, federated, engine, skipped)
+    return Run(config, backbone, federated, engine, skipped, pixels.source.made_split)
 
 
-def new_store(method: Method, optimizer: OptimizerConfig, seed: int, world: World, budget: Budget | None = None) -> ClientStore:
-    """The state in which every client of the method starts."""
+def new_members(method: Method, config: Config, world: World) -> Members:
+    """The state in which every client of the method starts, and the server."""
     layout = Layout(method.shapes, method.exchange)
-    return ClientStore(layout, layout.pack(method.initial(rng.generator(seed, "init"))), optimizer, world.device, budget)
+    initial = layout.pack(method.initial(rng.generator(config.seed, "init")))
+    budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
+    states = ClientStates(layout, initial, config.optimizer, world.device, budget, method.answers)
+    rules = ServerRules(wire=config.distributed.wire, reads=method.reads)
+    return Members(states, Server(layout, {SHARED: initial[: layout.exchanged_size]}, world, rules))

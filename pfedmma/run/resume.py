@@ -2,28 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pfedmma.comm.world import World
 from pfedmma.config.identity import comparable, refuse_other_config
 from pfedmma.config.schema import load as load_config
-from pfedmma.records.checkpoint import manifest as checkpoint_manifest
-from pfedmma.records.checkpoint import read
+from pfedmma.engine.cohort import Members
+from pfedmma.records.checkpoint.manifest import Damaged, Manifest, folder_of, rounds
+from pfedmma.records.checkpoint.read import checked, misfit, read_rows, warn
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import Run
+from pfedmma.system.errors import UserError
 
 
-def restore(run: Run, folder: RunFolder) -> dict | None:
+def restore(run: Run, folder: RunFolder) -> Manifest | None:
     """Load the newest good checkpoint into ``run``; its manifest, or None where there is none. All ranks enter.
 
     Raises:
         UserError: the checkpoint belongs to another configuration; names the keys that differ.
     """
-    found = read.newest_good(folder.checkpoints, run.engine.world)
-    if found is None:
+    manifest = newest_good(folder.checkpoints, run.engine.world)
+    if manifest is None:
         if folder.config.exists():  # it ended before its first checkpoint: begin again, but only the same run
             refuse_other_config(run.config, comparable(load_config(folder.config)))
         return None
-    round_, manifest = found
-    refuse_other_config(run.config, manifest["progress"]["config"])
+    refuse_other_config(run.config, manifest.progress.config)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
-    read.restore(checkpoint_manifest.folder_of(folder.checkpoints, round_), manifest, run.engine.store, [c.id for c in hosted])
-    run.engine.world.ledger.restore(manifest["progress"]["ledger"])
+    fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
+    run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
+
+
+def newest_good(root: Path, world: World) -> Manifest | None:
+    """The manifest of the newest checkpoint that is whole, None where there is none. All ranks enter and agree.
+
+    Rank 0's view of the folder decides; each rank checks a part of the files. Warns about each damaged one.
+    """
+    candidates = [*rounds(root), -1] if world.is_main else []
+    while True:
+        round_ = int(world.sum(torch.tensor([candidates.pop(0) if world.is_main else 0], dtype=torch.float64), "resume"))
+        if round_ < 0:
+            return None
+        manifest = None
+        try:
+            manifest = checked(root, round_, world.rank, world.size)
+        except Damaged as error:
+            warn(round_, error)
+        if float(world.sum(torch.tensor([float(manifest is None)]), "resume")) == 0.0:
+            return manifest
+
+
+def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[int]) -> None:
+    """Put what the server has, and the own state of ``clients``, into ``members``.
+
+    Raises:
+        UserError: a file cannot be read, or holds what does not fit ``members``.
+    """
+    states, folder = members.states, folder_of(root, manifest.round)
+    same = list(manifest.layout.items()) == list(states.layout.shapes.items()) and manifest.exchange == states.layout.exchange
+    if not same or manifest.progress.answers != states.answers:
+        raise UserError(f"the checkpoint {folder} is of other tensors than this run's; go on with the settings and the backbone of its run")
+    widths = states.widths() | {"initial": states.layout.size}
+    server: dict[str, Tensor] = {}
+    partial: dict[int, dict[str, Tensor]] = {}  # optimizer states of which more is to come
+    initial = False
+    for client, kind, tensor in read_rows(root, manifest, clients):
+        if client is not None and kind.startswith("optimizer.") and states.optimizer.state == "reset":
+            continue  # of a run that keeps it, for who needs the model alone
+        if client is None and kind.startswith("server."):
+            server[kind.removeprefix("server.")] = tensor
+            continue
+        if len(tensor) != widths.get(kind):
+            raise misfit(folder, kind if client is None else f"{client}.{kind}")
+        if client is None:
+            states.initial.copy_(tensor)
+            initial = True
+        elif kind == "private":
+            states.own[client] = tensor
+        else:
+            parts = partial.setdefault(client, {})
+            parts[kind.removeprefix("optimizer.")] = tensor
+            if {f"optimizer.{name}" for name in parts} | {"private"} == states.widths().keys():
+                states.keep_optimizer_state(client, partial.pop(client))
+    if partial or not initial:
+        raise UserError(f"the checkpoint {folder} lacks a part of the state of {'an optimizer' if partial else 'the server'}")
+    try:
+        members.server.load_state_dict(server)
+    except ValueError as error:
+        raise UserError(f"the checkpoint {folder} does not fit this run: {error}") from None

@@ -1,7 +1,7 @@
-"""The state of all clients that a rank hosts.
+"""What the clients of a rank have of their own: private tensors, and optimizer state (momentum) where it persists.
 
-The exchanged tensors are held once; a client's private tensors exist from the first time it trains, since before that they
-follow from the seed. Shape legend: C clients, P parameters of one client, X of them exchanged (they come first).
+A client's own tensors exist from the first time it trains, since before that they follow from the seed. What is exchanged is the server's
+(`pfedmma.engine.server`). Shape legend: C clients, P parameters of one client, X of them exchanged (they come first).
 """
 
 from __future__ import annotations
@@ -13,45 +13,59 @@ import torch
 from torch import Tensor
 
 from pfedmma.stack.layout import Layout
-from pfedmma.stack.offload import Bank, Budget
+from pfedmma.stack.offload import Budget, OffloadedRows
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
-from pfedmma.stack.pool import Pool
-from pfedmma.stack.rules import POOL, Others
+from pfedmma.stack.rules import OWN, SERVERS
 
 
-class ClientStore:
-    """Private state by client id, and the one shared state [X].
+class ClientStates:
+    """Own state by client id.
 
-    ``private``: id -> [P - X]. ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``.
+    ``own``: id -> [P - X], or [P] where clients answer with their own exchanged tensors (``answers``, see `pfedmma.stack.rules`).
+    ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``.
     """
 
     def __init__(
-        self, layout: Layout, initial: Tensor, optimizer: OptimizerConfig, device: torch.device, budget: Budget | None = None
+        self,
+        layout: Layout,
+        initial: Tensor,
+        optimizer: OptimizerConfig,
+        device: torch.device,
+        budget: Budget | None = None,
+        answers: str = SERVERS,
     ) -> None:
-        self.layout, self.device, self.optimizer = layout, device, optimizer
+        self.layout, self.device, self.optimizer, self.answers = layout, device, optimizer, answers
         self.initial = initial.to(device)  # [P], of a client that has not trained
-        self.shared = self.initial[: layout.exchanged_size].clone()
-        self.pool = Pool()  # what the server keeps of each participant, of tensors under rule `pool`
-        widths = layout.size - layout.exchanged_size, sum(self._state_widths().values())
+        self.own_columns = slice(0 if answers == OWN else layout.exchanged_size, layout.size)
+        widths = self.own_columns.stop - self.own_columns.start, sum(self._optimizer_widths().values())
         budget = budget or Budget()
-        self.private, self.optimizer_rows = (Bank(width, device, budget.share(width / max(1, sum(widths)))) for width in widths)
+        self.own, self.optimizer_rows = (OffloadedRows(width, device, budget.share(width / max(1, sum(widths)))) for width in widths)
         self._workspace = torch.empty(0, layout.size, device=device)
         self._coming: tuple[list[int], Future[Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
 
     def has_own(self, client: int) -> bool:
         """Whether a client's parameters differ from those of a client that never trained."""
-        return client in self.private and self.private.width > 0
+        return client in self.own and self.own.width > 0
 
-    def gather(self, ids: Sequence[int]) -> Tensor:
-        """A copy of the clients' parameters as one stack [C, P]."""
-        return self._fill(torch.empty(len(ids), self.layout.size, device=self.device), ids)
+    def gather(self, ids: Sequence[int], shared: Tensor) -> Tensor:
+        """The clients' parameters as one stack [C, P]: own private ones, and the server's ``shared`` [X]. A copy."""
+        return self._fill(torch.empty(len(ids), self.layout.size, device=self.device), ids, shared)
 
-    def gather_to_train(self, ids: Sequence[int]) -> Tensor:
+    def gather_to_train(self, ids: Sequence[int], shared: Tensor) -> Tensor:
         """As `gather`, in memory that the next call uses again: fresh memory costs more than the copy."""
         if len(self._workspace) < len(ids):
             self._workspace = torch.empty(len(ids), self.layout.size, device=self.device)
-        return self._fill(self._workspace[: len(ids)], ids)
+        return self._fill(self._workspace[: len(ids)], ids, shared)
+
+    def gather_to_answer(self, ids: Sequence[int], shared: Tensor) -> Tensor:
+        """What the clients are tested and exported with [C, P]: as `gather`, or with their own last exchanged tensors."""
+        stack = self.gather(ids, shared)
+        if self.answers == OWN:
+            for row, client in zip(stack, ids, strict=True):
+                if client in self.own:
+                    row.copy_(self.own[client])
+        return stack
 
     def free_workspace(self) -> None:
         """Give back the memory that `gather_to_train` uses again."""
@@ -59,43 +73,37 @@ class ClientStore:
 
     def prefetch(self, ids: Sequence[int]) -> None:
         """Begin to bring what the next `gather` of these clients needs, where it does not rest at hand."""
-        if ids and not self.private.at_hand(ids):
+        if ids and not self.own.at_hand(ids):
             self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="pfedmma-state")
             self._coming = list(ids), self._thread.submit(self._collect, list(ids))
 
-    def _fill(self, stack: Tensor, ids: Sequence[int]) -> Tensor:
-        stack[:, : self.layout.exchanged_size] = self.shared
-        own = stack[:, self.layout.exchanged_size :]
+    def _fill(self, stack: Tensor, ids: Sequence[int], shared: Tensor) -> Tensor:
+        exchanged = self.layout.exchanged_size
+        stack[:, :exchanged] = shared
+        private = stack[:, exchanged:]
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == list(ids):
-            own.copy_(coming[1].result(), non_blocking=True)
+            private.copy_(coming[1].result(), non_blocking=True)
         else:
-            for place, row in zip(own, self._rows(ids), strict=True):
-                place.copy_(row)
+            for row, kept in zip(private, self._private_rows(ids), strict=True):
+                row.copy_(kept)
         return stack
 
-    def _rows(self, ids: Sequence[int]) -> list[Tensor]:
-        untouched = self.initial[self.layout.exchanged_size :]
-        return [self.private.get(i, untouched) for i in ids]
+    def _private_rows(self, ids: Sequence[int]) -> list[Tensor]:
+        exchanged = self.layout.exchanged_size
+        untouched = self.initial[self.own_columns]
+        return [self.own.get(i, untouched)[exchanged - self.own_columns.start :] for i in ids]
 
     def _collect(self, ids: Sequence[int]) -> Tensor:
-        rows = torch.stack([row.cpu() for row in self._rows(ids)])
+        rows = torch.stack([row.cpu() for row in self._private_rows(ids)])
         return rows.pin_memory() if self.device.type == "cuda" else rows
 
-    def others(self, ids: Sequence[int], limit: int) -> Others | None:
-        """What clients read of ``limit`` others at most; None if there is nothing to read."""
-        if POOL not in self.layout.columns:
-            return None
-        columns = self.layout.columns[POOL]
-        found = self.pool.nearest(ids, self.shared[columns], limit)
-        return None if found is None else Others(self.layout.part(columns, found[0]), found[1])
-
     def scatter(self, ids: Sequence[int], stack: Tensor) -> None:
-        """Keep the private part of ``stack`` [C, P]; the shared part is the server's to set."""
+        """Keep of ``stack`` [C, P] what is the clients' own; what is exchanged is the server's to set."""
         if self._coming is not None and set(ids) & set(self._coming[0]):
             self._coming = None  # it is out of date
-        for client, row in zip(ids, stack[:, self.layout.exchanged_size :], strict=True):
-            self.private[client] = row
+        for client, row in zip(ids, stack[:, self.own_columns], strict=True):
+            self.own[client] = row
 
     def gather_optimizer(self, ids: Sequence[int]) -> OptimizerState:
         """The clients' optimizer states as one stack; zeros where a client has none (always, with ``reset``)."""
@@ -106,26 +114,28 @@ class ClientStore:
         return state
 
     def scatter_optimizer(self, ids: Sequence[int], state: OptimizerState) -> None:
-        """Keep the optimizer states, with ``optimizer.state=persist``; forget them otherwise."""
-        if self.optimizer.state == "persist":
-            for row, client in enumerate(ids):
-                self.optimizer_rows[client] = torch.cat([tensor[row] for tensor in state.values()])
+        """Keep the optimizer states of clients that persist."""
+        for row, client in enumerate(ids):
+            self.optimizer_rows[client] = torch.cat([tensor[row] for tensor in state.values()])
 
     def optimizer_state(self, client: int) -> dict[str, Tensor]:
         """What is kept of a client's optimizer {name: [P or 1]}; empty if there is nothing."""
         if client not in self.optimizer_rows:
             return {}
-        widths = self._state_widths()
+        widths = self._optimizer_widths()
         return dict(zip(widths, self.optimizer_rows[client].split(list(widths.values())), strict=True))
 
-    def optimizer_state_is_whole(self, state: dict[str, Tensor]) -> bool:
-        return state.keys() == self._state_widths().keys()
-
     def keep_optimizer_state(self, client: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `optimizer_state`."""
-        self.optimizer_rows[client] = torch.cat([state[name] for name in self._state_widths()])
+        """The inverse of `optimizer_state`; a KeyError if a part of the state is missing."""
+        self.optimizer_rows[client] = torch.cat([state[name] for name in self._optimizer_widths()])
 
-    def _state_widths(self) -> dict[str, int]:
+    def widths(self) -> dict[str, int]:
+        """How many numbers a client's row of each kind has: ``private`` (what is its own), ``optimizer.<name>``."""
+        own = {"private": self.own_columns.stop - self.own_columns.start}
+        return own | {f"optimizer.{name}": width for name, width in self._optimizer_widths().items()}
+
+    def _optimizer_widths(self) -> dict[str, int]:
         if self.optimizer.state == "reset":
             return {}
-        return {name: tensor.shape[1] for name, tensor in initial_state(self.optimizer, 1, self.layout.size, torch.device("meta")).items()}
+        state = initial_state(self.optimizer, 1, self.layout.size, torch.device("meta"))
+        return {name: tensor.shape[1] for name, tensor in state.items()}

@@ -32,7 +32,7 @@ class Budget:
         return Budget(self.device * part, self.host * part)
 
 
-class Bank(MutableMapping[int, Tensor]):
+class OffloadedRows(MutableMapping[int, Tensor]):
     """Rows [width], fp32, by client id; safe for two threads.
 
     A row that is read must not be changed in place, and holds until the client's next one is kept.
@@ -134,7 +134,7 @@ class RowFile:
         folder = temporary_folder()
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="pfedmma-", dir=folder)  # noqa: SIM115, it lives as long as the bank
+                self._file = tempfile.TemporaryFile(prefix="pfedmma-", dir=folder)  # noqa: SIM115, it lives as long as the rows
             self._file.seek(slot * 4 * self.width)
             self._file.write(row.cpu().numpy().tobytes())
             self._file.flush()

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pfedmma.stack.layout import Layout
+from pfedmma.stack.rules import POOL, Others
+
 
 class Pool:
     """Pooled parameters [Y] by client id; the same on every rank."""
@@ -41,3 +44,11 @@ class Pool:
         distance = distance.masked_fill(self_.to(distance.device), float("inf"))
         distance, order = distance.sort(dim=1, stable=True)
         return matrix[order[:, :reach]], torch.isfinite(distance[:, :reach])
+
+    def others(self, layout: Layout, ids: Sequence[int], shared: Tensor, limit: int) -> Others | None:
+        """What clients read of ``limit`` others at most; None if there is nothing to read. ``shared`` [X]: the server's."""
+        if POOL not in layout.columns:
+            return None
+        columns = layout.columns[POOL]
+        found = self.nearest(ids, shared[columns], limit)
+        return None if found is None else Others(layout.part(columns, found[0]), found[1])

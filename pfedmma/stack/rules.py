@@ -12,10 +12,12 @@ from torch import Tensor
 
 State = Mapping[str, Tensor]
 
-
 # How an exchanged tensor becomes the server's: the mean over participants weighted by their images; the plain mean; or the
 # weighted mean, and each participant's own tensor is kept by the server, where other clients read it.
 MEAN, UNIFORM, POOL = RULES = ("mean", "uniform", "pool")
+
+# What a client answers with in place of exchanged tensors, when it is tested, exported or asked: the server's, or its own last local ones.
+SERVERS, OWN = ANSWERS = ("server", "own")
 
 
 class Others(NamedTuple):
@@ -23,3 +25,17 @@ class Others(NamedTuple):
 
     tensors: dict[str, Tensor]
     present: Tensor
+
+
+class Given(NamedTuple):
+    """What clients know besides their tensors. ``others``: what they read of others, None if there is nothing to read.
+
+    ``held`` [C, K] bool: which of the classes at hand each client holds (the base classes in training; of novel classes none), for
+    methods that know classes; None where nobody knows, as outside a run.
+    """
+
+    others: Others | None = None
+    held: Tensor | None = None
+
+
+NOTHING = Given()

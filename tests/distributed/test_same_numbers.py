@@ -16,7 +16,7 @@ ALIKE = RECORDED["machine"] == record_numbers.machine()  # elsewhere the last bi
 
 
 def test_all_methods_are_recorded() -> None:
-    assert list(RECORDED["runs"]) == [f"{name} on {ranks}" for name in registry.NAMES for ranks in (1, 2)]
+    assert set(RECORDED["runs"]) == {f"{name} on {ranks}" for name in registry.NAMES for ranks in (1, 2)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -50,11 +50,11 @@ def timeless(value: Any) -> Any:
 
 
 def final_tensors(run_dir: Path) -> dict[str, Tensor]:
-    """All tensors of the newest checkpoint: "shared", "<client id>.private", "<client id>.optimizer.<name>"."""
+    """All tensors of the newest checkpoint: "server.shared", "<client id>.private", "<client id>.optimizer.<name>"."""
     root = run_dir / "checkpoints"
-    folder = manifest.folder_of(root, manifest.rounds(root)[0])
-    ids = {str(client) for client in range(100)}
-    return dict(read.read_tensors(folder, manifest.read_manifest(folder), ids))
+    newest = manifest.read_manifest(manifest.folder_of(root, manifest.rounds(root)[0]))
+    rows = read.read_rows(root, newest, range(100))
+    return {row.kind if row.client is None else f"{row.client}.{row.kind}": row.tensor for row in rows}
 
 
 def assert_same_tensors(run_dir: Path, other: Path) -> None:

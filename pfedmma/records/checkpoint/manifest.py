@@ -1,9 +1,10 @@
-"""Checkpoints: safetensors shards and a JSON manifest with their hashes, whole or absent.
+"""What a checkpoint holds. ``checkpoints/round-000012/`` has
 
-``checkpoints/round-000012/`` holds ``server.safetensors`` (the shared tensors, the state in which clients start, the server's pool),
-``clients-*.safetensors`` of each rank that wrote it, and ``manifest.json``. Tensors are keyed by client id, never by rank, so that
-any number of ranks can read them. Every rank writes into one draft folder; only when all have finished does rank 0 write the
-manifest and rename the draft. Nothing is ever unpickled.
+- ``server.safetensors``: ``initial`` [P], the state in which clients start, and ``server.<name>``, the server's state;
+- ``clients-*.safetensors`` of each rank that wrote it: ``<id>.private``, ``<id>.optimizer.<name>`` (what is a client's own);
+- ``manifest.json``: `Manifest`, with the hash of each of these files and one of itself.
+
+Tensors are keyed by client id, never by rank, so that any number of ranks can read them. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -13,20 +14,27 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+import pfedmma
 from pfedmma.comm.ledger import Ledger
-from pfedmma.data.partition.federated import FederatedData
-from pfedmma.stack.rules import RULES
+from pfedmma.data.partition.federated import FederatedData, held_classes
+from pfedmma.records.rows import COLUMNS, Accuracy
+from pfedmma.stack.rules import ANSWERS, RULES, SERVERS
 from pfedmma.system import untrusted
+from pfedmma.system.fields import Fields
 from pfedmma.system.files import to_json
 
-FORMAT = "pfedmma-checkpoint/1"
-SERVER = ("shared", "initial")  # tensors of the server, by the name of their place in the store
+FORMAT = "pfedmma-checkpoint/2"
+EARLIER = "pfedmma-checkpoint/1"  # of version 0.1.0: the server's tensors have other names, see `pfedmma.records.checkpoint.read`
+SERVER_FILE = "server.safetensors"
 _NAME = re.compile(r"round-([0-9]{6,15})")
 _SHARD = re.compile(r"server\.safetensors|clients-[0-9]{5,}-[0-9]{5,}\.safetensors")
 
@@ -47,81 +55,181 @@ def rounds(root: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Classes:
+    """A run's classes, for who has the run and not its data. ``held`` [clients, base] bool: which base classes each client holds."""
+
+    base: tuple[str, ...]
+    novel: tuple[str, ...]
+    held: Tensor
+
+    @classmethod
+    def from_data(cls, data: FederatedData) -> Classes:
+        base = data.base.classes
+        return cls(base, data.novel.classes if data.novel else (), held_classes(data.clients, len(base)))
+
+    def of_client(self, client: int) -> tuple[str, ...]:
+        """The base classes that a client holds."""
+        return tuple(name for name, has in zip(self.base, self.held[client].tolist(), strict=True) if has)
+
+    def to_json(self) -> dict[str, Any]:
+        """``held`` as base64 of its bits, which stay small with many clients."""
+        packed = base64.b64encode(np.packbits(self.held.numpy()).tobytes()).decode()
+        return {"base": list(self.base), "novel": list(self.novel), "held": packed}
+
+    @classmethod
+    def from_json(cls, value: Any, clients: int) -> Classes:
+        """The inverse of `to_json`. Raises ValueError, TypeError or LookupError if it is something else."""
+        base, novel = value["base"], value["novel"]
+        if not all(isinstance(name, str) for name in [*base, *novel]):
+            raise ValueError("a class in it is no name")
+        packed = np.frombuffer(base64.b64decode(value["held"], validate=True), dtype=np.uint8)
+        if len(packed) != -(-clients * len(base) // 8):
+            raise ValueError("it is of another number of clients")
+        bits = np.unpackbits(packed, count=clients * len(base)).reshape(clients, len(base))
+        return cls(tuple(base), tuple(novel), torch.from_numpy(bits.astype(bool)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What besides tensors a resumed run and an exported client need.
+
+    ``config``: the settings that identify the run, by dotted name. ``ledger``: its totals. ``template``: of the class prompts. ``reads``:
+    of how many others a client reads. ``answers``: see `pfedmma.stack.rules`. ``zero_shot``: accuracies of CLIP as it comes, and
+    ``zero_shot_table`` [clients, 4] those of each client; None where nothing is evaluated. ``classes``: None in old checkpoints.
+    """
+
+    config: dict[str, Any]
+    ledger: dict[str, Any]
+    template: str
+    reads: int
+    answers: str
+    zero_shot: Accuracy | None
+    zero_shot_table: Tensor | None
+    classes: Classes | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as base64 of little-endian fp64, which stays small and quick with many clients."""
+        table = self.zero_shot_table
+        return {
+            "config": self.config,
+            "ledger": self.ledger,
+            "template": self.template,
+            "reads": self.reads,
+            "answers": self.answers,
+            "zero_shot": self.zero_shot and self.zero_shot.to_json(),
+            "zero_shot_clients": None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode(),
+            "classes": self.classes and self.classes.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Progress:
+        """The inverse of `to_json`. Raises `Damaged` if something is missing, or of another kind."""
+        kinds: dict[str, Any] = {"config": dict, "template": str, "reads": int, "ledger": dict, "zero_shot": (dict, type(None))}
+        wrong = next((name for name, kind in kinds.items() if name not in value or not isinstance(value[name], kind)), None)
+        if wrong is not None or value["reads"] < 0 or not _all_numbers(value["ledger"]):
+            raise Damaged(f"the progress in manifest.json has no {wrong or 'numbers that can be'}")
+        answers, clients = value.get("answers", SERVERS), value["config"].get("data.clients")
+        if answers not in ANSWERS or type(clients) is not int or clients < 1:
+            raise Damaged("the progress in manifest.json does not say how many clients there are, or what they answer with")
+        table, classes = value.get("zero_shot_clients"), value.get("classes")
+        try:
+            tried = Ledger(1)
+            tried.restore(value["ledger"])
+            tried.totals()
+            known = None if classes is None else Classes.from_json(classes, clients)
+            accuracies = None if table is None else _table(table, clients)
+            zero_shot = None if value["zero_shot"] is None else Accuracy.from_fields(Fields(value["zero_shot"], "zero_shot"))
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise Damaged(f"the ledger, the classes or the accuracies in manifest.json are none: {error}") from None
+        return cls(
+            config=value["config"],
+            ledger=value["ledger"],
+            template=value["template"],
+            reads=value["reads"],
+            answers=answers,
+            zero_shot=zero_shot,
+            zero_shot_table=accuracies,
+            classes=known,
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One checkpoint: the tensors of a client and their rules, the files with their hashes, and the run's progress."""
+
+    round: int
+    layout: dict[str, tuple[int, ...]]
+    exchange: dict[str, str]
+    shards: dict[str, str]
+    progress: Progress
+    format: str = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """With the version that writes it, and a digest of it all."""
+        content = {
+            "format": self.format,
+            "version": pfedmma.__version__,
+            "round": self.round,
+            "layout": {name: list(shape) for name, shape in self.layout.items()},
+            "exchange": self.exchange,
+            "shards": self.shards,
+            "progress": self.progress.to_json(),
+        }
+        return content | {"digest": _digest(content)}
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, its fields checked. Raises `Damaged`."""
     try:
-        manifest = untrusted.read_json(folder / "manifest.json")
+        content = untrusted.read_json(folder / "manifest.json")
     except (OSError, ValueError) as error:
         raise Damaged(f"manifest.json: {error}") from None
     kinds = {"format": str, "round": int, "layout": dict, "exchange": dict, "shards": dict, "progress": dict}
     for name, kind in kinds.items():
-        if not isinstance(manifest, dict) or type(manifest.get(name)) is not kind:
+        if not isinstance(content, dict) or type(content.get(name)) is not kind:
             raise Damaged(f"manifest.json has no {name}")
-    if manifest["format"] != FORMAT:
-        raise Damaged(f"manifest.json says format '{manifest['format'][:40]}', not {FORMAT}")
-    digest = manifest.pop("digest", None)
-    if digest != _digest(manifest):
+    if content["format"] not in (FORMAT, EARLIER):
+        by = f" by pfedmma {str(content['version'])[:20]}" if "version" in content else ""
+        raise Damaged(f"written{by} in the format '{content['format'][:40]}'; pfedmma {pfedmma.__version__} reads {EARLIER} and {FORMAT}")
+    if content.pop("digest", None) != _digest(content):
         raise Damaged("manifest.json does not have the digest that it gives")
-    if folder_of(folder.parent, manifest["round"]) != folder:
-        raise Damaged(f"manifest.json is of round {manifest['round']}")
-    if "server.safetensors" not in manifest["shards"] or not all(_SHARD.fullmatch(name) for name in manifest["shards"]):
-        raise Damaged("manifest.json names no server.safetensors, or a file that is no part of a checkpoint")
-    _require_layout(folder, manifest)
-    return manifest
+    if folder_of(folder.parent, content["round"]) != folder:
+        raise Damaged(f"manifest.json is of round {content['round']}")
+    if SERVER_FILE not in content["shards"] or not all(_SHARD.fullmatch(name) for name in content["shards"]):
+        raise Damaged(f"manifest.json names no {SERVER_FILE}, or a file that is no part of a checkpoint")
+    layout = _layout(folder, content["layout"], content["exchange"])
+    progress = Progress.from_json(content["progress"])
+    return Manifest(content["round"], layout, content["exchange"], content["shards"], progress, content["format"])
 
 
-def _require_layout(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raise `Damaged` unless the layout is one, and server.safetensors has room for it: what it says is allocated."""
-    layout, exchange = manifest["layout"], manifest["exchange"]
+def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor. Raises `Damaged` unless the server's file has room for them: what they say is allocated."""
     if not all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in layout.values()):
         raise Damaged("the layout in manifest.json is no shape of each tensor")
     if not (exchange.keys() <= layout.keys() and all(rule in RULES for rule in exchange.values())):
         raise Damaged(f"the exchange in manifest.json is no rule ({', '.join(RULES)}) of some of its tensors")
     try:
-        held = (folder / "server.safetensors").stat().st_size
+        held = (folder / SERVER_FILE).stat().st_size
     except OSError as error:
-        raise Damaged(f"server.safetensors: {error.strerror}") from None
+        raise Damaged(f"{SERVER_FILE}: {error.strerror}") from None
     # One client's state lies in it. A shape with a 0 has no numbers, however large the rest.
     if 4 * sum(math.prod(shape) for shape in layout.values()) > held or any(n > held for shape in layout.values() for n in shape):
-        raise Damaged("the layout in manifest.json is larger than server.safetensors")
+        raise Damaged(f"the layout in manifest.json is larger than {SERVER_FILE}")
+    return {name: tuple(shape) for name, shape in layout.items()}
 
 
-def _require_progress(progress: dict[str, Any]) -> None:
-    """Raise `Damaged` unless ``progress`` has what a resumed run and an export take from it."""
-    kinds: dict[str, Any] = {"config": dict, "template": str, "reads": int, "ledger": dict, "zero_shot": (dict, type(None))}
-    wrong = [name for name, kind in kinds.items() if name not in progress or not isinstance(progress[name], kind)]
-    if wrong or progress["reads"] < 0 or not _all_numbers(progress["ledger"]):
-        raise Damaged(f"the progress in manifest.json has no {wrong[0] if wrong else 'numbers that can be'}")
-    try:
-        tried = Ledger(1)
-        tried.restore(progress["ledger"])
-        tried.totals()
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise Damaged(f"the ledger in manifest.json is none: {error}") from None
-
-
-def _all_numbers(value: Any) -> bool:
-    if isinstance(value, (dict, list)):
-        return all(map(_all_numbers, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    """Hash of a manifest's content, whatever the layout of its text."""
-    return hashlib.sha256(json.dumps(json.loads(to_json(manifest)), sort_keys=True).encode()).hexdigest()
-
-
-def verify(folder: Path, shards: Iterable[tuple[str, str]]) -> None:
+def verify(folder: Path, shards: Sequence[tuple[str, str]]) -> None:
     """Raise `Damaged` unless every (file name, hash) holds."""
     for name, digest in shards:
         try:
-            if _sha256(folder / name) != digest:
+            if sha256(folder / name) != digest:
                 raise Damaged(f"{name} does not have the hash that manifest.json gives")
         except OSError as error:
             raise Damaged(f"{name}: {error.strerror}") from None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -129,23 +237,17 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def classes_of(federated: FederatedData) -> dict[str, Any]:
-    """Names of the base and novel classes, and which base classes each client holds: [clients, base] bits as base64, which stay small."""
-    base = federated.base.classes
-    held = np.zeros((len(federated.clients), len(base)), dtype=bool)
-    for row, client in zip(held, federated.clients, strict=True):
-        row[list(client.classes)] = True
-    novel = federated.novel.classes if federated.novel else ()
-    return {"base": list(base), "novel": list(novel), "held": base64.b64encode(np.packbits(held).tobytes()).decode()}
+def _digest(content: dict[str, Any]) -> str:
+    """Hash of a manifest's content, whatever the layout of its text."""
+    return hashlib.sha256(json.dumps(json.loads(to_json(content)), sort_keys=True).encode()).hexdigest()
 
 
-def classes_of_client(classes: Any, client: int, clients: int) -> dict[str, list[str]]:
-    """{"base", "novel", "own"} from what `classes_of` made. Raises ValueError, TypeError or LookupError if it is something else."""
-    base, novel = classes["base"], classes["novel"]
-    if not all(isinstance(name, str) for name in [*base, *novel]):
-        raise ValueError("a class in it is no name")
-    packed = np.frombuffer(base64.b64decode(classes["held"], validate=True), dtype=np.uint8)
-    bits = np.unpackbits(packed, count=clients * len(base)).reshape(clients, len(base))
-    if len(packed) != -(-clients * len(base) // 8):
-        raise ValueError("it is of another number of clients")
-    return {"base": base, "novel": novel, "own": [name for name, has in zip(base, bits[client], strict=True) if has]}
+def _table(packed: str, clients: int) -> Tensor:
+    values = np.frombuffer(base64.b64decode(packed, validate=True), "<f8").astype(float)
+    return torch.from_numpy(values.reshape(clients, len(COLUMNS)))
+
+
+def _all_numbers(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return all(map(_all_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

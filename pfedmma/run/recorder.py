@@ -1,0 +1,69 @@
+"""What a run leaves behind while it goes on: its folder, metrics, trackers, a line for the person, checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pfedmma.accuracy.zero_shot import Reference
+from pfedmma.config import schema
+from pfedmma.config.identity import comparable
+from pfedmma.engine.rounds import due
+from pfedmma.records.checkpoint.manifest import Classes, Progress
+from pfedmma.records.checkpoint.write import Snapshot, save_checkpoint
+from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import RoundRow
+from pfedmma.records.trackers import Trackers
+from pfedmma.run import display
+from pfedmma.run.assembly import Run
+from pfedmma.system.console import ProgressBar
+
+
+@dataclass
+class Recorder:
+    """Listens to the engine. ``done``: rounds that stand before this part of the run. Rank 0 alone writes, but for checkpoints."""
+
+    run: Run
+    folder: RunFolder
+    bar: ProgressBar
+    trackers: Trackers
+    zero_shot: Reference
+    done: int
+    started: bool = False
+
+    def round_done(self, row: RoundRow) -> None:
+        """Record a round; the folder is made with the first, so that a run that ends before leaves none behind."""
+        if self.run.engine.world.is_main:
+            if not self.started:
+                self._start()
+            self.folder.append_metrics(row)
+            self.trackers.round_done(row)
+        display.round_done(self.bar, row)
+
+    def _start(self) -> None:
+        self.folder.create(schema.dump(self.run.config))
+        self.folder.keep_rounds(self.done)
+        if (made := self.run.made_split) is not None:
+            self.folder.keep_split(made)
+        self.trackers.start(self.done)
+        self.started = True
+
+    def checkpoint_due(self, round_: int) -> bool:
+        return due(self.run.config.checkpoint.every, round_, self.run.config.federation.rounds)
+
+    def save(self, round_: int) -> None:
+        """Write a checkpoint. All ranks enter."""
+        engine = self.run.engine
+        progress = Progress(
+            config=comparable(self.run.config),
+            ledger=engine.world.ledger.state(),
+            template=self.run.federated.template,
+            reads=engine.training.method.reads,
+            answers=engine.training.method.answers,
+            zero_shot=self.zero_shot.accuracy,
+            zero_shot_table=self.zero_shot.table,
+            classes=Classes.from_data(self.run.federated),
+        )
+        if engine.world.is_main:
+            self.folder.sync_metrics()
+        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress)
+        save_checkpoint(self.folder.checkpoints, snapshot, engine.world, self.run.config.checkpoint.keep)

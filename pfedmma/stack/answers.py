@@ -1,0 +1,37 @@
+"""What clients answer with when they are tested, exported or asked: own tensors, the server's, and what they read of others.
+
+Shape legend: C clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pfedmma.stack.client_state import ClientStates
+from pfedmma.stack.pool import Pool
+from pfedmma.stack.rules import Others
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Own state of clients beside the server's: ``shared`` [X], and its ``pool``, of which a client reads ``reads`` others."""
+
+    states: ClientStates
+    shared: Tensor
+    pool: Pool
+    reads: int
+
+    def tensors(self, ids: Sequence[int]) -> dict[str, Tensor]:
+        """{name: [C, *shape]} of these clients."""
+        return self.states.layout.views(self.states.gather_to_answer(ids, self.shared))
+
+    def others(self, ids: Sequence[int]) -> Others | None:
+        """What they read of other clients; None if there is nothing to read."""
+        return self.pool.others(self.states.layout, ids, self.shared, self.reads)
+
+    def own(self, client: int) -> bool:
+        """Whether a client's answer may differ from that of a client that never trained."""
+        return self.reads > 0 or self.states.has_own(client)
