@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__version__ = "0.1.0"
+from pfedmma.version import VERSION
+
+__version__ = VERSION
 __all__ = ["load_adapter", "load_client", "save_adapter"]
 
 

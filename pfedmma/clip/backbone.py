@@ -1,4 +1,4 @@
-"""Loading an open_clip model and freezing it into two towers."""
+"""An open_clip model frozen into two towers: prompts, stems and features."""
 
 from __future__ import annotations
 

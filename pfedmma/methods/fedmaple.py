@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
-from pfedmma.methods.adapters.context import STD, word_ids
+from pfedmma.methods.adapters.context import STD, word_ids, worded_stem
 from pfedmma.methods.base import Entry, Method, count, per_client
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import MEAN, State
@@ -105,13 +105,7 @@ class FedMaPLe(Method):
         Raises:
             UserError: a prompt is too long for the text tower.
         """
-        texts = [f"{self.words} {name.replace('_', ' ')}" for name in prompts.names]
-        reach = len(self.backbone.text.positions)
-        for text in texts:
-            size = len(word_ids(self.backbone, f"{text}.")) + 2
-            if size > reach:
-                raise UserError(f"method.fedmaple: the prompt '{text}.' has {size} tokens; {self.backbone.name} reads {reach}")
-        return self.backbone.text_stem(self.backbone.prompts("{}.", texts), 0)
+        return worded_stem(self.backbone, self.words, prompts.names)
 
     def text_features(self, state: State, stem: TowerStem) -> Tensor:
         """Stem of K prompts -> [C,K,D]; each client's tokens stand after the start token."""

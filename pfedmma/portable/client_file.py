@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-import pfedmma
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import own_tokenizer
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, template_problem
@@ -31,6 +30,7 @@ from pfedmma.stack.rules import POOL, State
 from pfedmma.system import options, tensor_files, untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
+from pfedmma.version import VERSION
 
 FORMAT = "pfedmma-client/1"
 _OTHERS = "others."
@@ -53,7 +53,7 @@ class ClientFile:
         metadata = {"format": FORMAT, "method": settings, "backbone": self.backbone, "template": self.template}
         named = {**self.tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in self.others.items()}}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
-        write_atomically(Path(path), save(plain, metadata | {"version": pfedmma.__version__}))
+        write_atomically(Path(path), save(plain, metadata | {"version": VERSION}))
 
     @classmethod
     def from_tensors(cls, path: str | Path, found: State, metadata: Mapping[str, str]) -> ClientFile:

@@ -10,9 +10,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-import pfedmma
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
+from pfedmma.version import VERSION
 
 Scores = dict[str, float | None]  # None where there is nothing to test
 Bookkeeping = dict[str, dict[str, int]]  # purpose -> collectives and payload_bytes of what is no exchange
@@ -221,7 +221,7 @@ class RunSummary:
     versions: dict[str, str]
     config: dict[str, Any]
     format: int = FORMAT
-    version: str = pfedmma.__version__
+    version: str = VERSION
 
     def to_json(self) -> dict[str, Any]:
         typed = {"accuracy": self.accuracy and self.accuracy.to_json(), "zero_shot": self.zero_shot and self.zero_shot.to_json()}
@@ -266,7 +266,7 @@ def require_known_format(fields: Fields) -> None:
     if written > FORMAT:
         by = f"pfedmma {fields.text('version')}" if fields.has("version") else "a later pfedmma"
         raise UserError(
-            f"{fields.where} is of format {written}, written by {by}; pfedmma {pfedmma.__version__} reads formats up to {FORMAT}: "
+            f"{fields.where} is of format {written}, written by {by}; pfedmma {VERSION} reads formats up to {FORMAT}: "
             "read it with the version that wrote it, or a later one"
         )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-import pfedmma
 from pfedmma.report.document import Block, Cell, Details, Document, Facts, Figure, Section, Table, Text
 from pfedmma.report.markup import page, tag
 from pfedmma.report.style import STYLE
+from pfedmma.version import VERSION
 
 # Even if something of a run's own slipped in unescaped, a browser would neither run nor fetch it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -29,7 +29,7 @@ def render(document: Document) -> str:
         tag("header", tag("h1", document.title), tag("p", document.lead)),
         tag("nav", tag("ul", *links), aria_label="sections"),
         tag("main", *map(_section, document.sections)),
-        tag("footer", tag("p", f"pfedmma {pfedmma.__version__}, python -m pfedmma.report. Accuracies in percent; 1 MB is 10^6 bytes.")),
+        tag("footer", tag("p", f"pfedmma {VERSION}, python -m pfedmma.report. Accuracies in percent; 1 MB is 10^6 bytes.")),
     )
     return page(tag("html", head, body, lang="en"))
 

@@ -12,7 +12,6 @@ import open_clip
 import torch
 import torchvision
 
-import pfedmma
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
@@ -24,6 +23,7 @@ from pfedmma.run.assembly import Run
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import POOL
 from pfedmma.system.fields import finite
+from pfedmma.version import VERSION
 
 
 def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) -> RunSummary:
@@ -94,5 +94,5 @@ def throughput(rounds: Sequence[RoundRow], epochs: int) -> Throughput:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    modules = {m.__name__: m.__version__ for m in (pfedmma, torch, torchvision, open_clip, accelerate, numpy)}
-    return {"python": platform.python_version()} | modules
+    modules = {m.__name__: m.__version__ for m in (torch, torchvision, open_clip, accelerate, numpy)}
+    return {"python": platform.python_version(), "pfedmma": VERSION} | modules

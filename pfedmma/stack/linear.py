@@ -1,6 +1,6 @@
-"""Tensors with a leading client axis.
+"""Linear layers on the client axis. A named one is ``<name>.weight`` [out,in] and ``<name>.bias`` [out] in a client's state.
 
-Shape legend: C clients, M rows of one client.
+Shape legend: C clients, M or N rows of one client.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from pfedmma.stack.rules import State
-
-pass
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -26,7 +24,7 @@ def kaiming_normal_fan_out(shape: tuple[int, int], generator: torch.Generator) -
 
 
 def linear_shapes(name: str, width: int, out: int) -> dict[str, tuple[int, ...]]:
-    """The shapes of its two tensors."""
+    """The shapes of a named layer's two tensors."""
     return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 

@@ -15,8 +15,6 @@ from pfedmma.stack import optim
 from pfedmma.system import checks
 from pfedmma.system.options import setting
 
-pass
-
 OptimizerState = dict[str, Tensor]  # each [C, P], "step" [C, 1]
 
 

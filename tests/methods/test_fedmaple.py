@@ -242,5 +242,5 @@ def test_a_name_that_is_too_long(tiny_clip) -> None:
     method = build(Backbone.freeze(tiny_clip, "tiny"))
     fits = "one two three four five six seven eight nine"  # with "a photo of a", full stop, start and end: 16
     method.text_stem(method.backbone.prompts("{}", (fits,)))
-    with pytest.raises(UserError, match=r"^method\.fedmaple: the prompt 'a photo of a one .* ten\.' has 17 tokens; tiny reads 16$"):
+    with pytest.raises(UserError, match=r"^method: the prompt of class 'one .* ten' with 4 context tokens has 17 tokens; tiny reads 16$"):
         method.text_stem(method.backbone.prompts("{}", (f"{fits} ten",)))

@@ -50,15 +50,23 @@ def context_stem(backbone: Backbone, names: tuple[str, ...], length: int) -> Tow
     Raises:
         UserError: a name is too long for the text tower beside the context.
     """
-    template = " ".join(["X"] * length + ["{}."])  # X is one token
+    return worded_stem(backbone, " ".join(["X"] * length), names)  # X is one token
+
+
+def worded_stem(backbone: Backbone, words: str, names: tuple[str, ...]) -> TowerStem:
+    """The embedded prompts ``[SOS] words name . [EOS]`` of the classes ``names``.
+
+    Raises:
+        UserError: a name is too long for the text tower beside the words.
+    """
+    reach, length = len(backbone.text.positions), len(word_ids(backbone, words))
     for name in names:
         size = length + len(word_ids(backbone, f"{name.replace('_', ' ')}.")) + 2
-        if size > len(backbone.text.positions):
+        if size > reach:
             raise UserError(
-                f"method: the prompt of class '{name}' with {length} context tokens has {size} tokens; "
-                f"{backbone.name} reads {len(backbone.text.positions)}"
+                f"method: the prompt of class '{name}' with {length} context tokens has {size} tokens; {backbone.name} reads {reach}"
             )
-    return backbone.text_stem(backbone.prompts(template, names), 0)
+    return backbone.text_stem(backbone.prompts("{}.", [f"{words} {name}" for name in names]), 0)  # words may hold braces
 
 
 def prompted(backbone: Backbone, context: Tensor) -> Places:

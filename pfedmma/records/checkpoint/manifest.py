@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import pfedmma
 from pfedmma.comm.ledger import Ledger
 from pfedmma.data.partition.federated import FederatedData, held_classes
 from pfedmma.records.rows import COLUMNS, Accuracy
@@ -31,6 +30,7 @@ from pfedmma.stack.rules import ANSWERS, RULES, SERVERS
 from pfedmma.system import untrusted
 from pfedmma.system.fields import Fields
 from pfedmma.system.files import to_json
+from pfedmma.version import VERSION
 
 FORMAT = "pfedmma-checkpoint/2"
 EARLIER = "pfedmma-checkpoint/1"  # of version 0.1.0: the server's tensors have other names, see `pfedmma.records.checkpoint.read`
@@ -169,7 +169,7 @@ class Manifest:
         """With the version that writes it, and a digest of it all."""
         content = {
             "format": self.format,
-            "version": pfedmma.__version__,
+            "version": VERSION,
             "round": self.round,
             "layout": {name: list(shape) for name, shape in self.layout.items()},
             "exchange": self.exchange,
@@ -191,7 +191,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise Damaged(f"manifest.json has no {name}")
     if content["format"] not in (FORMAT, EARLIER):
         by = f" by pfedmma {str(content['version'])[:20]}" if "version" in content else ""
-        raise Damaged(f"written{by} in the format '{content['format'][:40]}'; pfedmma {pfedmma.__version__} reads {EARLIER} and {FORMAT}")
+        raise Damaged(f"written{by} in the format '{content['format'][:40]}'; pfedmma {VERSION} reads {EARLIER} and {FORMAT}")
     if content.pop("digest", None) != _digest(content):
         raise Damaged("manifest.json does not have the digest that it gives")
     if folder_of(folder.parent, content["round"]) != folder:

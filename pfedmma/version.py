@@ -1,0 +1,3 @@
+"""The version of the package: it stands in every file that a run writes."""
+
+VERSION = "0.2.0"
