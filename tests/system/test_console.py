@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from pfedmma.run.display import accuracy_table, round_done
-from pfedmma.system.console import ProgressBar, printable
+from pfedmma.system.console import ProgressBar, printable, show
 from tests.support.reported import accuracy, round_row, run_summary
 
 Ends = Callable[..., tuple[io.StringIO, io.StringIO]]
@@ -97,8 +97,6 @@ def test_a_round_is_a_line_where_it_was_evaluated_or_there_is_no_terminal(ends: 
 
 
 def test_the_table_of_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
-    from pfedmma.system.console import show
-
     show(accuracy_table("a title", [("first", run_summary().accuracy, "12 B"), ("second", None, "-")]))
     lines = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in line] for line in lines] == [
