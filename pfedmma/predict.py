@@ -182,9 +182,9 @@ def batches(read: Callable[[int], T], count: int, size: int) -> Iterator[list[T]
 
 def top(names: Sequence[str], probabilities: Tensor, count: int) -> list[dict[str, Any]]:
     """The most probable classes, at most ``count``, first the first of equals."""
-    values, places = probabilities.sort(descending=True, stable=True)
-    best = zip(places[:count].tolist(), values[:count].tolist(), strict=True)
-    return [{"class": names[place], "probability": value} for place, value in best]
+    values, order = probabilities.sort(descending=True, stable=True)
+    best = zip(order[:count].tolist(), values[:count].tolist(), strict=True)
+    return [{"class": names[index], "probability": value} for index, value in best]
 
 
 def readable(path: Path, best: Sequence[dict[str, Any]]) -> str:

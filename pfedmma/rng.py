@@ -37,7 +37,7 @@ def generator(seed: int, purpose: str, *ids: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, purpose, *ids))
 
 
-def keep_mask(seeds: Tensor, place: str | int, shape: Sequence[int], share: float) -> Tensor:
+def keep_mask(seeds: Tensor, purpose: str | int, shape: Sequence[int], share: float) -> Tensor:
     """Which elements are kept: independent draws, True with probability ``share``.
 
     An element's draw depends on its index in row-major order, so a mask of more rows begins with the mask of fewer; the first axis may
@@ -45,7 +45,7 @@ def keep_mask(seeds: Tensor, place: str | int, shape: Sequence[int], share: floa
 
     Args:
         seeds: one non-negative number of each client [C], int64; the mask lies on their device.
-        place: what the mask is for; other places have other masks.
+        purpose: what the mask is for; other purposes have other masks.
         shape: of one client's tensor, without the client axis.
 
     Returns:
@@ -53,16 +53,16 @@ def keep_mask(seeds: Tensor, place: str | int, shape: Sequence[int], share: floa
     """
     count = math.prod(shape)
     assert count <= _MASK, f"{count} elements are more than {_BITS} bits can number"
-    # Hashed apart from the key, so that the keys of two clients or places do not merely permute neighbouring indices; this
+    # Hashed apart from the key, so that the keys of two clients or purposes do not merely permute neighbouring indices; this
     # half of the work is shared by all clients.
     elements = mix(torch.arange(count, device=seeds.device))
-    draws = mix(elements ^ client_keys(seeds, place).unsqueeze(1))
+    draws = mix(elements ^ client_keys(seeds, purpose).unsqueeze(1))
     return (draws < round(share * (_MASK + 1))).view(len(seeds), *shape)
 
 
-def client_keys(seeds: Tensor, place: str | int) -> Tensor:
-    """A 32-bit number for each client [C] from its 63-bit one and the place."""
-    own = key(0, "place", place)
+def client_keys(seeds: Tensor, purpose: str | int) -> Tensor:
+    """A 32-bit number for each client [C] from its 63-bit one and the purpose."""
+    own = key(0, "place", purpose)
     low, high = seeds & _MASK, seeds >> _BITS
     return mix(mix(mix(low ^ (own & _MASK)) ^ high) ^ (own >> _BITS))
 

@@ -109,10 +109,10 @@ class PFedMoAP(Method):
         if given.others is None:
             return {}
         prompts = given.others.tensors["prompt"]  # [C,E,L,W]; near clients read much the same ones, so each is run once
-        distinct, place = prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
+        distinct, index = prompts.flatten(0, 1).unique(dim=0, return_inverse=True)
         # As many at a time as there are clients, which is what a training step runs.
         features = [prompt_features(self.backbone, text_stem, part) for part in distinct.split(len(prompts))]
-        return {"experts": pool(torch.cat(features))[place.view(prompts.shape[:2])], "present": given.others.present}
+        return {"experts": pool(torch.cat(features))[index.view(prompts.shape[:2])], "present": given.others.present}
 
     def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return prompt_features(self.backbone, stem, state["prompt"])

@@ -70,7 +70,7 @@ class OffloadedRows(MutableMapping[int, Tensor]):
             self._forget(client)
 
     def __contains__(self, client: object) -> bool:
-        with self._lock:  # a row on its way from one place to another is in neither
+        with self._lock:  # a row on its way from one tier to another is in neither
             return any(client in tier.rows for tier in self._tiers) or client in self._file.slots
 
     def __iter__(self) -> Iterator[int]:
@@ -119,7 +119,7 @@ class Tier:
 
 
 class RowFile:
-    """Rows on disk, in a file without a name that is gone with the process. A row that is forgotten leaves its place to the next."""
+    """Rows on disk, in a file without a name that is gone with the process. A row that is forgotten leaves its slot to the next."""
 
     def __init__(self, width: int) -> None:
         self.width = width

@@ -92,9 +92,9 @@ class AdapterSpec:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of one client, in the orientation of `torch.nn.Linear` (weight [out, in])."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for tower, width, place in (("visual", self.visual_width, 0), ("text", self.text_width, 1)):
+        for tower, width, side in (("visual", self.visual_width, 0), ("text", self.text_width, 1)):
             for pair in self.pairs if width else ():
-                name = f"{tower}.{pair[place]}"
+                name = f"{tower}.{pair[side]}"
                 shapes[f"{name}.down.weight"], shapes[f"{name}.down.bias"] = (self.dim, width), (self.dim,)
                 shapes[f"{name}.up.weight"], shapes[f"{name}.up.bias"] = (width, self.dim), (width,)
         for visual, _ in self.pairs:
