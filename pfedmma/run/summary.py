@@ -16,7 +16,6 @@ from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
 from pfedmma.methods import registry
-from pfedmma.methods.pfedmma import PRESETS
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
 from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, RoundRow, RunComm, RunSummary, Throughput
 from pfedmma.run.assembly import Run
@@ -62,7 +61,8 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
 
 def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
     """Bytes each way, a client and round, of what might travel instead: all adapters (as wide as the run's), one prompt."""
-    config = run.config.method if run.config.method.name in PRESETS else registry.MethodConfig()
+    own = run.config.method
+    config = own if registry.entry_of(own.name).adapters else registry.MethodConfig()
     others = {
         "all adapters": registry.build(replace(config, name="fedavg_mma", exchange=()), run.backbone),
         "one prompt": PromptFL.from_settings(PromptFLConfig(), run.backbone),
