@@ -39,18 +39,20 @@ class Uploads:
     hosted: Sequence[int]
     rows: Tensor
 
-    def weights(self, rule: str) -> list[float]:
-        """The weight of each hosted participant in the mean over all: n_i / n, or 1 / participants under rule ``uniform``."""
-        sizes = dict(zip(self.clients, self.samples, strict=True))
-        total = sum(self.samples)
-        return [1.0 / len(self.clients) if rule == UNIFORM else sizes[i] / total for i in self.hosted]
-
 
 ServerState = dict[str, Tensor]
+# (the round's uploads, a rule of `pfedmma.stack.rules`) -> the weight of each hosted participant in the sum over all [C].
+Weights = Callable[[Uploads, str], Sequence[float]]
 # (what the hosted participants send [C, X], the round's uploads, the server's state) -> what they send instead [C, X].
 Transform = Callable[[Tensor, Uploads, ServerState], Tensor]
 # (the server's state, the mean of the uploads [X], the round's uploads) -> the next state, identical on all ranks.
 Update = Callable[[ServerState, Tensor, Uploads], ServerState]
+
+
+def by_rule(uploads: Uploads, rule: str) -> list[float]:
+    """n_i / n, or 1 / participants under rule ``uniform``. They follow from the partition, so no rank has to be told."""
+    sizes, total = dict(zip(uploads.clients, uploads.samples, strict=True)), sum(uploads.samples)
+    return [1.0 / len(uploads.clients) if rule == UNIFORM else sizes[i] / total for i in uploads.hosted]
 
 
 def replace_by_mean(state: ServerState, mean: Tensor, uploads: Uploads) -> ServerState:
@@ -60,12 +62,14 @@ def replace_by_mean(state: ServerState, mean: Tensor, uploads: Uploads) -> Serve
 
 @dataclass(frozen=True)
 class ServerRules:
-    """How a server works: ``transforms`` of what is uploaded, in this order, and the ``update`` of its state by their mean.
+    """How a server works.
 
-    ``wire``: the dtype in which exchanged tensors travel. ``reads``: of how many others a client reads what is pooled.
+    ``transforms`` of what is uploaded, in this order; the ``weights`` of uploads in their sum; the ``update`` of the state by it. ``wire``:
+    the dtype in which exchanged tensors travel. ``reads``: of how many others a client reads what is pooled.
     """
 
     transforms: Sequence[Transform] = ()
+    weights: Weights = by_rule
     update: Update = replace_by_mean
     wire: str = "fp32"
     reads: int = 0
@@ -103,14 +107,14 @@ class Server:
         self.state = self.rules.update(self.state, mean, uploads)
 
     def _sum(self, uploads: Uploads, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted mean over all participants [X], and what each of them pools [participants, Y], from this rank's ``rows`` [C, X].
+        """The weighted sum over all participants [X], and what each of them pools [participants, Y], from this rank's ``rows`` [C, X].
 
-        The weights are known on every rank from the partition, so nothing but the tensors travels. A rank without participants enters
-        with zeros. Local sums are fp64.
+        The weights are known on every rank, so nothing but the tensors travels. A rank without participants enters with zeros. Local sums
+        are fp64.
         """
         mean = torch.zeros(self.layout.exchanged_size, dtype=torch.float64, device=rows.device)
         for rule, columns in self.layout.columns.items():
-            weights = torch.tensor(uploads.weights(rule), dtype=torch.float64, device=rows.device)
+            weights = torch.tensor(self.rules.weights(uploads, rule), dtype=torch.float64, device=rows.device)
             mean[columns] = weights @ rows[:, columns].double()
         own = rows[:, self.pool_columns]
         pooled = own.new_zeros(len(uploads.clients), own.shape[1])
