@@ -25,6 +25,7 @@ from typing import Any
 
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
+from pfedmma.methods.registry import entry_of
 from pfedmma.system import options
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import shown
@@ -107,7 +108,7 @@ def refuse_shared_folders(plans: Sequence[Plan]) -> None:
 def _resolved(file: Path, tree: dict[str, Any], overrides: Sequence[str]) -> Config:
     try:
         config = configuration.resolve(tree, overrides)
-        if config.method.name == "zeroshot":  # nothing is trained, so one round says it all
+        if not entry_of(config.method.name).trains:  # nothing is trained, so one round says it all
             config = configuration.resolve(tree, [*overrides, "federation.rounds=1"])
     except UserError as error:
         raise UserError(f"{file}: {error}") from None

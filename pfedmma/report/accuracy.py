@@ -45,7 +45,7 @@ class Row(NamedTuple):
 def _rows(group: Sequence[Report]) -> list[Row]:
     """Zero-shot, then the runs, of which a zero-shot run is the reference itself."""
     reference = next((run.zero_shot for run in group if run.zero_shot), None)
-    runs = [Row(run.label if run.finished else f"{run.label} (so far)", run.accuracy, run.up) for run in group if run.method != "zeroshot"]
+    runs = [Row(run.label if run.finished else f"{run.label} (so far)", run.accuracy, run.up) for run in group if not run.is_reference]
     return [Row("zero-shot", reference, 0.0), *runs] if reference else runs or [Row(run.label, run.accuracy, run.up) for run in group]
 
 

@@ -18,7 +18,7 @@ MOST_CLASSES = 8
 
 def section(runs: Sequence[Report]) -> Section:
     """Who gains and who loses against zero-shot."""
-    shown = [run for run in runs if run.method != "zeroshot" and any(client.scores["local"] is not None for client in run.clients)]
+    shown = [run for run in runs if not run.is_reference and any(client.scores["local"] is not None for client in run.clients)]
     if not shown:
         return Section("clients", "Clients", [Text("There are no accuracies of single clients in these runs.")])
     blocks: list[Block] = []

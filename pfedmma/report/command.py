@@ -70,7 +70,7 @@ def show_tables(runs: Sequence[Report]) -> None:
         reference = next((run.zero_shot for run in group if run.zero_shot), None)
         rows: list[tuple[str, Accuracy | None, str]] = [("zeroshot", reference, "0 B")] if reference else []
         for run in group:
-            if run.method != "zeroshot" or not reference:
+            if not run.is_reference or not reference:
                 name = run.method if run.finished else f"{run.method}, {len(run.rounds)} rounds so far"
                 rows.append((escape(printable(name)), run.accuracy, "-" if run.up is None else megabytes(run.up)))
         show(accuracy_table(escape(printable(title)), rows))

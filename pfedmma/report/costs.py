@@ -29,7 +29,7 @@ def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
         lines = [*references, *(Curve(run.label, _moved(run.rounds), i) for i, run in drawn)]
         panels.append(("Bytes up and down so far, all participants", charts.line_chart(lines, brief, logarithmic=True)))
     blocks.append(Figure(panels, charts.key([(i, run.label) for i, run in drawn])))
-    nothing = [run.label for run in runs if run.up == 0 and run.method != "zeroshot"]
+    nothing = [run.label for run in runs if run.up == 0 and not run.is_reference]
     if nothing:
         blocks.append(Text(f"{', '.join(nothing)}: nothing travels, which a logarithmic axis cannot show."))
     blocks += [_collectives(runs), _times(runs)]
@@ -63,7 +63,7 @@ def _clients_bytes(runs: Sequence[Report]) -> Table:
 def _against(runs: Sequence[Report]) -> Table:
     others = _alternatives(runs)
     whole = max((each for name, each in others if name.startswith("all adapters")), default=None)
-    own = [(run.label, run.up) for run in runs if run.up is not None and run.method != "zeroshot"]
+    own = [(run.label, run.up) for run in runs if run.up is not None and not run.is_reference]
     nothing = [] if any(each == 0 for _, each in own) else [("nothing (local)", 0.0)]
     entries = sorted({*others, *own, *nothing}, key=lambda entry: (entry[1], entry[0]))
     rows = [[name, exact(each), NONE if whole is None else f"{100 * each / whole:.2f} %"] for name, each in entries]

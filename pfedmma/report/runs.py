@@ -43,6 +43,11 @@ class Report:
     images_per_second: float | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is zero-shot CLIP, which other runs are compared with."""
+        return self.method == "zeroshot"
+
 
 def read_all(paths: Sequence[str]) -> list[Report]:
     """The runs in these folders, each with a label of its own.
@@ -171,7 +176,7 @@ def same_setting(runs: Sequence[Report]) -> list[list[Report]]:
 
 def with_curves(runs: Sequence[Report]) -> list[tuple[int, Report]]:
     """(position, which says its look, run) of each run that has curves of its own: beside others, a zero-shot run is the reference."""
-    return [(i, run) for i, run in enumerate(runs) if run.rounds and (run.method != "zeroshot" or len(runs) == 1)]
+    return [(i, run) for i, run in enumerate(runs) if run.rounds and (not run.is_reference or len(runs) == 1)]
 
 
 def minus(a: float | None, b: float | None) -> float | None:
