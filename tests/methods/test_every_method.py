@@ -1,7 +1,7 @@
 """What holds for every compared method: sizes, the client axis, the zero-shot limit, gradients, whole runs, draws.
 
-A method that is added to `pfedmma.methods.NAMES` is tested here at once; it needs an entry in `TABLE`, and one in `LIMITS` or `NO_LIMIT`.
-The mathematics of a method is tested in a file of its own.
+A method that is added to `pfedmma.methods.registry.NAMES` is tested here at once; it needs an entry in `TABLE`, and one in `LIMITS` or
+`NO_LIMIT`. The mathematics of a method is tested in a file of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import open_clip
@@ -31,25 +30,25 @@ from pfedmma.data.partition.camera import camera
 from pfedmma.data.partition.federated import Client
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
-from pfedmma.engine.batches import LocalWork, by_steps
-from pfedmma.engine.cohort import PassWidth, train_cohort
-from pfedmma.engine.local import Trainer
-from pfedmma.engine.rounds import Engine, EvaluationConfig, FederationConfig
+from pfedmma.engine.batches import Batches, LocalWork, by_steps
+from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.fedpgp import FedPGPConfig
+from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
 from pfedmma.methods.registry import NAMES, MethodConfig
 from pfedmma.records.checkpoint import manifest
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
-from pfedmma.stack.rules import POOL, Others
+from pfedmma.stack.rules import POOL, Given, Others
 from pfedmma.train import main
 from tests.support import painted, small
 
-TRAINED = tuple(name for name in NAMES if name != "zeroshot")
 CLASSES = ("cat", "dog", "bird", "fern", "red_fish")
 CPU = torch.device("cpu")
 
@@ -80,6 +79,9 @@ TABLE = {
 }
 
 
+TRAINED = tuple(name for name in NAMES if name not in TABLE or TABLE[name].trained)
+
+
 @pytest.fixture(scope="module")
 def vit_b_16() -> Backbone:
     """Its shapes, without memory for its weights."""
@@ -87,24 +89,22 @@ def vit_b_16() -> Backbone:
         return Backbone.freeze(open_clip.create_model("ViT-B-16", device="meta"), "ViT-B-16")
 
 
-def engine_of(method: Method, store: ClientStore) -> Engine:
-    """As much of an engine as counts bytes."""
-    trainer: Any = SimpleNamespace(method=method, layout=store.layout)
-    evaluator: Any = None
-    return Engine(World(0, 1, CPU), (), trainer, evaluator, store, FederationConfig(), EvaluationConfig(), seed=0)
+def new_server(method: Method, layout: Layout, initial: Tensor) -> Server:
+    """A server alone, with ``initial`` [P] to send out."""
+    return Server(layout, {SHARED: initial[: layout.exchanged_size]}, World(0, 1, CPU), ServerRules(reads=method.reads))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_at_vit_b_16(vit_b_16: Backbone, name: str) -> None:
     method = registry.build(MethodConfig(name), vit_b_16)
     layout = Layout(method.shapes, method.exchange)
-    store = ClientStore(layout, torch.zeros(layout.size), OptimizerConfig(), CPU)
+    server = new_server(method, layout, torch.zeros(layout.size))
     pooled = layout.columns.get(POOL, slice(0, 0))
-    store.pool.rows = {client: torch.zeros(pooled.stop - pooled.start) for client in range(12)}  # everyone has sent something
-    engine = engine_of(method, store)
-    comm = engine.world.ledger.close_round(layout.exchanged_size, 1, 4, engine.read_parameters([3]))
+    server.pool.rows = {client: torch.zeros(pooled.stop - pooled.start) for client in range(12)}  # everyone has sent something
+    comm = server.world.ledger.close_round(layout.exchanged_size, 1, 4, server.read_parameters([3]))
     assert sum(math.prod(shape) for shape in method.shapes.values()) == layout.size
     assert Row(layout.size, comm["uplink_bytes"], comm["downlink_bytes"]) == TABLE[name]
+    assert registry.entry_of(name).trains == (layout.size > 0)
 
 
 # The client axis -------------------------------------------------------------------------------------------------------------------------
@@ -137,34 +137,36 @@ def own_optimizer(name: str) -> OptimizerConfig:
     return dataclasses.replace(optimizer, lr=0.01, eps=0.1)
 
 
-def new_trainer(clip: nn.Module, name: str, optimizer: OptimizerConfig, epochs: int = EPOCHS) -> Trainer:
+def new_training(clip: nn.Module, name: str, optimizer: OptimizerConfig, epochs: int = EPOCHS) -> LocalTraining:
     """The method on the tiny CLIP; adapters larger than by default, and with GELU, as a ReLU's kink turns a rounding into a step."""
     backbone = Backbone.freeze(clip, "tiny")
     method = registry.build(MethodConfig(name, dim=8, scale=0.3, activation="gelu"), backbone)
     pixels = Pixels(noise(), backbone.preprocess, "crop", backbone.device)
-    text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, CLASSES))
+    forward = Forward.from_prompts(method, GENERIC_TEMPLATE, CLASSES)
     work = LocalWork(epochs, BATCH, optimizer, seed=0)
-    return Trainer(backbone, method, Layout(method.shapes, method.exchange), pixels, text_stem, work)
+    return LocalTraining(Layout(method.shapes, method.exchange), Batches(forward, pixels, work))
 
 
-def drawn(trainer: Trainer, client: int) -> Tensor:
+def drawn(training: LocalTraining, client: int) -> Tensor:
     """A state of its own for each client [P], no number of it zero."""
     generator = rng.generator(0, "state", client)
-    start = trainer.layout.pack(trainer.method.initial(generator))
+    start = training.layout.pack(training.method.initial(generator))
     return start + 0.1 * torch.randn(start.shape, generator=generator)
 
 
-def new_store(trainer: Trainer, initial: Tensor, private: bool) -> ClientStore:
+def new_members(training: LocalTraining, initial: Tensor, private: bool) -> Members:
     """Clients that start from ``initial``, each with ``private`` tensors of its own if wanted; some have sent something before."""
-    store = ClientStore(trainer.layout, initial, trainer.work.optimizer, CPU)
+    layout = training.layout
+    states = ClientStates(layout, initial, training.batches.work.optimizer, CPU)
     if private:
-        store.private.update({client: drawn(trainer, client)[trainer.layout.exchanged_size :] for client in range(len(SIZES))})
-    columns = trainer.layout.columns.get(POOL, slice(0, 0))
-    store.pool.rows = {client: drawn(trainer, 10 + client)[columns] for client in POOLED if POOL in trainer.layout.columns}
-    return store
+        states.own.update({client: drawn(training, client)[layout.exchanged_size :] for client in range(len(SIZES))})
+    server = new_server(training.method, layout, initial)
+    columns = layout.columns.get(POOL, slice(0, 0))
+    server.pool.rows = {client: drawn(training, 10 + client)[columns] for client in POOLED if POOL in layout.columns}
+    return Members(states, server)
 
 
-class Trained(NamedTuple):
+class Round(NamedTuple):
     """One round of all clients: ``before`` and ``after`` [C,P], ``losses`` [C]."""
 
     before: Tensor
@@ -172,23 +174,23 @@ class Trained(NamedTuple):
     losses: Tensor
 
 
-def train_all(trainer: Trainer, clients_per_pass: int) -> Trained:
-    clients, store = new_clients(), new_store(trainer, drawn(trainer, len(SIZES)), private=True)
-    before = store.gather(range(len(SIZES)))
-    shared, losses = train_cohort(trainer, clients, store, 1, PassWidth(clients_per_pass))
-    own = torch.stack([store.private[client.id] for client in clients])
-    return Trained(before, torch.cat([shared, own], dim=1), losses)
+def train_all(training: LocalTraining, clients_per_pass: int) -> Round:
+    clients, members = new_clients(), new_members(training, drawn(training, len(SIZES)), private=True)
+    before = members.states.gather(range(len(SIZES)), members.server.shared)
+    trained = train_cohort(training, clients, members, 1, PassWidth(clients_per_pass))
+    own = torch.stack([members.states.own[client.id] for client in clients])
+    return Round(before, torch.cat([trained.uploads, own], dim=1), trained.losses)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stacked_client_is_the_client_alone(tiny_clip: nn.Module, name: str) -> None:
     """All in one stack, in two stacks, each alone; the frozen weights stay as they are."""
     weights = {key: tensor.clone() for key, tensor in tiny_clip.state_dict().items()}
-    trainer = new_trainer(tiny_clip, name, own_optimizer(name))
+    training = new_training(tiny_clip, name, own_optimizer(name))
     # Two stacks: 11, 9 and 1 images, then 3 and 4.
     assert [client.id for client in by_steps(new_clients(), BATCH)] == [3, 4, 0, 1, 2]
-    alone, *stacked = (train_all(trainer, size) for size in (1, 3, len(SIZES)))
-    views = trainer.layout.views
+    alone, *stacked = (train_all(training, size) for size in (1, 3, len(SIZES)))
+    views = training.layout.views
     for one in stacked:
         torch.testing.assert_close(one.losses, alone.losses, rtol=1e-5, atol=1e-6)
         for tensor, wanted in views(alone.after).items():
@@ -225,18 +227,18 @@ class Limit(NamedTuple):
 
 
 ADAPTERS = Limit({"scale": 0.0})
-PGP = {"fedpgp": FedPGPConfig(words=WORDS)}
+PGP = {"own": FedPGPConfig(words=WORDS)}
 LIMITS = {
     "zeroshot": [Limit({})],
     "pfedmma": [ADAPTERS],
     "local": [ADAPTERS],
     "fedavg_mma": [ADAPTERS],
-    "promptfl": [Limit({"promptfl": PromptFLConfig(words=WORDS)}, initial="prompt")],
+    "promptfl": [Limit({"own": PromptFLConfig(words=WORDS)}, initial="prompt")],
     "fedpgp": [Limit(PGP, initial="sigma", zero="^u$"), Limit(PGP, initial="sigma", zero="^v$")],
     "pfedmoap": [
-        Limit({"pfedmoap": PFedMoAPConfig(words=WORDS)}, initial="prompt"),
-        Limit({"pfedmoap": PFedMoAPConfig(words=WORDS, mix=1.0)}, initial="prompt", zero=r"\.o\.", others=True),
-        Limit({"pfedmoap": PFedMoAPConfig(words=WORDS, mix=1.0)}, initial="prompt", zero=r"\.v\.|\.o\.bias", others=True),
+        Limit({"own": PFedMoAPConfig(words=WORDS)}, initial="prompt"),
+        Limit({"own": PFedMoAPConfig(words=WORDS, mix=1.0)}, initial="prompt", zero=r"\.o\.", others=True),
+        Limit({"own": PFedMoAPConfig(words=WORDS, mix=1.0)}, initial="prompt", zero=r"\.v\.|\.o\.bias", others=True),
     ],
     "fedclip": [Limit({}, zero="^gate")],  # an attention that is the same for all numbers of a feature
     "fedlora": [Limit({}, initial="."), Limit({}, zero=r"\.b$")],
@@ -261,9 +263,9 @@ def zero_shot_logits(clip: nn.Module, backbone: Backbone, images: Tensor) -> Ten
 
 def logits(method: Method, state: dict[str, Tensor], others: Others | None, images: Tensor) -> Tensor:
     """[C*B images, client by client] -> [C,B,K], as clients are tested."""
-    stem = method.text_stem(method.backbone.prompts(GENERIC_TEMPLATE, CLASSES))
-    seen = {**state, **method.fixed(state, others, stem)}
-    return method.logits(seen, method.image_features(seen, method.image_stem(images)), method.text_features(seen, stem))
+    forward = Forward.from_prompts(method, GENERIC_TEMPLATE, CLASSES)
+    seen = {**state, **forward.fixed(state, Given(others))}
+    return forward.logits(seen, forward.image_stem(images), forward.text_features(seen))
 
 
 def limit_logits(clip: nn.Module, name: str, limit: Limit, images: Tensor) -> Tensor:
@@ -305,24 +307,24 @@ LATER = {"fedlora": r"\.a$"}
 NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$"}
 
 
-def gradients(trainer: Trainer, initial: Tensor) -> dict[str, float]:
+def gradients(training: LocalTraining, initial: Tensor) -> dict[str, float]:
     """Each tensor's gradient in one step from ``initial`` [P], as a share of the largest tensor's."""
     client = new_clients()[2]
-    store = new_store(trainer, initial, private=False)
-    params, state = store.gather([client.id]), store.gather_optimizer([client.id])
-    trainer.train([client], params, state, 1, store.others([client.id], trainer.method.reads))
+    states, server = new_members(training, initial, private=False)
+    params, state = states.gather([client.id], server.shared), states.gather_optimizer([client.id])
+    training.train([client], params, state, 1, Given(server.others([client.id])))
     assert state["step"].item() == 1
-    norms = {name: float(view.norm()) for name, view in trainer.layout.views(state["momentum"][0]).items()}
+    norms = {name: float(view.norm()) for name, view in training.layout.views(state["momentum"][0]).items()}
     return {name: norm / max(norms.values()) for name, norm in norms.items()}
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trained_tensor_has_a_gradient(tiny_clip: nn.Module, name: str) -> None:
     """In the state in which training begins, and in one in which no tensor is zero."""
-    trainer = new_trainer(tiny_clip, name, OptimizerConfig(lr=0.01, weight_decay=0.0), epochs=1)
-    initial = trainer.layout.pack(trainer.method.initial(rng.generator(0, "init")))
-    for start, without in ((initial, (LATER, NEVER)), (drawn(trainer, 0), (NEVER,))):
-        shares = gradients(trainer, start)
+    training = new_training(tiny_clip, name, OptimizerConfig(lr=0.01, weight_decay=0.0), epochs=1)
+    initial = training.layout.pack(training.method.initial(rng.generator(0, "init")))
+    for start, without in ((initial, (LATER, NEVER)), (drawn(training, 0), (NEVER,))):
+        shares = gradients(training, start)
         none = {tensor for tensor in shares for pattern in without if name in pattern and re.search(pattern[name], tensor)}
         assert {tensor for tensor, share in shares.items() if share < 1e-5} == none
 
@@ -386,7 +388,7 @@ def test_a_run_changes_what_the_method_trains_and_no_more(straight: Straight) ->
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     # Little, too: pFedMoAP's gating has no gradient before the second round, only weight decay.
     if exchanged:
-        assert (tensors["shared"] - start[:exchanged]).abs().max() > 1e-4
+        assert (tensors["server.shared"] - start[:exchanged]).abs().max() > 1e-4
     for name in trained if len(start) > exchanged else ():
         assert (tensors[name] - start[exchanged:]).abs().max() > 1e-5
     losses = [row["loss"] for row in rows]

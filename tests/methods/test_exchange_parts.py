@@ -64,12 +64,16 @@ PARTS = {
         ("text.up+shared", ("shared", "text.up")),
         (" shared +  text.up ", ("shared", "text.up")),
         ("[shared, text.up]", ("shared", "text.up")),
+        ("shared,text.up", ("shared", "text.up")),
+        ("[shared, text.down+text.up]", ("shared", "text.down", "text.up")),
         ("shared+visual+text", tuple(PARTS)),
         ("visual+visual.down", ("visual.down", "visual.up")),
     ],
 )
 def test_parts_are_named_by_words(what: str, parts: tuple[str, ...]):
-    assert exchange_of(what, SPEC) == dict.fromkeys(set().union(*(PARTS[part] for part in parts)), "mean")
+    """As they are written on the command line."""
+    read = configuration.load(None, [f"method.exchange={what}"]).method.exchange
+    assert exchange_of(read, SPEC) == dict.fromkeys(set().union(*(PARTS[part] for part in parts)), "mean")
 
 
 @pytest.mark.parametrize(
@@ -92,17 +96,23 @@ def test_parts_are_named_by_words(what: str, parts: tuple[str, ...]):
 )
 def test_nonsense_is_refused_and_named(what: str, tiny_clip: nn.Module):
     with pytest.raises(UserError, match=r"^method\.exchange: '.*' is no part of the adapters; write none, all, or parts joined by \+"):
-        exchange_of(what, SPEC)
-    if what:  # empty is what the name of the method says
-        with pytest.raises(UserError, match=r"^method\.exchange: "):
-            registry.build(MethodConfig(exchange=what), Backbone.freeze(tiny_clip))
+        exchange_of((what,), SPEC)
+    with pytest.raises(UserError, match=r"^method\.exchange: "):
+        exchange_of(("shared", what), SPEC)
+    with pytest.raises(UserError, match=r"^method\.exchange: "):
+        registry.build(MethodConfig(exchange=(what,)), Backbone.freeze(tiny_clip))
+
+
+@pytest.mark.parametrize("written", ["", "[]", "null"])
+def test_an_empty_list_is_what_the_name_of_the_method_says(written: str):
+    assert configuration.load(None, [f"method.exchange={written}"]).method == MethodConfig()
 
 
 def test_a_tower_that_has_no_adapters_has_no_part_that_travels(tiny_clip: nn.Module):
     frozen = Backbone.freeze(tiny_clip)
     with pytest.raises(UserError, match=r"method\.exchange: 'text\.up' is no part"):
-        registry.build(MethodConfig(towers="visual", exchange="shared+text.up"), frozen)
-    registry.build(MethodConfig(towers="text", exchange="shared+text.up"), frozen)
+        registry.build(MethodConfig(towers="visual", exchange=("shared+text.up",)), frozen)
+    registry.build(MethodConfig(towers="text", exchange=("shared+text.up",)), frozen)
 
 
 @pytest.mark.parametrize("name", ["promptfl", "zeroshot", "fedclip"])
@@ -138,7 +148,7 @@ S, DOWN_V, UP_V, DOWN_T, UP_T = 32 * 32 + 32, 768 * 32 + 32, 32 * 768 + 768, 512
     ],
 )
 def test_bytes_at_the_size_of_vit_b_16(what: str, parameters: int):
-    layout = Layout(VIT_B_16.shapes(), exchange_of(what, VIT_B_16))
+    layout = Layout(VIT_B_16.shapes(), exchange_of((what,), VIT_B_16))
     assert layout.exchanged_size == parameters
     if what == "shared":
         assert 4 * parameters == 33_792  # bytes in fp32
@@ -194,18 +204,18 @@ def test_a_run_with_one_tower_trains_and_leaves_as_a_file(tower: str, tmp_path: 
     assert summary["shared_parameters"] == 3 * (S + 32 * width + width)
     assert summary["bytes_per_client_round"] == summary["bytes_down_per_client_round"] == 4 * summary["shared_parameters"]
     run = assemble(configuration.load(tmp_path / "run" / "config.yaml"), World(0, 1, torch.device("cpu")))
-    first = run.engine.store.initial.clone()
+    first = run.engine.states.initial.clone()
     restore(run, RunFolder(tmp_path / "run"))
-    store, method = run.engine.store, run.engine.trainer.method
-    client = next(iter(store.private))
-    stack = store.gather([client])
-    moved = store.layout.views((stack[0] != first).float())
+    states, layout, method = run.engine.states, run.engine.training.layout, run.engine.training.method
+    client = next(iter(states.own))
+    stack = states.gather([client], run.engine.server.shared)
+    moved = layout.views((stack[0] != first).float())
     assert all(float(tensor.max()) == 1.0 for name, tensor in moved.items() if name.endswith("weight"))  # all of them were trained
     out = tmp_path / "client.safetensors"
     export([str(tmp_path / "run"), "--client", str(client), "--out", str(out)])
     fresh = create_model(BackboneConfig("tiny", "none"), seed=0)
     model = pfedmma.load_adapter(fresh, out)
-    state, prompts = store.layout.views(stack), run.backbone.prompts("a photo of a {}.", CLASSES)
+    state, prompts = layout.views(stack), run.backbone.prompts("a photo of a {}.", CLASSES)
     images, texts = model.encode_image(PIXELS, normalize=True), model.encode_text(prompts.tokens, normalize=True)
     torch.testing.assert_close(images, method.image_features(state, method.image_stem(PIXELS))[0])
     torch.testing.assert_close(texts, method.text_features(state, method.text_stem(prompts))[0])

@@ -32,7 +32,7 @@ LABELS = torch.tensor([[0, 3, 3, 1], [2, 2, 4, 0]])  # two images of one class i
 
 
 def new_method(clip: nn.Module, loss: str = "infonce") -> FedCLIP:
-    return FedCLIP.of(FedCLIPConfig(loss), Backbone.freeze(clip, "tiny"))
+    return FedCLIP.from_settings(FedCLIPConfig(loss), Backbone.freeze(clip, "tiny"))
 
 
 def drawn(*shape: int, key: str) -> Tensor:
@@ -158,12 +158,14 @@ def test_cross_entropy_is_over_all_classes(tiny_clip) -> None:
 def test_the_servers_mean_is_plain(tmp_path: Path) -> None:
     """5 and 15 images: the mean of what the two send is not the one weighted 1 : 3. Losses are still weighted."""
     engine = new_engine(tmp_path)
-    shared = drawn(2, engine.trainer.layout.exchanged_size, key="shared")
-    mean = engine.exchange([0, 1], shared)
+    shared = drawn(2, engine.training.layout.exchanged_size, key="shared")
+    engine.server.round(engine.uploads(1, [0, 1], shared))
+    mean = engine.server.shared
     torch.testing.assert_close(mean, shared.mean(dim=0), rtol=1e-6, atol=1e-6)
     assert (mean - (shared[0] + 3 * shared[1]) / 4).abs().max() > 0.1
     assert engine.collect([0, 1], torch.tensor([0.0, 4.0])) == (pytest.approx(3.0), False)
-    torch.testing.assert_close(engine.exchange([1], shared[1:]), shared[1])
+    engine.server.round(engine.uploads(2, [1], shared[1:]))
+    torch.testing.assert_close(engine.server.shared, shared[1])
 
 
 def test_a_padded_batch_in_a_run(tmp_path: Path) -> None:
@@ -171,13 +173,13 @@ def test_a_padded_batch_in_a_run(tmp_path: Path) -> None:
     sent = []
     for together in (True, False):
         engine = new_engine(tmp_path, "optimizer.eps=0.1")  # Adam divides by the gradient's size: no rounding error may be blown up
-        store, trainer = engine.store, engine.trainer
+        states, shared = engine.states, engine.server.shared
         ends = []
         for group in [[1, 0]] if together else [[1], [0]]:
-            params = store.gather(group)
-            trainer.train([engine.clients[i] for i in group], params, store.gather_optimizer(group), 1)
+            params = states.gather(group, shared)
+            engine.training.train([engine.clients[i] for i in group], params, states.gather_optimizer(group), 1)
             ends.append(params)
-        sent.append(torch.cat(ends) - store.shared)
+        sent.append(torch.cat(ends) - shared)
     torch.testing.assert_close(sent[0], sent[1], rtol=1e-3, atol=1e-6)
     assert (sent[0].abs().amax(dim=1) > 1e-4).all()
 
@@ -188,4 +190,4 @@ def test_a_run(tmp_path: Path, loss: str) -> None:
     (row,) = small.metrics(tmp_path)
     assert row["comm"]["shared_parameters"] == 2 * (64 * 64 + 64)
     assert row["comm"]["uplink_bytes"] == row["comm"]["downlink_bytes"] == len(row["clients"]) * 33_280
-    assert small.final_tensors(tmp_path)["shared"].isfinite().all()
+    assert small.final_tensors(tmp_path)["server.shared"].isfinite().all()

@@ -39,7 +39,7 @@ def small_clip(variant: str = "plain") -> nn.Module:
 
 
 def build(backbone: Backbone, **settings) -> FedLoRA:
-    method = registry.build(MethodConfig("fedlora", fedlora=FedLoRAConfig(**settings)), backbone)
+    method = registry.build(MethodConfig("fedlora", own=FedLoRAConfig(**settings)), backbone)
     assert isinstance(method, FedLoRA)
     return method
 

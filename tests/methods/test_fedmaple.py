@@ -39,7 +39,7 @@ def small_clip(vision: dict, text: dict) -> nn.Module:
 
 
 def build(backbone: Backbone, **settings) -> FedMaPLe:
-    method = registry.build(MethodConfig("fedmaple", fedmaple=FedMaPLeConfig(**settings)), backbone)
+    method = registry.build(MethodConfig("fedmaple", own=FedMaPLeConfig(**settings)), backbone)
     assert isinstance(method, FedMaPLe)
     return method
 

@@ -25,7 +25,7 @@ TEMPLATE = "a photo of a {}."
 
 def new_method(clip: nn.Module, **options: Any) -> FedOTP:
     precision = options.pop("precision", "fp32")
-    return FedOTP.of(FedOTPConfig(**options), Backbone.freeze(clip, "tiny", precision))
+    return FedOTP.from_settings(FedOTPConfig(**options), Backbone.freeze(clip, "tiny", precision))
 
 
 def drawn(*shape: int, key: str) -> Tensor:

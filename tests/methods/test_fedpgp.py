@@ -17,6 +17,7 @@ from pfedmma.methods.base import SEEDS
 from pfedmma.methods.fedpgp import FedPGP, FedPGPConfig, contrast
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.stack.layout import Layout
+from pfedmma.stack.rules import NOTHING
 from pfedmma.system.errors import UserError
 from tests.support.open_clip_prompts import NAMES, hollow, text_features
 
@@ -25,7 +26,7 @@ LABELS, WEIGHTS = torch.tensor([[0, 1, 2, 0], [2, 2, 1, 0]]), torch.tensor([[0.2
 
 
 def new_method(clip: nn.Module, **options: Any) -> FedPGP:
-    return FedPGP.of(FedPGPConfig(**options), Backbone.freeze(clip, "tiny"))
+    return FedPGP.from_settings(FedPGPConfig(**options), Backbone.freeze(clip, "tiny"))
 
 
 def new_state(method: FedPGP, clients: int = 2) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def images(clients: int = 2, count: int = 4) -> Tensor:
 def losses(method: FedPGP, state: dict[str, Tensor], clients: int = 2) -> Tensor:
     """As the engine computes them in a step."""
     stem = method.text_stem(method.backbone.prompts(TEMPLATE, NAMES))
-    seen = {**state, **method.fixed(state, None, stem), SEEDS: torch.arange(clients)}
+    seen = {**state, **method.fixed(state, NOTHING, stem), SEEDS: torch.arange(clients)}
     return method.loss(seen, images()[:clients], method.text_features(seen, stem), LABELS[:clients], WEIGHTS[:clients])
 
 
@@ -136,7 +137,7 @@ def test_the_term_reaches_sigma_twice_and_never_the_anchor(tiny_clip) -> None:
     method = new_method(tiny_clip)
     state = {name: tensor.requires_grad_() for name, tensor in new_state(method).items()}
     stem = method.text_stem(method.backbone.prompts(TEMPLATE, NAMES))
-    seen = {**state, **method.fixed(state, None, stem), SEEDS: torch.arange(2)}
+    seen = {**state, **method.fixed(state, NOTHING, stem), SEEDS: torch.arange(2)}
     assert not seen["anchor"].requires_grad
     own, sigma = method.text_features(seen, stem).unbind(dim=1)
     assert own.shape == (2, 3, 64)

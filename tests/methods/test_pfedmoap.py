@@ -23,7 +23,7 @@ from pfedmma.methods.registry import MethodConfig
 from pfedmma.records.checkpoint import manifest, read
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.layout import Layout
-from pfedmma.stack.rules import Others
+from pfedmma.stack.rules import Given, Others
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
@@ -42,7 +42,7 @@ def hollow(name: str) -> Backbone:
 
 
 def new_method(clip: nn.Module, **options: Any) -> PFedMoAP:
-    return PFedMoAP.of(PFedMoAPConfig(**options), Backbone.freeze(clip, "tiny"))
+    return PFedMoAP.from_settings(PFedMoAPConfig(**options), Backbone.freeze(clip, "tiny"))
 
 
 def drawn(*shape: int, key: object) -> Tensor:
@@ -107,7 +107,7 @@ def test_counts_and_bytes_at_vit_b_16() -> None:
 def test_published_settings() -> None:
     config = configuration.load(None, ["method.name=pfedmoap"])
     assert (config.optimizer.lr, config.optimizer.name) == (2e-3, "sgd")
-    assert config.method.pfedmoap == PFedMoAPConfig(experts=10, heads=8, factor=10.0, mix=0.5, gating_lr=0.01)
+    assert config.method.own == PFedMoAPConfig(experts=10, heads=8, factor=10.0, mix=0.5, gating_lr=0.01)
 
 
 def test_the_gating_starts_as_torch_linears_do(tiny_clip) -> None:
@@ -168,7 +168,7 @@ def test_a_gating_that_answers_nothing_leaves_clip_as_it_comes(tiny_clip) -> Non
             state[f"gating.{part}.bias"].zero_()
         stem = stem_of(method)
         for others, factor in ((None, 1.0), (new_others(method, 2, 3), mix)):
-            seen = state | method.fixed(state, others, stem)
+            seen = state | method.fixed(state, Given(others), stem)
             logits = method.logits(seen, method.image_features(seen, method.image_stem(pixels).repeat(2)), method.text_features(seen, stem))
             assert logits.shape == (2, 3, 5)
             torch.testing.assert_close(logits, (factor * wanted).expand(2, -1, -1), rtol=1e-5, atol=1e-4)
@@ -180,7 +180,7 @@ def test_experts_are_the_features_of_the_others_prompts(tiny_clip) -> None:
     state, stem, others = new_state(method, 3), stem_of(method), new_others(method, 3, 4)
     others.tensors["prompt"][1, :2] = others.tensors["prompt"][0, 2:]
     others.tensors["prompt"][2, 3] = others.tensors["prompt"][2, 0]
-    fixed = method.fixed(state, others, stem)
+    fixed = method.fixed(state, Given(others), stem)
     assert fixed["experts"].shape == (3, 4, 5, 16) and torch.equal(fixed["present"], others.present)
     for expert in range(4):
         alone = method.text_features({"prompt": others.tensors["prompt"][:, expert]}, stem)
@@ -230,7 +230,7 @@ def test_no_gradient_reaches_the_experts(tiny_clip) -> None:
     state = {name: tensor.requires_grad_() for name, tensor in new_state(method, 1).items()}
     others, stem = new_others(method, 1, 2), stem_of(method)
     others.tensors["prompt"].requires_grad_()
-    seen = state | method.fixed(state, others, stem)
+    seen = state | method.fixed(state, Given(others), stem)
     assert not seen["experts"].requires_grad
     images, labels = features(1, 4, 64, key="images"), torch.tensor([[0, 1, 2, 3]])
 
@@ -269,19 +269,21 @@ def test_prompt_and_gating_have_learning_rates_of_their_own(tiny_clip, tmp_path:
     """One SGD step through the trainer, against the gradient of the loss by hand."""
     more = [*RUN, "optimizer.lr=0.3", "method.pfedmoap.gating_lr=0.07", "optimizer.momentum=0", "optimizer.weight_decay=0"]
     run = assemble(configuration.load(None, small.settings(tmp_path, *more)), World(0, 1, torch.device("cpu")))
-    trainer, store, method = run.engine.trainer, run.engine.store, run.engine.trainer.method
-    store.pool.rows = {i: 0.5 * drawn(store.shared.numel(), key=i) for i in range(3)}
+    training, server, states = run.engine.training, run.engine.server, run.engine.states
+    server.pool.rows = {i: 0.5 * drawn(server.shared.numel(), key=i) for i in range(3)}
     client = dataclasses.replace(run.engine.clients[0], train=run.engine.clients[0].train[:4], labels=run.engine.clients[0].labels[:4])
-    start, params = store.gather([0]), store.gather([0])
-    others = store.others([0], 9)
-    trainer.train([client], params, store.gather_optimizer([0]), 1, others)
+    start, params = (states.gather([0], server.shared) for _ in range(2))
+    given = Given(server.others([0]))
+    training.train([client], params, states.gather_optimizer([0]), 1, given)
 
-    batch = trainer.on_device([client], trainer.stage([client], [torch.arange(4)], 1, 0))
-    state = {name: view.clone().requires_grad_() for name, view in store.layout.views(start).items()}
-    seen = state | method.fixed(state, others, trainer.text_stem)
-    images, texts = method.image_features(seen, method.image_stem(batch.images)), method.text_features(seen, trainer.text_stem)
+    batches, method, stem = training.batches, training.method, training.forward.text_stem
+    batch = batches.on_device([client], batches.stage([client], [torch.arange(4)], 1, 0))
+    assert isinstance(batch.images, Tensor)  # pixels, as they are augmented
+    state = {name: view.clone().requires_grad_() for name, view in training.layout.views(start).items()}
+    seen = state | method.fixed(state, given, stem)
+    images, texts = method.image_features(seen, method.image_stem(batch.images)), method.text_features(seen, stem)
     gradients = torch.autograd.grad(method.loss(seen, images, texts, batch.labels, batch.weights).sum(), list(state.values()))
-    ends = store.layout.views(params)
+    ends = training.layout.views(params)
     for (name, tensor), gradient in zip(state.items(), gradients, strict=True):
         rate = 0.3 if name == "prompt" else 0.07
         torch.testing.assert_close(ends[name] - tensor, -rate * gradient, rtol=1e-3, atol=1e-6)
@@ -307,15 +309,14 @@ def test_the_pool_holds_what_the_participants_sent_last(tmp_path: Path) -> None:
     """3 of 7 take part in a round; the server's prompt is their weighted mean."""
     main(small.settings(tmp_path, *RUN, "federation.rounds=2", "checkpoint.every=1", "checkpoint.keep=2"))
     rows = small.metrics(tmp_path)
-    pools = []
+    pools, root = [], tmp_path / "checkpoints"
     for round_ in (1, 2):
-        folder = manifest.folder_of(tmp_path / "checkpoints", round_)
-        tensors = dict(read.read_tensors(folder, manifest.read_manifest(folder), set()))
-        pools.append({int(name.split(".")[0]): tensor for name, tensor in tensors.items() if name.endswith(".pool")})
+        tensors = {row.kind: row.tensor for row in read.read_rows(root, manifest.read_manifest(manifest.folder_of(root, round_)), set())}
+        pools.append({int(name.split(".")[2]): tensor for name, tensor in tensors.items() if name.startswith("server.pool.")})
         sizes = {i: client["train_samples"] for i, client in enumerate(small.summary(tmp_path)["per_client"])}
         cohort = rows[round_ - 1]["clients"]
         mean = sum(sizes[i] * pools[-1][i] for i in cohort) / sum(sizes[i] for i in cohort)
-        torch.testing.assert_close(tensors["shared"], mean, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(tensors["server.shared"], mean, rtol=1e-5, atol=1e-7)
     first, second = (set(row["clients"]) for row in rows)
     assert set(pools[0]) == first and set(pools[1]) == first | second
     for i in first - second:
@@ -330,7 +331,7 @@ def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
         main(small.settings(tmp_path / "paused", *options, f"federation.rounds={rounds}"))
     assert small.timeless(small.metrics(tmp_path / "paused")) == small.timeless(small.metrics(tmp_path / "straight"))
     got, wanted = small.final_tensors(tmp_path / "paused"), small.final_tensors(tmp_path / "straight")
-    assert got.keys() == wanted.keys() and any(name.endswith(".pool") for name in wanted)
+    assert got.keys() == wanted.keys() and any(name.startswith("server.pool.") for name in wanted)
     assert all(torch.equal(got[name], tensor) for name, tensor in wanted.items())
     totals = [small.timeless(small.summary(tmp_path / name)["comm"]) for name in ("paused", "straight")]
     for total in totals:
