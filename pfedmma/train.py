@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
+
+import torch
 
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import World, open_world
@@ -11,6 +15,7 @@ from pfedmma.config import schema as configuration
 from pfedmma.config.identity import settings
 from pfedmma.config.schema import Config
 from pfedmma.config.table import all_settings
+from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import RunSummary
@@ -37,11 +42,30 @@ def main(argv: list[str] | None = None) -> None:
     require_trackers(config.trackers)
     with Interruption() as interruption, shortage_named():
         world = open_world(config.distributed)
-        run = assemble(config, world, interruption)
-        manifest = restore(run, folder) if config.resume else None
-        world.wait("start")
-        train(run, folder, manifest)
+        with owned_by_rank_0(folder, config, world):
+            run = assemble(config, world, interruption)
+            manifest = restore(run, folder) if config.resume else None
+            world.wait("start")
+            train(run, folder, manifest)
         world.close()
+
+
+@contextlib.contextmanager
+def owned_by_rank_0(folder: RunFolder, config: Config, world: World) -> Iterator[None]:
+    """Rank 0 holds the run folder, or all ranks end. All ranks enter."""
+    problem: UserError | None = None
+    with contextlib.ExitStack() as held:
+        if world.is_main:
+            try:
+                held.enter_context(lock.owned(folder.path))
+                if not config.resume:  # somebody may have been faster
+                    folder.refuse_overwriting()
+            except UserError as error:
+                problem = error
+        refused = float(world.sum(torch.tensor([float(problem is not None)]), "start")) > 0
+        if refused:
+            raise problem or UserError(f"run_dir: rank 0 could not take {folder.path}; see what was said there")
+        yield
 
 
 def parse(argv: list[str] | None) -> Config:

@@ -20,16 +20,20 @@ AGAIN_AFTER = 5.0  # seconds
 class Interruption:
     """Notes the request while it is entered (a context manager); a second one, some seconds later, ends the process as if unhandled.
 
-    `EARLY` signals are noted at once, those `IN_ROUNDS` from `rounds_begin` on.
+    `EARLY` signals are noted at once, those `IN_ROUNDS` from `rounds_begin` on. A rank whose launcher is gone is asked to end, too: nobody
+    could stop it, and whoever starts the run again would share its folder with it.
     """
 
     def __init__(self) -> None:
         self.by = ""  # name of the signal
         self._at = 0.0
         self._earlier: dict[int, Any] = {}
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     @property
     def asked(self) -> bool:
+        if not self.by and self._launcher is not None and os.getppid() != self._launcher:
+            self.by = "the end of its launcher"
         return bool(self.by)
 
     def __enter__(self) -> Interruption:
