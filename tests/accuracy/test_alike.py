@@ -10,25 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pfedmma import rng
 from pfedmma.accuracy import evaluator as accuracy_evaluator
 from pfedmma.accuracy import metrics
 from pfedmma.accuracy.evaluator import Evaluator
-from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.stems import StemCache
 from pfedmma.data.partition.camera import camera
-from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
-from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
-from pfedmma.methods import registry
+from pfedmma.data.partition.federated import Client, EvaluationSet
 from pfedmma.methods.base import Method, count
-from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.layout import Layout
-from pfedmma.stack.optim import OptimizerConfig
-from pfedmma.stack.rules import POOL
+from pfedmma.stack.answers import Answers
+from tests.support import stacks
 
-CLASSES = ("cat", "dog", "bird", "fern", "red_fish")
 CLIENTS, TESTED, OTHERS = 7, 40, 12  # test images of the base classes and of the novel ones
 WIDTH = 2  # clients a pass
 BATCH = 16  # images x clients
@@ -38,40 +29,22 @@ NOVEL_LABELS = torch.tensor([0] * 7 + [1] * 4 + [2])
 
 
 def new_method(clip: nn.Module, name: str) -> Method:
-    return registry.build(MethodConfig(name, dim=8, scale=0.3), Backbone.freeze(clip, "tiny"))
+    return stacks.new_method(clip, name=name, dim=8, scale=0.3)
 
 
-def drawn(layout: Layout, method: Method, client: int) -> Tensor:
-    """A state of its own for each client [P], no number of it zero."""
-    generator = rng.generator(0, "state", client)
-    start = layout.pack(method.initial(generator))
-    return start + 0.2 * torch.randn(start.shape, generator=generator)
-
-
-def new_store(method: Method, trained: Sequence[int]) -> ClientStore:
-    """A server that has moved away from where it began, and private tensors of the clients that have ``trained``."""
-    layout = Layout(method.shapes, method.exchange)
-    store = ClientStore(layout, layout.pack(method.initial(rng.generator(0, "init"))), OptimizerConfig(), torch.device("cpu"))
-    store.shared = drawn(layout, method, 100)[: layout.exchanged_size]
-    store.private.update({client: drawn(layout, method, client)[layout.exchanged_size :] for client in trained})
-    columns = layout.columns.get(POOL, slice(0, 0))
-    store.pool.rows = {client: drawn(layout, method, 10 + client)[columns] for client in trained if POOL in layout.columns}
-    return store
+def new_answers(method: Method, trained: Sequence[int]) -> Answers:
+    """Of a server that has moved away from where it began, and private tensors of the clients that have ``trained``."""
+    return stacks.new_members(method, trained=trained, spread=0.2).answers()
 
 
 def new_evaluator(method: Method, seeing: Sequence[int] = ()) -> Evaluator:
     """Each client has test images of its own; ``seeing``: clients with a camera. Client 6 has nothing of its own to be tested on."""
-    pictures = torch.randint(256, (TESTED, 3, 32, 32), generator=rng.generator(0, "noise")).to(torch.uint8)
-    split = Split(BASE_LABELS, lambda index: pictures[index])
-    pixels = Pixels(Source("noise", CLASSES, {"train": split, "test": split}), method.backbone.preprocess, "none", torch.device("cpu"))
     every, nothing = torch.arange(TESTED), torch.empty(0, dtype=torch.long)
-    clients = tuple(
-        Client(i, (), every[i:1], split.labels[i:1], every[i::6] if i < 6 else nothing, camera(0, i, 0.9) if i in seeing else None)
+    clients = [
+        Client(i, (), every[i:1], BASE_LABELS[i:1], every[i::6] if i < 6 else nothing, camera(0, i, 0.9) if i in seeing else None)
         for i in range(CLIENTS)
-    )
-    base = EvaluationSet("test", CLASSES, every, BASE_LABELS)
-    novel = EvaluationSet("test", ("apple", "pear", "plum"), every[:OTHERS], NOVEL_LABELS)
-    return Evaluator(method.backbone, FederatedData(clients, base, novel, GENERIC_TEMPLATE), pixels, BATCH, WIDTH)
+    ]
+    return stacks.new_evaluator(method, clients, BASE_LABELS, NOVEL_LABELS, BATCH, WIDTH)
 
 
 @pytest.fixture
@@ -97,8 +70,8 @@ def assert_same(table: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(table, wanted, rtol=0, atol=0, equal_nan=True)
 
 
-def one_by_one(evaluator: Evaluator, method: Method, store: ClientStore) -> Tensor:
-    return torch.cat([evaluator.table(method, store, [client]) for client in evaluator.federated.clients])
+def one_by_one(evaluator: Evaluator, method: Method, answers: Answers) -> Tensor:
+    return torch.cat([evaluator.table(method, answers, [client]) for client in evaluator.federated.clients])
 
 
 def models_tested(passes: list[int], evaluator: Evaluator, models: int) -> bool:
@@ -113,10 +86,10 @@ def models_tested(passes: list[int], evaluator: Evaluator, models: int) -> bool:
 def test_clients_without_private_tensors_are_tested_once(tiny_clip: nn.Module, tested: Callable[[Method], list[int]], name: str) -> None:
     """Their own test images are not the same: Local is counted for each."""
     method = new_method(tiny_clip, name)
-    evaluator, store = new_evaluator(method), new_store(method, trained=range(4))
-    wanted = one_by_one(evaluator, method, store)
+    evaluator, answers = new_evaluator(method), new_answers(method, trained=range(4))
+    wanted = one_by_one(evaluator, method, answers)
     passes = tested(method)
-    table = evaluator.table(method, store, evaluator.federated.clients)
+    table = evaluator.table(method, answers, evaluator.federated.clients)
     assert models_tested(passes, evaluator, 1)
     assert_same(table, wanted)
     assert len(set(table[:6, 0].tolist())) > 1 and torch.isnan(table[6, 0])
@@ -133,10 +106,10 @@ def assert_models_differ(table: Tensor, trained: Sequence[int]) -> None:
 def test_clients_that_never_trained_share_one_model(tiny_clip: nn.Module, tested: Callable[[Method], list[int]], name: str) -> None:
     method = new_method(tiny_clip, name)
     trained = (1, 4, 5)
-    evaluator, store = new_evaluator(method), new_store(method, trained)
-    wanted = one_by_one(evaluator, method, store)
+    evaluator, answers = new_evaluator(method), new_answers(method, trained)
+    wanted = one_by_one(evaluator, method, answers)
     passes = tested(method)
-    table = evaluator.table(method, store, evaluator.federated.clients)
+    table = evaluator.table(method, answers, evaluator.federated.clients)
     assert models_tested(passes, evaluator, len(trained) + 1)
     assert_same(table, wanted)
     assert_models_differ(table, trained)
@@ -147,10 +120,10 @@ def test_clients_that_never_trained_share_one_model(tiny_clip: nn.Module, tested
 @pytest.mark.parametrize(("trained", "models"), [((), 1), (range(CLIENTS), CLIENTS), ((6,), 2), (range(CLIENTS - 1), CLIENTS)])
 def test_none_or_all_trained(tiny_clip: nn.Module, tested: Callable[[Method], list[int]], trained: Sequence[int], models: int) -> None:
     method = new_method(tiny_clip, "pfedmma")
-    evaluator, store = new_evaluator(method), new_store(method, trained)
-    wanted = one_by_one(evaluator, method, store)
+    evaluator, answers = new_evaluator(method), new_answers(method, trained)
+    wanted = one_by_one(evaluator, method, answers)
     passes = tested(method)
-    assert_same(evaluator.table(method, store, evaluator.federated.clients), wanted)
+    assert_same(evaluator.table(method, answers, evaluator.federated.clients), wanted)
     assert models_tested(passes, evaluator, models)
 
 
@@ -158,10 +131,10 @@ def test_none_or_all_trained(tiny_clip: nn.Module, tested: Callable[[Method], li
 def test_clients_with_a_camera_are_tested_each(tiny_clip: nn.Module, tested: Callable[[Method], list[int]], name: str) -> None:
     """Each sees the images in its own way, whether or not it has trained."""
     method = new_method(tiny_clip, name)
-    evaluator, store = new_evaluator(method, seeing=range(CLIENTS)), new_store(method, trained=(1,))
-    wanted = one_by_one(evaluator, method, store)
+    evaluator, answers = new_evaluator(method, seeing=range(CLIENTS)), new_answers(method, trained=(1,))
+    wanted = one_by_one(evaluator, method, answers)
     passes = tested(method)
-    table = evaluator.table(method, store, evaluator.federated.clients)
+    table = evaluator.table(method, answers, evaluator.federated.clients)
     assert models_tested(passes, evaluator, CLIENTS)
     assert_same(table, wanted)
     assert len({tuple(row) for row in table[[0, 2, 3, 4, 5, 6], 1:3].tolist()}) > 1  # of clients with the same model
@@ -170,10 +143,10 @@ def test_clients_with_a_camera_are_tested_each(tiny_clip: nn.Module, tested: Cal
 def test_clients_that_read_others_are_tested_each(tiny_clip: nn.Module, tested: Callable[[Method], list[int]]) -> None:
     """What a client of pFedMoAP reads depends on what it has sent itself."""
     method = new_method(tiny_clip, "pfedmoap")
-    evaluator, store = new_evaluator(method), new_store(method, trained=(1, 4))
-    wanted = one_by_one(evaluator, method, store)
+    evaluator, answers = new_evaluator(method), new_answers(method, trained=(1, 4))
+    wanted = one_by_one(evaluator, method, answers)
     passes = tested(method)
-    table = evaluator.table(method, store, evaluator.federated.clients)
+    table = evaluator.table(method, answers, evaluator.federated.clients)
     assert models_tested(passes, evaluator, CLIENTS)
     assert_same(table, wanted)
     assert_models_differ(table, range(CLIENTS))
@@ -186,15 +159,15 @@ def test_more_clients_than_are_held_together(
 ) -> None:
     """7 models, `WIDTH` of them at once; the images of a batch are then the same for fewer groups, and their stems can still be kept."""
     method = new_method(tiny_clip, name)
-    evaluator, store = new_evaluator(method, seeing), new_store(method, trained=range(CLIENTS))
-    wanted = evaluator.table(method, store, evaluator.federated.clients)
+    evaluator, answers = new_evaluator(method, seeing), new_answers(method, trained=range(CLIENTS))
+    wanted = evaluator.table(method, answers, evaluator.federated.clients)
     held: list[int] = []
     state = Evaluator._state
     monkeypatch.setattr(Evaluator, "_state", lambda self, *args: (held.append(len(args[2])), state(self, *args))[1])
     monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 1)
     passes, stems = tested(method), StemCache(1e9)
     for _ in range(2):
-        assert_same(evaluator.table(method, store, evaluator.federated.clients, stems), wanted)
+        assert_same(evaluator.table(method, answers, evaluator.federated.clients, stems), wanted)
     assert held == 2 * 2 * [2, 2, 2, 1]  # two evaluations of two sets
     assert sum(passes) > 0 and max(passes) == WIDTH
     assert_models_differ(wanted, range(CLIENTS))
@@ -203,24 +176,24 @@ def test_more_clients_than_are_held_together(
 def test_states_held_together_are_bounded(tiny_clip: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """`TOGETHER` groups at a time."""
     method = new_method(tiny_clip, "pfedmma")
-    evaluator, store = new_evaluator(method), new_store(method, trained=range(CLIENTS))
+    evaluator, answers = new_evaluator(method), new_answers(method, trained=range(CLIENTS))
     together: list[int] = []
     correct = Evaluator._correct
     monkeypatch.setattr(Evaluator, "_correct", lambda self, *args: (together.append(len(args[3])), correct(self, *args))[1])
     monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 2)
-    evaluator.table(method, store, evaluator.federated.clients)
+    evaluator.table(method, answers, evaluator.federated.clients)
     assert together == 2 * [4, 3]
 
 
 def test_a_rank_without_clients_has_an_empty_table(tiny_clip: nn.Module) -> None:
     method = new_method(tiny_clip, "pfedmma")
-    assert new_evaluator(method).table(method, new_store(method, ()), []).shape == (0, 4)
+    assert new_evaluator(method).table(method, new_answers(method, ()), []).shape == (0, 4)
 
 
 def test_test_sets_of_one_label_space_are_told_apart(tiny_clip: nn.Module) -> None:
     """An unseen domain has the classes and the split of the base set, but other images, also where stems are kept."""
     method = new_method(tiny_clip, "pfedmma")
-    store, plain = new_store(method, [1, 4]), new_evaluator(method)
+    answers, plain = new_answers(method, [1, 4]), new_evaluator(method)
     base = plain.federated.base
     places = [torch.arange(TESTED)[:17], torch.arange(TESTED)[17:]]
     first, second = (EvaluationSet(base.split, base.classes, base.indices[own], base.labels[own]) for own in places)
@@ -229,16 +202,16 @@ def test_test_sets_of_one_label_space_are_told_apart(tiny_clip: nn.Module) -> No
     swapped = dataclasses.replace(plain, federated=dataclasses.replace(plain.federated, clients=(), base=second, unseen=first))
     stems = StemCache(1e9)
     column = metrics.COLUMNS.index
-    wanted = swapped.table(method, store, clients)
+    wanted = swapped.table(method, answers, clients)
     for _ in range(2):
-        table = both.table(method, store, clients, stems)
+        table = both.table(method, answers, clients, stems)
         assert_same(table[:, column("unseen")], wanted[:, column("base")])
         assert_same(table[:, column("base")], wanted[:, column("unseen")])
 
 
 def test_rows_are_in_the_order_of_the_clients_given(tiny_clip: nn.Module) -> None:
     method = new_method(tiny_clip, "pfedmma")
-    evaluator, store = new_evaluator(method), new_store(method, trained=(1, 4, 5))
+    evaluator, answers = new_evaluator(method), new_answers(method, trained=(1, 4, 5))
     clients, order = evaluator.federated.clients, [5, 2, 0, 4, 6, 1, 3]
-    table = evaluator.table(method, store, clients)
-    assert_same(evaluator.table(method, store, [clients[i] for i in order]), table[order])
+    table = evaluator.table(method, answers, clients)
+    assert_same(evaluator.table(method, answers, [clients[i] for i in order]), table[order])

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pfedmma import rng
-from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip import towers
-from pfedmma.clip.backbone import Backbone
-from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
-from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source
-from pfedmma.engine.batches import Batch, LocalWork
-from pfedmma.engine.local import Trainer
-from pfedmma.methods import registry
-from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.layout import Layout
+from pfedmma.data.partition.federated import Client
+from pfedmma.data.sources.base import GENERIC_TEMPLATE
+from pfedmma.engine.batches import Batch
+from pfedmma.engine.local import LocalTraining
+from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.stack.optim import LossScale
-from tests.support.stacks import NAMES, SGD, noise
+from tests.support.stacks import NAMES, gathered, in_turn, new_evaluator, new_members, new_method, new_training
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import arithmetic
@@ -84,45 +77,32 @@ def test_written_out_attention_is_the_engines() -> None:
         torch.testing.assert_close(written_out(q, k, v, seen, causal), towers.attention(q, k, v, seen, causal))
 
 
-def new_trainer(clip, **options) -> Trainer:
-    backbone = Backbone.freeze(clip, "tiny")
-    method = registry.build(MethodConfig(dim=8, **options), backbone)
-    pixels = Pixels(noise(), backbone.preprocess, "none", backbone.device)
-    text_stem = method.text_stem(backbone.prompts(GENERIC_TEMPLATE, NAMES))
-    return Trainer(backbone, method, Layout(method.shapes, method.exchange), pixels, text_stem, LocalWork(1, IMAGES, SGD, seed=0))
+def shapes(method: MultiModalAdapters, names: tuple[str, ...] = NAMES) -> tuple[TowerShape, TowerShape]:
+    return arithmetic.towers(method.backbone, method.spec, method.backbone.prompts(GENERIC_TEMPLATE, names))
 
 
-def shapes(trainer: Trainer, names: tuple[str, ...] = NAMES) -> tuple[TowerShape, TowerShape]:
-    return arithmetic.towers(trainer.backbone, trainer.method.spec, trainer.backbone.prompts(GENERIC_TEMPLATE, names))
-
-
-def new_store(trainer: Trainer) -> ClientStore:
-    initial = trainer.layout.pack(trainer.method.initial(rng.generator(0, "state")))
-    return ClientStore(trainer.layout, initial, trainer.work.optimizer, torch.device("cpu"))
-
-
-def one_step(trainer: Trainer) -> Callable[[], object]:
-    store, size = new_store(trainer), trainer.backbone.preprocess.size
+def one_step(training: LocalTraining) -> Callable[[], object]:
+    members, size = new_members(training.method, trained=range(CLIENTS)), training.method.backbone.preprocess.size
     ids = range(CLIENTS)
     labels = torch.arange(IMAGES).expand(CLIENTS, -1)
     batch = Batch(torch.randn(CLIENTS * IMAGES, 3, size, size), labels, torch.full(labels.shape, 1 / IMAGES), torch.arange(CLIENTS))
     scale = LossScale(CLIENTS, torch.device("cpu"), enabled=False)
-    return lambda: trainer.step(store.gather(ids), store.gather_optimizer(ids), {}, batch, scale)
+    return lambda: training.step(gathered(members, ids), members.states.gather_optimizer(ids), {}, batch, scale)
 
 
 @pytest.mark.parametrize("towers", ["both", "visual", "text"])
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_a_training_step_executes_what_is_counted(tiny_clip, blocks: int, towers: str) -> None:
-    trainer = new_trainer(tiny_clip, blocks=blocks, towers=towers)
-    visual, text = shapes(trainer)
+    training = new_training(new_method(tiny_clip, dim=8, blocks=blocks, towers=towers))
+    visual, text = shapes(training.method)
     expected = sum(arithmetic.training_step(visual, text, CLIENTS, IMAGES, len(NAMES)).values())
-    assert counted(one_step(trainer)) == expected
+    assert counted(one_step(training)) == expected
 
 
 @pytest.mark.parametrize("name", arithmetic.TowerShape.__annotations__)
 def test_every_part_of_a_shape_is_counted(tiny_clip, name: str) -> None:
     """So that the equality above can fail through each of them."""
-    visual, text = shapes(new_trainer(tiny_clip, blocks=3))
+    visual, text = shapes(new_method(tiny_clip, dim=8, blocks=3))
     value = getattr(visual, name)
     changed = dataclasses.replace(visual, **{name: not value if isinstance(value, bool) else value + 1})
     first, second = (sum(arithmetic.training_step(v, text, CLIENTS, IMAGES, len(NAMES)).values()) for v in (visual, changed))
@@ -132,9 +112,9 @@ def test_every_part_of_a_shape_is_counted(tiny_clip, name: str) -> None:
 @pytest.mark.parametrize("name", ["visual", "text"])
 def test_each_tower_executes_what_is_counted(tiny_clip, name: str) -> None:
     """The stem; from there to the features; and the way back."""
-    trainer = new_trainer(tiny_clip, blocks=3)
-    method, backbone, shape = trainer.method, trainer.backbone, shapes(trainer)[name == "text"]
-    state = {n: t.requires_grad_() for n, t in trainer.layout.views(new_store(trainer).gather(range(1))).items()}
+    method = new_method(tiny_clip, dim=8, blocks=3)
+    backbone, shape = method.backbone, shapes(method)[name == "text"]
+    state = {n: t.requires_grad_() for n, t in new_members(method).answers().tensors([0]).items()}
     found: dict[str, object] = {}
 
     def stem() -> None:
@@ -154,24 +134,18 @@ def test_each_tower_executes_what_is_counted(tiny_clip, name: str) -> None:
 
 def test_evaluation_executes_what_is_counted(tiny_clip) -> None:
     """The blocks below the first adapter once for all clients, in groups too; the text tower once a client and set of classes."""
-    trainer = new_trainer(tiny_clip, blocks=3)
-    source = noise()
-    source = Source(source.name, NAMES, source.splits | {"test": source.splits["train"]})
+    method = new_method(tiny_clip, dim=8, blocks=3)
     nothing = torch.empty(0, dtype=torch.long)
-    clients = tuple(Client(i, (), nothing, nothing, torch.arange(2)) for i in range(CLIENTS))
-    base = EvaluationSet("test", NAMES[:3], torch.arange(6), torch.arange(6) % 3)
-    novel = EvaluationSet("test", NAMES[3:], torch.arange(6, 11), torch.arange(5) % 2)
-    federation = FederatedData(clients, base, novel, GENERIC_TEMPLATE)
-    store = new_store(trainer)
-    store.scatter(range(CLIENTS), store.gather(range(CLIENTS)))  # clients that never trained would be tested as one
-    expected = 0
-    for images in (base, novel):
-        counts = len(images.indices), len(images.classes)
-        expected += sum(arithmetic.evaluation(*shapes(trainer, images.classes), CLIENTS, *counts).values())
+    clients = [Client(i, (), nothing, nothing, torch.arange(2)) for i in range(CLIENTS)]
+    answers = new_members(method, trained=range(CLIENTS)).answers()  # clients that never trained would be tested as one
+    base, novel = in_turn(6), torch.arange(5) % 2
     for clients_per_pass in (1, CLIENTS):
-        pixels = Pixels(source, trainer.backbone.preprocess, "none", torch.device("cpu"))
-        evaluator = Evaluator(trainer.backbone, federation, pixels, 12, clients_per_pass)
-        assert counted(lambda evaluator=evaluator: evaluator.table(trainer.method, store, clients)) == expected
+        evaluator = new_evaluator(method, clients, base, novel, 12, clients_per_pass)
+        expected = 0
+        for images in (evaluator.federated.base, evaluator.federated.novel):
+            counts = len(images.indices), len(images.classes)
+            expected += sum(arithmetic.evaluation(*shapes(method, images.classes), CLIENTS, *counts).values())
+        assert counted(lambda evaluator=evaluator: evaluator.table(method, answers, clients)) == expected
 
 
 def test_a_block_by_hand() -> None:

@@ -13,9 +13,15 @@ from pfedmma.clip.loading import create_model
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.data.partition.federated import EvaluationSet, FederatedData
+from pfedmma.engine.cohort import Members
+from pfedmma.engine.server import SHARED, Server
+from pfedmma.methods.forward import Forward
+from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import Run, assemble
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.client_state import ClientStates
+from pfedmma.stack.rules import NOTHING
 from tests.support import oracle
+from tests.support.stacks import gathered
 
 EXCHANGED = {"pfedmma": lambda name: name.startswith("shared."), "local": lambda name: False, "fedavg_mma": lambda name: True}
 BASE = ("seed=3", "backbone.pretrained=none", "data.clients=3", "data.shots=2", "federation.rounds=2", "federation.batch_size=8")
@@ -35,7 +41,7 @@ SIZES = (5, 20, 12)  # images a client: less than a batch, ragged last batches, 
 class Silent:
     """A listener that keeps nothing."""
 
-    def round_done(self, row: dict) -> None: ...
+    def round_done(self, row: RoundRow) -> None: ...
 
     def checkpoint_due(self, round_: int) -> bool:
         return False
@@ -51,16 +57,17 @@ def new_run(*settings: str) -> tuple[Run, nn.Module]:
     run = assemble(configuration.load(None, [*BASE, *settings]), World(0, 1, torch.device("cpu")))
     pairs = zip(run.engine.clients, SIZES, strict=True)
     run.engine.clients = tuple(dataclasses.replace(c, train=c.train[:n], labels=c.labels[:n]) for c, n in pairs)
-    start = run.engine.store.gather([0])[0]
+    start, layout, world = gathered(run.engine.members, [0])[0], run.engine.states.layout, run.engine.world
     start += 0.1 * torch.randn(start.shape, generator=rng.generator(0, "start"))
-    run.engine.store = ClientStore(run.engine.store.layout, start, run.config.optimizer, run.engine.world.device)
+    states = ClientStates(layout, start, run.config.optimizer, world.device)
+    run.engine.members = Members(states, Server(layout, {SHARED: start[: layout.exchanged_size]}, world, run.engine.server.rules))
     return run, create_model(run.config.backbone, run.config.seed)
 
 
 def states(run: Run) -> list[dict[str, Tensor]]:
     """What the system holds for each client, by tensor name."""
-    store = run.engine.store
-    return [store.layout.views(store.gather([client.id])[0]) for client in run.engine.clients]
+    members = run.engine.members
+    return [members.states.layout.views(gathered(members, [client.id])[0]) for client in run.engine.clients]
 
 
 def new_models(run: Run, clip: nn.Module) -> list[oracle.Adapters]:
@@ -98,7 +105,7 @@ def test_rounds_equal_the_plain_algorithm(method: str, settings: tuple[str, ...]
     tokens = oracle.prompts(clip, run.federated.template, run.federated.base.classes)
 
     run.engine.run(1, Silent())
-    oracle.federate(clip, run.config, run.engine.clients, run.engine.trainer.pixels, tokens, models, EXCHANGED[method])
+    oracle.federate(clip, run.config, run.engine.clients, run.engine.training.batches.pixels, tokens, models, EXCHANGED[method])
 
     for client, got in enumerate(states(run)):
         for name, wanted in models[client].state_dict().items():
@@ -115,16 +122,16 @@ def few(images: EvaluationSet) -> EvaluationSet:
 def evaluation_run() -> tuple[Run, nn.Module]:
     """Three clients whose adapters of both towers differ, and small test sets."""
     run, clip = new_run("data.camera=0.35")
-    store, method = run.engine.store, run.engine.trainer.method
+    states, method = run.engine.states, run.engine.training.method
     for client in run.engine.clients:
-        drawn = store.layout.pack(method.initial(rng.generator(0, "private", client.id)))
-        store.private[client.id] = drawn[store.layout.exchanged_size :]
+        drawn = states.layout.pack(method.initial(rng.generator(0, "private", client.id)))
+        states.own[client.id] = drawn[states.layout.exchanged_size :]
     return run, clip
 
 
 def oracle_logits(run: Run, clip: nn.Module, images: EvaluationSet) -> list[Tensor]:
     """[n, K] of each client, from the states that the system holds now."""
-    pixels, template = run.engine.trainer.pixels, run.federated.template
+    pixels, template = run.engine.training.batches.pixels, run.federated.template
     pairs = zip(new_models(run, clip), run.engine.clients, strict=True)
     return [oracle.logits_on(clip, model, client, pixels, images, template) for model, client in pairs]
 
@@ -135,13 +142,13 @@ def test_logits_of_a_stack_equal_each_clients_own(label_space: str) -> None:
     images = few(getattr(run.federated, label_space))
     wanted = oracle_logits(run, clip, images)
 
-    method, pixels, store = run.engine.trainer.method, run.engine.trainer.pixels, run.engine.store
-    state = store.layout.views(store.gather([0, 1, 2]))
+    pixels, state = run.engine.training.batches.pixels, run.engine.members.answers().tensors([0, 1, 2])
+    forward = Forward.from_prompts(run.engine.training.method, run.federated.template, images.classes)
     cameras = torch.stack([client.camera for client in run.engine.clients])[:, None]
     pictures = pixels.normalise(pixels.fitted(images.split, images.indices).expand(3, -1, -1, -1, -1), cameras)
     with torch.no_grad():
-        texts = method.text_features(state, method.text_stem(run.backbone.prompts(run.federated.template, images.classes)))
-        got = method.logits(state, method.image_features(state, method.image_stem(pictures.flatten(0, 1))), texts)
+        state = {**state, **forward.fixed(state, NOTHING)}
+        got = forward.logits(state, forward.image_stem(pictures.flatten(0, 1)), forward.text_features(state))
 
     for client in range(3):
         assert_close(got[client], wanted[client], f"client {client}")
@@ -176,21 +183,18 @@ def test_accuracies_follow_each_clients_current_adapters(clients_per_pass: int) 
     run, clip = evaluation_run()
     run.engine.clients = tuple(dataclasses.replace(c, test=torch.arange(c.id, 50, 3)) for c in run.engine.clients)
     federation = relabelled(run, clip)
-    run.engine.evaluator = dataclasses.replace(
-        run.engine.evaluator, federation=federation, batch_size=21, clients_per_pass=clients_per_pass
-    )
+    run.engine.evaluator = dataclasses.replace(run.engine.evaluator, federated=federation, batch_size=21, clients_per_pass=clients_per_pass)
     before = oracle_table(run, clip, federation)
     run.engine.evaluate()
     torch.testing.assert_close(run.engine.table[:, :3], before)
     assert len(before[:, 1].unique()) == len(before[:, 2].unique()) == 3  # other adapters, other answers
 
     # Only the text adapters of client 1 change: a text feature kept from the first evaluation would show.
-    store = run.engine.store
-    state = store.gather([1])
-    for name, tensor in store.layout.views(state[0]).items():
+    states, own = run.engine.states, gathered(run.engine.members, [1])
+    for name, tensor in states.layout.views(own[0]).items():
         if name.startswith("text."):
             tensor.mul_(-1.0)
-    store.scatter([1], state)
+    states.scatter([1], own)
     after = oracle_table(run, clip, federation)
     run.engine.evaluate()
     torch.testing.assert_close(run.engine.table[:, :3], after)

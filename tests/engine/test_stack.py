@@ -11,13 +11,25 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.batches import Batch, LocalWork, batches, by_steps
-from pfedmma.engine.cohort import PassWidth, train_cohort
-from pfedmma.engine.local import Trainer
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.engine.batches import Batch, LocalWork, by_steps, plan, steps
+from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.local import LocalTraining
 from pfedmma.stack.optim import LossScale, OptimizerConfig
 from pfedmma.system.errors import UserError
-from tests.support.stacks import BATCH, EPOCHS, NAMES, SGD, SIZES, new_clients, new_store, new_trainer
+from tests.support.stacks import (
+    ALL,
+    BATCH,
+    EPOCHS,
+    NAMES,
+    SGD,
+    SIZES,
+    gathered,
+    new_clients,
+    new_members,
+    new_training,
+    serve,
+    strong_adapters,
+)
 
 STEPS = [EPOCHS * -(-size // BATCH) for size in SIZES]  # 2, 2, 2, 6, 6
 # A large eps, as Adam divides by the gradient's own size and would blow up rounding errors of gradients near zero.
@@ -32,13 +44,20 @@ OPTIMIZERS = {
 }
 
 
-def alone(trainer: Trainer, client: Client, store: ClientStore, round_: int) -> tuple[Tensor, Tensor]:
+def start(clip, optimizer: OptimizerConfig, *options: str) -> tuple[LocalTraining, Members]:
+    """Training with crops, and what the clients begin with; ``options`` of `strong_adapters`."""
+    method = strong_adapters(clip, *options)
+    return new_training(method, optimizer, "crop"), new_members(method, optimizer)
+
+
+def alone(training: LocalTraining, client: Client, members: Members, round_: int) -> tuple[Tensor, Tensor]:
     """One client's round by itself: (its exchanged tensors [X], its loss)."""
-    params, state = store.gather([client.id]), store.gather_optimizer([client.id])
-    loss = trainer.train([client], params, state, round_)
-    store.scatter([client.id], params)
-    store.scatter_optimizer([client.id], state)
-    return params[0, : trainer.layout.exchanged_size], loss[0]
+    params, state = gathered(members, [client.id]), members.states.gather_optimizer([client.id])
+    loss = training.train([client], params, state, round_)
+    members.states.scatter([client.id], params)
+    if members.states.optimizer.state == "persist":
+        members.states.scatter_optimizer([client.id], state)
+    return params[0, : training.layout.exchanged_size], loss[0]
 
 
 def assert_close(got: Tensor, wanted: Tensor, name: str, small: float = 2e-6) -> None:
@@ -52,56 +71,58 @@ def assert_same_optimizer(got: Tensor, wanted: Tensor, name: str) -> None:
     assert_close(got, wanted, name, small=1e-4)
 
 
-def assert_same_stores(got: ClientStore, wanted: ClientStore) -> None:
+def assert_same_states(got: Members, wanted: Members) -> None:
     """Every tensor of every client, and its optimizer state."""
-    assert got.private.keys() == wanted.private.keys()
-    assert got.optimizer_rows.keys() == wanted.optimizer_rows.keys()
-    for i in wanted.private:
-        mine, theirs = (store.layout.views(store.gather([i])[0]) for store in (got, wanted))
+    assert got.states.own.keys() == wanted.states.own.keys()
+    assert got.states.optimizer_rows.keys() == wanted.states.optimizer_rows.keys()
+    for i in wanted.states.own:
+        mine, theirs = (members.states.layout.views(gathered(members, [i])[0]) for members in (got, wanted))
         for name, tensor in theirs.items():
             assert_close(mine[name], tensor, f"client {i}, {name}")
-    for i in wanted.optimizer_rows:
-        for name, tensor in wanted.optimizer_state(i).items():
-            assert_same_optimizer(got.optimizer_state(i)[name], tensor, f"client {i}, optimizer {name}")
+    for i in wanted.states.optimizer_rows:
+        for name, tensor in wanted.states.optimizer_state(i).items():
+            assert_same_optimizer(got.states.optimizer_state(i)[name], tensor, f"client {i}, optimizer {name}")
 
 
-def assert_stacked_is_alone(trainer: Trainer, clients_per_pass: int, rounds: int) -> None:
+def assert_stacked_is_alone(training: LocalTraining, stacked: Members, single: Members, clients_per_pass: int, rounds: int) -> None:
     """Train all clients in stacks, and each alone, from the same start; compare what they send, what they keep and their losses."""
-    clients, stacked, single = new_clients(), new_store(trainer), new_store(trainer)
-    before = stacked.gather(range(5))
+    clients = new_clients()
+    before = gathered(stacked)
     for round_ in range(1, rounds + 1):
-        shared, losses = train_cohort(trainer, clients, stacked, round_, PassWidth(clients_per_pass))
-        results = [alone(trainer, client, single, round_) for client in clients]
+        uploads, losses, _ = train_cohort(training, clients, stacked, round_, PassWidth(clients_per_pass))
+        results = [alone(training, client, single, round_) for client in clients]
         assert_close(losses, torch.stack([loss for _, loss in results]), "losses")
         for client, (own, _) in enumerate(results):
-            assert_close(shared[client], own, f"client {client}, what it sends")
+            assert_close(uploads[client], own, f"client {client}, what it sends")
         # A server between the rounds, so that the second starts from what the first exchanged.
-        stacked.shared, single.shared = shared.mean(dim=0), torch.stack([own for own, _ in results]).mean(dim=0)
-    assert_same_stores(stacked, single)
-    moved = (stacked.gather(range(5)) - before).abs().amax(dim=1)
+        serve(stacked, uploads.mean(dim=0))
+        serve(single, torch.stack([own for own, _ in results]).mean(dim=0))
+    assert_same_states(stacked, single)
+    moved = (gathered(stacked) - before).abs().amax(dim=1)
     assert (moved > 0.005).all()  # the test can fail: the tolerance is hundreds of times smaller
 
 
 @pytest.mark.parametrize("clients_per_pass", [1, 2, 5])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_stacked_client_is_the_client_alone(tiny_clip, optimizer: str, clients_per_pass: int) -> None:
-    assert_stacked_is_alone(new_trainer(tiny_clip, OPTIMIZERS[optimizer]), clients_per_pass, rounds=2)
+    (training, stacked), (_, single) = (start(tiny_clip, OPTIMIZERS[optimizer]) for _ in range(2))
+    assert_stacked_is_alone(training, stacked, single, clients_per_pass, rounds=2)
 
 
 def test_a_stacked_client_with_relu_is_the_client_alone(tiny_clip) -> None:
     """The default activation; one round keeps the number of units at the kink small."""
-    assert_stacked_is_alone(new_trainer(tiny_clip, SGD, activation="relu"), clients_per_pass=5, rounds=1)
+    (training, stacked), (_, single) = (start(tiny_clip, SGD, "fp32", "relu") for _ in range(2))
+    assert_stacked_is_alone(training, stacked, single, clients_per_pass=5, rounds=1)
 
 
 def test_the_optimizers_differ(tiny_clip) -> None:
     """So that the equalities above say something about each of them."""
     ends = {}
     for name, optimizer in OPTIMIZERS.items():
-        trainer = new_trainer(tiny_clip, optimizer)
-        store = new_store(trainer)
+        training, members = start(tiny_clip, optimizer)
         for round_ in (1, 2):
-            alone(trainer, new_clients()[1], store, round_)
-        ends[name] = store.private[1]
+            alone(training, new_clients()[1], members, round_)
+        ends[name] = members.states.own[1]
     names = list(ends)
     for i, name in enumerate(names):
         for other in names[:i]:
@@ -116,9 +137,10 @@ def test_clients_with_most_steps_come_first() -> None:
 
 def test_an_epoch_sees_every_image_once_in_its_own_order() -> None:
     client = new_clients()[3]  # 11 images
-    plan = batches(client, LocalWork(EPOCHS, BATCH, SGD, seed=0), round_=1)
-    assert [len(rows) for rows in plan] == [4, 4, 3, 4, 4, 3]
-    first, second = torch.cat(plan[:3]), torch.cat(plan[3:])
+    work = LocalWork(EPOCHS, BATCH, SGD, seed=0)
+    planned = plan(client, work, round_=1)
+    assert [len(rows) for rows in planned] == [4, 4, 3, 4, 4, 3] and steps(client, work) == 6
+    first, second = torch.cat(planned[:3]), torch.cat(planned[3:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(11))
     assert first.tolist() != second.tolist()
 
@@ -126,16 +148,15 @@ def test_an_epoch_sees_every_image_once_in_its_own_order() -> None:
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
 def test_a_client_without_batches_left_is_not_touched(tiny_clip, optimizer: OptimizerConfig) -> None:
     """Its momentum neither decays nor drifts while the others go on, and weight decay does not reach it."""
-    trainer = new_trainer(tiny_clip, optimizer)
-    store = new_store(trainer)
+    training, members = start(tiny_clip, optimizer)
     clients = by_steps(new_clients(), BATCH)
     ids = [client.id for client in clients]
-    params, state = store.gather(ids), store.gather_optimizer(ids)
-    trainer.train(clients, params, state, round_=1)
+    params, state = gathered(members, ids), members.states.gather_optimizer(ids)
+    training.train(clients, params, state, round_=1)
     assert state["step"].squeeze(1).tolist() == [STEPS[i] for i in ids]
     for row, client in enumerate(clients):
-        own_params, own_state = store.gather([client.id]), store.gather_optimizer([client.id])
-        trainer.train([client], own_params, own_state, round_=1)
+        own_params, own_state = gathered(members, [client.id]), members.states.gather_optimizer([client.id])
+        training.train([client], own_params, own_state, round_=1)
         assert_close(params[row], own_params[0], f"client {client.id}")
         for name, tensor in own_state.items():
             assert_same_optimizer(state[name][row], tensor[0], f"client {client.id}, optimizer {name}")
@@ -143,10 +164,9 @@ def test_a_client_without_batches_left_is_not_touched(tiny_clip, optimizer: Opti
 
 def test_padding_influences_nothing(tiny_clip) -> None:
     """Clients of 3 and 1 images in one batch: what stands in the two padding places has no effect on loss or step."""
-    trainer = new_trainer(tiny_clip, SGD)
-    store = new_store(trainer)
-    pair = new_clients()[1], new_clients()[0]
-    batch = trainer.on_device(pair, trainer.stage(pair, [torch.arange(3), torch.arange(1)], round_=1, number=0))
+    training, members = start(tiny_clip, SGD)
+    pair, batches = (new_clients()[1], new_clients()[0]), training.batches
+    batch = batches.on_device(pair, batches.stage(pair, [torch.arange(3), torch.arange(1)], round_=1, number=0))
     assert batch.weights.tolist() == [pytest.approx([1 / 3, 1 / 3, 1 / 3]), [1.0, 0.0, 0.0]]
     pixels, labels = batch.images.clone(), batch.labels.clone()
     pixels[4:] = 50.0 * torch.randn(2, 3, 32, 32, generator=rng.generator(0, "poison"))
@@ -154,8 +174,8 @@ def test_padding_influences_nothing(tiny_clip) -> None:
 
     ends = []
     for each in (batch, Batch(pixels, labels, batch.weights, batch.seeds)):
-        params, state = store.gather([1, 0]), store.gather_optimizer([1, 0])
-        losses = trainer.step(params, state, {}, each, LossScale(2, params.device, enabled=False))
+        params, state = gathered(members, [1, 0]), members.states.gather_optimizer([1, 0])
+        losses = training.step(params, state, {}, each, LossScale(2, params.device, enabled=False))
         ends.append((losses, params, state["momentum"]))
     for clean, poisoned in zip(*ends, strict=True):
         torch.testing.assert_close(poisoned, clean, rtol=1e-6, atol=1e-7)
@@ -167,14 +187,13 @@ def test_lower_precision_ends_near_fp32(tiny_clip, precision: str, tolerance: fl
     """The way that each client went differs from its way in fp32 by a small part of its length; what is trained stays fp32."""
     ends = {}
     for name in ("fp32", precision):
-        trainer = new_trainer(tiny_clip, SGD, name)
-        store = new_store(trainer)
-        before = store.gather(range(5))
-        shared, losses = train_cohort(trainer, new_clients(), store, 1, PassWidth(5))
-        assert shared.dtype == losses.dtype == torch.float32
-        assert {tensor.dtype for tensor in store.private.values()} == {torch.float32}
-        private = torch.stack([store.private[i] for i in range(5)])
-        ends[name] = torch.cat([shared, private], dim=1) - before
+        training, members = start(tiny_clip, SGD, name)
+        before = gathered(members)
+        uploads, losses, _ = train_cohort(training, new_clients(), members, 1, PassWidth(5))
+        assert uploads.dtype == losses.dtype == torch.float32
+        assert {tensor.dtype for tensor in members.states.own.values()} == {torch.float32}
+        private = torch.stack([members.states.own[i] for i in ALL])
+        ends[name] = torch.cat([uploads, private], dim=1) - before
     error = (ends[precision] - ends["fp32"]).norm(dim=1) / ends["fp32"].norm(dim=1)
     assert error.max() < tolerance
     assert error.min() > 1e-6  # it is another precision
@@ -182,28 +201,27 @@ def test_lower_precision_ends_near_fp32(tiny_clip, precision: str, tolerance: fl
 
 def test_a_loss_that_is_not_finite_names_client_round_and_batch(tiny_clip) -> None:
     """And the other clients of the stack are not drawn in."""
-    trainer = new_trainer(tiny_clip, SGD)
-    store = new_store(trainer)
-    row = store.private[1].clone()
+    training, members = start(tiny_clip, SGD)
+    row = members.states.own[1].clone()
     row[0] = float("inf")
-    store.private[1] = row
+    members.states.own[1] = row
     clients = by_steps(new_clients(), BATCH)
     ids = [client.id for client in clients]
-    params = store.gather(ids)
+    params = gathered(members, ids)
     with pytest.raises(UserError, match=r"loss of client 1 in round 7, batch 1 is nan"):
-        trainer.train(clients, params, store.gather_optimizer(ids), round_=7)
+        training.train(clients, params, members.states.gather_optimizer(ids), round_=7)
     for row, client in enumerate(clients):
         if client.id != 1:
-            own = store.gather([client.id])
-            trainer.train([client], own, store.gather_optimizer([client.id]), round_=7)
+            own = gathered(members, [client.id])
+            training.train([client], own, members.states.gather_optimizer([client.id]), round_=7)
             assert_close(params[row], own[0], f"client {client.id}")
 
 
 def test_a_loss_that_bursts_later_names_its_batch(tiny_clip) -> None:
     """With this rate the first step throws the weights out of fp32's range, so that the second batch has no loss."""
-    trainer = new_trainer(tiny_clip, dataclasses.replace(SGD, lr=1e38))
+    training, members = start(tiny_clip, dataclasses.replace(SGD, lr=1e38))
     with pytest.raises(UserError, match=re.compile(r"client 3 in round 1, batch 2 .* lower optimizer\.lr")) as caught:
-        train_cohort(trainer, [new_clients()[3]], new_store(trainer), 1, PassWidth(5))
+        train_cohort(training, [new_clients()[3]], members, 1, PassWidth(5))
     assert "\n" not in str(caught.value)
 
 

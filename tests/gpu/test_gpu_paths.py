@@ -25,15 +25,12 @@ from pfedmma.data.sources import shapes
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.engine.batches import Batch
 from pfedmma.engine.cohort import PassWidth, train_cohort
-from pfedmma.engine.local import Trainer
 from pfedmma.engine.rounds import Engine
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
-from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import LossScale
 from tests.support import small
-from tests.support.stacks import SGD, SIZES, drawn_state, new_clients, new_trainer
+from tests.support.stacks import gathered, new_clients, new_members, new_training, serve, strong_adapters
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,14 +54,6 @@ def gpu_clip(tiny_clip: Any) -> Any:
     return copy.deepcopy(tiny_clip).to(GPU)
 
 
-def new_store(trainer: Trainer, budget: Budget | None = None) -> ClientStore:
-    """Every client with a private state of its own, where the trainer works."""
-    states = [drawn_state(trainer, client) for client in range(len(SIZES) + 1)]
-    store = ClientStore(trainer.layout, states.pop(), trainer.work.optimizer, trainer.backbone.device, budget)
-    store.scatter(range(len(SIZES)), torch.stack(states).to(trainer.backbone.device))
-    return store
-
-
 def assert_near(got: Tensor, wanted: Tensor, start: Tensor, tolerance: float) -> None:
     """Each row went from ``start`` the way that ``wanted`` went, up to ``tolerance`` of its length."""
     got, wanted, start = got.cpu(), wanted.cpu(), start.cpu()
@@ -77,31 +66,33 @@ def assert_near(got: Tensor, wanted: Tensor, start: Tensor, tolerance: float) ->
 def test_a_step_is_near_the_cpu_in_fp32(tiny_clip: Any, gpu_clip: Any, precision: str, tolerance: float) -> None:
     """The same pixels on both sides."""
     ends, losses = [], []
-    host = new_trainer(tiny_clip, SGD)
-    clients = [new_clients()[i] for i in (3, 4)]
-    batch = host.on_device(clients, host.stage(clients, [torch.arange(4), torch.arange(3)], round_=1, number=0))
-    for trainer in (host, new_trainer(gpu_clip, SGD, precision)):
-        device, store = trainer.backbone.device, new_store(trainer)
-        params, state = store.gather([3, 4]), store.gather_optimizer([3, 4])
+    host = strong_adapters(tiny_clip)
+    clients, batches = [new_clients()[i] for i in (3, 4)], new_training(host, augment="crop").batches
+    batch = batches.on_device(clients, batches.stage(clients, [torch.arange(4), torch.arange(3)], round_=1, number=0))
+    for method in (host, strong_adapters(gpu_clip, precision)):
+        device, members = method.backbone.device, new_members(method)
+        params, state = gathered(members, [3, 4]), members.states.gather_optimizer([3, 4])
         there = Batch(*(tensor.to(device) for tensor in (batch.images, batch.labels, batch.weights, batch.seeds)))
-        losses.append(trainer.step(params, state, {}, there, LossScale(2, device, enabled=precision == "fp16")).cpu())
+        scale = LossScale(2, device, enabled=precision == "fp16")
+        losses.append(new_training(method).step(params, state, {}, there, scale).cpu())
         ends.append(params)
     torch.testing.assert_close(losses[1], losses[0], rtol=tolerance, atol=0.0)
-    assert_near(ends[1], ends[0], new_store(host).gather([3, 4]), tolerance)
+    assert_near(ends[1], ends[0], gathered(new_members(host), [3, 4]), tolerance)
 
 
 @pytest.mark.parametrize("clients_per_pass", [2, 5])
 def test_a_stacked_client_is_the_client_alone(gpu_clip: Any, clients_per_pass: int) -> None:
-    trainer, clients = new_trainer(gpu_clip, SGD), new_clients()
+    method, clients = strong_adapters(gpu_clip), new_clients()
+    training = new_training(method, augment="crop")
     ends = []
     for width in (1, clients_per_pass):
-        store = new_store(trainer)
-        start = store.gather(range(len(SIZES)))
+        members = new_members(method)
+        start = gathered(members)
         for round_ in (1, 2):
-            shared, losses = train_cohort(trainer, clients, store, round_, PassWidth(width))
-            store.shared = shared.mean(dim=0)
-        assert shared.device.type == losses.device.type == GPU.type
-        ends.append((store.gather(range(len(SIZES))), losses))
+            trained = train_cohort(training, clients, members, round_, PassWidth(width))
+            serve(members, trained.uploads.mean(dim=0))
+        assert trained.uploads.device.type == trained.losses.device.type == GPU.type
+        ends.append((gathered(members), trained.losses))
     torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-4, atol=0.0)
     assert_near(ends[1][0], ends[0][0], start, 1e-3)
 
@@ -150,14 +141,14 @@ def test_the_run_does_not_depend_on_where_the_state_rests(optimizer: str) -> Non
     """All on the GPU; in host memory; of one client in host memory and the others on disk. Fetched ahead in passes of two."""
     common = ["federation.clients_per_pass=2", "federation.rounds=3", f"optimizer.state={optimizer}"]
     wanted, losses = run_engine(GPU, *common)
-    width, start = 4 * wanted.store.private.width, wanted.store.initial
-    assert wanted.store.private.bytes_by_place() == {"cuda": 7 * width, "cpu": 0, "disk": 0}
-    shares = 1 if optimizer == "reset" else 1 + wanted.store.optimizer_rows.width / wanted.store.private.width
+    width, start = 4 * wanted.states.own.width, wanted.states.initial
+    assert wanted.states.own.bytes_by_place() == {"cuda": 7 * width, "cpu": 0, "disk": 0}
+    shares = 1 if optimizer == "reset" else 1 + wanted.states.optimizer_rows.width / wanted.states.own.width
     for host, held in ((1.0, 7), (1.5 * width * shares / 1e9, 1), (0.0, 0)):
         engine, other = run_engine(GPU, *common, "federation.device_gb=0", f"federation.host_gb={host}")
-        assert engine.store.private.bytes_by_place() == {"cuda": 0, "cpu": held * width, "disk": (7 - held) * width}
+        assert engine.states.own.bytes_by_place() == {"cuda": 0, "cpu": held * width, "disk": (7 - held) * width}
         assert other == pytest.approx(losses, rel=1e-4)
-        assert_near(engine.store.gather(range(7)), wanted.store.gather(range(7)), start.expand(7, -1), 1e-3)
+        assert_near(gathered(engine.members, range(7)), gathered(wanted.members, range(7)), start.expand(7, -1), 1e-3)
 
 
 @pytest.fixture
@@ -183,15 +174,15 @@ def test_a_pass_that_does_not_fit_is_halved_and_ends_equal(limit_memory: Any) ->
         torch.cuda.reset_peak_memory_stats()
         engine, losses = run_engine(GPU, *settings, f"federation.clients_per_pass={width}")
         reserved.append(torch.cuda.max_memory_reserved())
-        ends.append((engine.store.gather(range(7)).cpu(), losses))
-        start = engine.store.initial.cpu().expand(7, -1)
+        ends.append((gathered(engine.members, range(7)).cpu(), losses))
+        start = engine.states.initial.cpu().expand(7, -1)
         del engine
     assert reserved[1] > 1.5 * reserved[0], reserved  # or there is nothing to halve
     limit_memory(sum(reserved) / 2)
     engine, losses = run_engine(GPU, *settings, "federation.clients_per_pass=auto")
     assert engine.width.now < 7
     assert losses == pytest.approx(ends[1][1], rel=1e-4)
-    assert_near(engine.store.gather(range(7)), ends[1][0], start, 1e-3)
+    assert_near(gathered(engine.members, range(7)), ends[1][0], start, 1e-3)
 
 
 def test_evaluation_is_that_of_the_cpu() -> None:
@@ -200,9 +191,10 @@ def test_evaluation_is_that_of_the_cpu() -> None:
     tables = []
     for device in (CPU, GPU):
         engine, _ = run_engine(device, *settings)
-        drawn = torch.randn(7, engine.store.layout.size, generator=rng.generator(0, "states"))
-        engine.store.scatter(range(7), (engine.store.initial.cpu() + 0.02 * drawn).to(device))
-        engine.store.shared = engine.store.initial[: engine.store.layout.exchanged_size]
+        states = engine.states
+        drawn = torch.randn(7, states.layout.size, generator=rng.generator(0, "states"))
+        states.scatter(range(7), (states.initial.cpu() + 0.02 * drawn).to(device))
+        serve(engine.members, states.initial[: states.layout.exchanged_size])
         engine.evaluate()
         tables.append(engine.table)
     host, gpu = (table[:, :3] for table in tables)
