@@ -23,7 +23,7 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
     """Load the newest good checkpoint into ``run``; its manifest, or None where there is none. All ranks enter.
 
     Raises:
-        UserError: the checkpoint belongs to another configuration; names the keys that differ.
+        UserError: the checkpoint belongs to another configuration (names the keys that differ), or a later version wrote it.
     """
     manifest = newest_good(folder.checkpoints, run.engine.world)
     if manifest is None:
@@ -41,6 +41,9 @@ def newest_good(root: Path, world: World) -> Manifest | None:
     """The manifest of the newest checkpoint that is whole, None where there is none. All ranks enter and agree.
 
     Rank 0's view of the folder decides; each rank checks a part of the files. Warns about each damaged one.
+
+    Raises:
+        LaterFormat: a checkpoint that is newer than any good one is of a format that this version does not read.
     """
     candidates = [*rounds(root), -1] if world.is_main else []
     while True:

@@ -26,10 +26,13 @@ from torch import Tensor
 from pfedmma.comm.ledger import Ledger
 from pfedmma.data.partition.federated import FederatedData, held_classes
 from pfedmma.records.rows import COLUMNS, Accuracy
+from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import ANSWERS, RULES, SERVERS
 from pfedmma.system import untrusted
+from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from pfedmma.system.files import to_json
+from pfedmma.system.options import shown
 from pfedmma.version import VERSION
 
 FORMAT = "pfedmma-checkpoint/2"
@@ -41,6 +44,10 @@ _SHARD = re.compile(r"server\.safetensors|clients-[0-9]{5,}-[0-9]{5,}\.safetenso
 
 class Damaged(Exception):
     """A checkpoint that is not what its manifest says."""
+
+
+class LaterFormat(UserError):
+    """A whole checkpoint in a format that this version does not know. An older one is no substitute: rounds would be lost unasked."""
 
 
 def folder_of(root: Path, round_: int) -> Path:
@@ -180,20 +187,12 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, its fields checked. Raises `Damaged`."""
-    try:
-        content = untrusted.read_json(folder / "manifest.json")
-    except (OSError, ValueError) as error:
-        raise Damaged(f"manifest.json: {error}") from None
-    kinds = {"format": str, "round": int, "layout": dict, "exchange": dict, "shards": dict, "progress": dict}
+    """The manifest of a checkpoint, its fields checked. Raises `Damaged`, or `LaterFormat`."""
+    content = _content(folder)
+    kinds = {"round": int, "layout": dict, "exchange": dict, "shards": dict, "progress": dict}
     for name, kind in kinds.items():
-        if not isinstance(content, dict) or type(content.get(name)) is not kind:
+        if type(content.get(name)) is not kind:
             raise Damaged(f"manifest.json has no {name}")
-    if content["format"] not in (FORMAT, EARLIER):
-        by = f" by pfedmma {str(content['version'])[:20]}" if "version" in content else ""
-        raise Damaged(f"written{by} in the format '{content['format'][:40]}'; pfedmma {VERSION} reads {EARLIER} and {FORMAT}")
-    if content.pop("digest", None) != _digest(content):
-        raise Damaged("manifest.json does not have the digest that it gives")
     if folder_of(folder.parent, content["round"]) != folder:
         raise Damaged(f"manifest.json is of round {content['round']}")
     if SERVER_FILE not in content["shards"] or not all(_SHARD.fullmatch(name) for name in content["shards"]):
@@ -201,6 +200,25 @@ def read_manifest(folder: Path) -> Manifest:
     layout = _layout(folder, content["layout"], content["exchange"])
     progress = Progress.from_json(content["progress"])
     return Manifest(content["round"], layout, content["exchange"], content["shards"], progress, content["format"])
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """What manifest.json holds, in a format that is known here. ``format``, ``version`` and ``digest`` mean the same in every format."""
+    try:
+        content = untrusted.read_json(folder / "manifest.json")
+    except (OSError, ValueError) as error:
+        raise Damaged(f"manifest.json: {error}") from None
+    if not isinstance(content, dict) or type(content.get("format")) is not str:
+        raise Damaged("manifest.json has no format")
+    if content.pop("digest", None) != _digest(content):
+        raise Damaged("manifest.json does not have the digest that it gives")
+    if content["format"] not in (FORMAT, EARLIER):
+        by = f" by pfedmma {shown(content['version'])}" if "version" in content else ""
+        raise LaterFormat(
+            f"the checkpoint {folder} is written{by} in the format '{shown(content['format'])}'; pfedmma {VERSION} reads {EARLIER} "
+            f"and {FORMAT}: use the version that wrote it, or a later one"
+        )
+    return content
 
 
 def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -216,7 +234,10 @@ def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any]) -> d
     # One client's state lies in it. A shape with a 0 has no numbers, however large the rest.
     if 4 * sum(math.prod(shape) for shape in layout.values()) > held or any(n > held for shape in layout.values() for n in shape):
         raise Damaged(f"the layout in manifest.json is larger than {SERVER_FILE}")
-    return {name: tuple(shape) for name, shape in layout.items()}
+    shapes = {name: tuple(shape) for name, shape in layout.items()}
+    if list(Layout(shapes, exchange).shapes) != list(shapes):
+        raise Damaged("the layout in manifest.json does not begin with what is exchanged")
+    return shapes
 
 
 def verify(folder: Path, shards: Sequence[tuple[str, str]]) -> None:

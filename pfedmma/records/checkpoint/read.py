@@ -18,12 +18,18 @@ from torch import Tensor
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, read_manifest, rounds, verify
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.pool import Pool
-from pfedmma.stack.rules import OWN
+from pfedmma.stack.rules import OWN, POOL
 from pfedmma.system.errors import UserError
+
+_POOLED = "server.pool."
 
 
 def newest_good(root: Path) -> Manifest | None:
-    """The manifest of the newest undamaged checkpoint, None where there is none. Warns about each damaged one."""
+    """The manifest of the newest undamaged checkpoint, None where there is none. Warns about each damaged one.
+
+    Raises:
+        LaterFormat: a checkpoint that is newer than any good one is of a format that this version does not read.
+    """
     for round_ in rounds(root):
         try:
             return checked(root, round_)
@@ -33,7 +39,7 @@ def newest_good(root: Path) -> Manifest | None:
 
 
 def checked(root: Path, round_: int, part: int = 0, parts: int = 1) -> Manifest:
-    """The manifest of a checkpoint, and of ``parts`` parts of its files the hashes of one. Raises `Damaged`."""
+    """The manifest of a checkpoint, and of ``parts`` parts of its files the hashes of one. Raises `Damaged`, or `LaterFormat`."""
     folder = folder_of(root, round_)
     manifest = read_manifest(folder)
     verify(folder, list(manifest.shards.items())[part::parts])
@@ -78,16 +84,19 @@ def _renamed(name: str) -> str:
     if name == "shared":
         return "server.shared"
     client, _, kind = name.partition(".")
-    return f"server.pool.{client}" if kind == "pool" else name
+    return f"{_POOLED}{client}" if kind == "pool" else name
 
 
 def _owner(folder: Path, name: str) -> tuple[int | None, str]:
-    if name == "initial" or name.startswith("server."):
+    """Client and kind of a `Row`."""
+    pooled = name.startswith(_POOLED)
+    if name == "initial" or (name.startswith("server.") and not pooled):
         return None, name
-    client, _, kind = name.partition(".")
-    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind == "private" or kind.startswith("optimizer.")):
+    client, dot, kind = name.removeprefix(_POOLED).partition(".")
+    known = not dot if pooled else kind == "private" or kind.startswith("optimizer.")
+    if not known or not re.fullmatch("0|[1-9][0-9]{0,17}", client):
         raise UserError(f"the checkpoint {folder} holds a tensor '{name[:60]}', which is of no client")
-    return int(client), kind
+    return (None, name) if pooled else (int(client), kind)
 
 
 def _numbers(folder: Path, name: str, tensor: Tensor) -> Tensor:
@@ -117,6 +126,7 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
     folder, layout = folder_of(root, manifest.round), Layout(manifest.layout, manifest.exchange)
     own_start = 0 if manifest.progress.answers == OWN else layout.exchanged_size
     widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": layout.size - own_start}
+    pooled = layout.columns.get(POOL, slice(0, 0))
     found: dict[str, Tensor] = {}
     pool = Pool()
     for row in read_rows(root, manifest, {client}):
@@ -124,8 +134,10 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
             if len(row.tensor) != widths[row.kind]:
                 raise misfit(folder, row.kind)
             found[row.kind] = row.tensor
-        elif row.kind.startswith("server.pool."):
-            pool.rows[int(row.kind.removeprefix("server.pool."))] = row.tensor
+        elif row.kind.startswith(_POOLED):
+            if len(row.tensor) != pooled.stop - pooled.start or POOL not in layout.columns:
+                raise misfit(folder, row.kind)
+            pool.rows[int(row.kind.removeprefix(_POOLED))] = row.tensor
     if "initial" not in found or "server.shared" not in found:
         raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
     flat = torch.cat([found["server.shared"], found["initial"][layout.exchanged_size :]])

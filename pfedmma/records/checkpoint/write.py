@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -100,6 +101,9 @@ def _client_shards(states: ClientStates) -> Iterator[dict[str, Tensor]]:
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    bad = next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+    if bad is not None:
+        raise RankFailure(f"'{bad}' holds numbers that are not finite, and is not saved; the checkpoint before stays, lower optimizer.lr")
     try:
         write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
     except UserError as error:  # of the disk of one node, it may be
