@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import struct
 from collections.abc import Callable
@@ -26,13 +28,15 @@ from pfedmma.data.partition import partition_file
 from pfedmma.data.pixels.decode import decode
 from pfedmma.data.sources import coop, coop_splits, lists
 from pfedmma.data.sources.base import Source, Split
+from pfedmma.engine.cohort import Members
+from pfedmma.engine.server import Server, ServerRules
 from pfedmma.methods.adapters.multimodal import AdapterSpec
 from pfedmma.portable import adapter_file, client_file
 from pfedmma.records.checkpoint import manifest, write
 from pfedmma.records.checkpoint import read as checkpoint_read
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.client import client_state
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.run import resume
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system.errors import UserError
@@ -138,10 +142,10 @@ def good_torch_weights() -> bytes:
 
 # Checkpoints.
 
-SHAPES = {"shared.1.weight": (3, 3), "shared.1.bias": (3,), "own": (5,)}
-EXCHANGE = {"shared.1.weight": "mean", "shared.1.bias": "mean"}
+SHAPES = {"shared.1.weight": (3, 3), "shared.1.bias": (3,), "prompt": (2,), "own": (5,)}
+EXCHANGE = {"shared.1.weight": "mean", "shared.1.bias": "mean", "prompt": "pool"}
 PROGRESS: dict[str, Any] = {
-    "config": {"seed": 0},
+    "config": {"seed": 0, "data.clients": 4},
     "ledger": {
         "total": {"exchange": {"collectives": 1, "payload_bytes": 48, "seconds": 0.5}},
         "uplink_bytes": 48,
@@ -150,18 +154,35 @@ PROGRESS: dict[str, Any] = {
         "exchange_us": [12.5],
     },
     "zero_shot": {"local": 10.0, "hm": None},
-    "reads": 0,
+    "zero_shot_clients": base64.b64encode(struct.pack("<16d", *range(16))).decode(),
+    "classes": {"base": ["cat", "dog"], "novel": ["fish"], "held": base64.b64encode(bytes([0b01101101])).decode()},
+    "answers": "server",
+    "reads": 2,
     "template": "a photo of a {}.",
 }
 
 
 def write_checkpoint(root: Path) -> Path:
-    """A checkpoint of round 2 in which client 3 has something of its own; its folder."""
-    layout = Layout(SHAPES, EXCHANGE)
-    store = ClientStore(layout, torch.arange(layout.size, dtype=torch.float32), OptimizerConfig(), torch.device("cpu"))
-    store.private[CLIENT] = torch.ones(5)
-    write.save_checkpoint(root, 2, store, ALONE, PROGRESS, keep=1)
+    """A checkpoint of round 2 in which client 3 has something of its own, and reads what client 1 has sent; its folder."""
+    states, server = new_members()
+    states.own[CLIENT] = torch.ones(5)
+    server.pool.rows = {1: torch.ones(2), CLIENT: torch.zeros(2)}
+    write.save_checkpoint(root, write.Snapshot(2, states, server.state_dict(), manifest.Progress.from_json(PROGRESS)), ALONE, keep=1)
     return manifest.folder_of(root, 2)
+
+
+def new_members() -> Members:
+    """Of the run that wrote the checkpoint, at its start."""
+    layout = Layout(SHAPES, EXCHANGE)
+    initial = torch.arange(layout.size, dtype=torch.float32)
+    server = Server(layout, {"shared": initial[: layout.exchanged_size]}, ALONE, ServerRules(reads=PROGRESS["reads"]))
+    return Members(ClientStates(layout, initial, OptimizerConfig(), torch.device("cpu")), server)
+
+
+def take(root: Path, found: manifest.Manifest) -> None:
+    """What a checkpoint is read for: an exported client, and a run that goes on."""
+    checkpoint_read.client_answer(root, found, CLIENT)
+    resume.fill(new_members(), root, found, {CLIENT})
 
 
 def good_manifest(folder: Path | None = None) -> bytes:
@@ -169,6 +190,11 @@ def good_manifest(folder: Path | None = None) -> bytes:
         tree = json.loads((written / "manifest.json").read_text())
     del tree["digest"]
     return json.dumps(tree).encode()
+
+
+def good_server(folder: Path | None = None) -> bytes:
+    with checkpoint_folder(folder) as (written, _):
+        return (written / manifest.SERVER_FILE).read_bytes()
 
 
 def good_shard(folder: Path | None = None) -> bytes:
@@ -197,33 +223,37 @@ def read_manifest(folder: Path, content: bytes) -> None:
     """With a digest that is right, as its author can give it one."""
     root = folder / "checkpoints"
     written = manifest.folder_of(root, 2) if root.exists() else write_checkpoint(root)
-    try:
-        tree = json.loads(content)
-        tree["digest"] = manifest._digest({name: value for name, value in tree.items() if name != "digest"})
-        content = to_json(tree).encode()
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        pass
+    with contextlib.suppress(ValueError, TypeError, AttributeError, RecursionError):
+        content = with_digest(json.loads(content))
     put(written / "manifest.json", content)
-    found = checkpoint_read.newest_good(root, ALONE)
+    found = checkpoint_read.newest_good(root)
     if found is None:
         raise UserError("damaged")
-    client_state(written, found[1], CLIENT)
-    ALONE.ledger.restore(found[1]["progress"]["ledger"])
+    take(root, found)
+    if found.progress.classes is not None:
+        found.progress.classes.of_client(CLIENT)
+    ALONE.ledger.restore(found.progress.ledger)
     ALONE.ledger.totals()
 
 
-def read_shard(folder: Path, content: bytes) -> None:
+def with_digest(tree: dict[str, Any]) -> bytes:
+    """A manifest with the digest that is right for it."""
+    return to_json(tree | {"digest": manifest._digest({name: value for name, value in tree.items() if name != "digest"})}).encode()
+
+
+def read_shard(folder: Path, content: bytes, name: str = "clients-00000-00000.safetensors") -> None:
     """With the hash in the manifest that it has."""
     root = folder / "shards"
     written = manifest.folder_of(root, 2) if root.exists() else write_checkpoint(root)
-    shard = put(written / "clients-00000-00000.safetensors", content)
+    shard = put(written / name, content)
     tree = json.loads((written / "manifest.json").read_text())
-    tree["shards"][shard.name] = manifest._sha256(shard)
-    tree["digest"] = manifest._digest({name: value for name, value in tree.items() if name != "digest"})
-    (written / "manifest.json").write_text(to_json(tree))
-    found = checkpoint_read.newest_good(root, ALONE)
+    tree["shards"][shard.name] = manifest.sha256(shard)
+    (written / "manifest.json").write_bytes(with_digest(tree))
+    found = checkpoint_read.newest_good(root)
+    if found is None and name == manifest.SERVER_FILE:  # it has to have room for the layout
+        raise UserError("damaged")
     assert found is not None
-    client_state(written, found[1], CLIENT)
+    take(root, found)
 
 
 # Data.
@@ -363,6 +393,7 @@ SPECIMENS = {
     "torch weights": Specimen(good_torch_weights, read_weights),
     "manifest": Specimen(good_manifest, read_manifest),
     "shard": Specimen(good_shard, read_shard),
+    "server": Specimen(good_server, partial(read_shard, name=manifest.SERVER_FILE)),
     "partition": Specimen(good_partition, read_partition),
     "split": Specimen(good_split, read_split),
     "list": Specimen(good_list, read_list),
@@ -409,4 +440,4 @@ def packed(header: Any, rest: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + rest
 
 
-SPECIMENS |= {f"{name} header": _with_header(name) for name in ("adapter", "client", "shard")}
+SPECIMENS |= {f"{name} header": _with_header(name) for name in ("adapter", "client", "shard", "server")}

@@ -26,8 +26,8 @@ from tests.support.specimens import SPECIMENS, packed, unpacked
 SOON = 5.0  # seconds of this process: none of the specimens takes a tenth of it
 JSON = ("manifest", "partition", "split", "summary")
 YAML = ("config", "comparison")
-TENSORS = ("adapter", "client", "weights", "shard")
-HEADERS = ("adapter header", "client header", "shard header")
+TENSORS = ("adapter", "client", "weights", "shard", "server")
+HEADERS = ("adapter header", "client header", "shard header", "server header")
 BYTES = (*TENSORS, *HEADERS, "torch weights", "list", "image", "metrics", *JSON, *YAML)
 
 quickly = trials(deadline=None, max_examples=60)

@@ -22,13 +22,12 @@ from pfedmma.data.sources.folders import LONGEST_NAME
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.records.folder import RunFolder
-from pfedmma.run import client as run_client
 from pfedmma.system import options, untrusted
 from pfedmma.system.errors import UserError
 from tests.support.reported import round_
 from tests.support.specimens import (
-    ALONE,
     PROGRESS,
+    SHAPES,
     SPECIMENS,
     adapter_metadata,
     adapter_spec,
@@ -224,7 +223,7 @@ def progress(**changes: Any) -> bytes:
     return manifest(progress=PROGRESS | changes)
 
 
-LAYOUT = {"shared.1.weight": [3, 3], "shared.1.bias": [3], "own": [5]}
+LAYOUT = {name: list(shape) for name, shape in SHAPES.items()}
 HASHES = json.loads(good_manifest())["shards"]
 MANIFESTS: dict[str, tuple[bytes, str]] = {
     "a shard elsewhere": (manifest(shards=HASHES | {"../../secret.safetensors": ""}), "no part of a checkpoint"),
@@ -244,17 +243,36 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
     "a rule that is none": (manifest(exchange={"own": "median"}), "is no rule"),
     "a rule of another kind": (manifest(exchange={"own": ["mean"]}), "is no rule"),
     "a rule for no tensor": (manifest(exchange={"other": "mean"}), "is no rule"),
-    "other tensors": (manifest(layout={"own": [17]}, exchange={}), "does not fit its manifest"),
-    "what was private exchanged": (manifest(exchange={"own": "mean"}), "is of other tensors"),
+    "other tensors": (manifest(layout={"own": [19]}, exchange={}), "does not fit its manifest"),
+    "more tensors": (manifest(layout=LAYOUT | {"more": [0]}), "is of other tensors than this run's"),
+    "what was private exchanged": (manifest(exchange={"own": "mean"}), "does not begin with what is exchanged"),
+    "another order": (manifest(layout=dict(reversed(LAYOUT.items()))), "does not begin with what is exchanged"),
+    "a later format": (
+        manifest(format="pfedmma-checkpoint/3", version="9.9"),
+        "is written by pfedmma 9.9 in the format 'pfedmma-checkpoint/3'",
+    ),
+    "a later format of nobody": (manifest(format="pfedmma-checkpoint/3", version={"a": "\x1b[31m" * 99}), "in the format"),
     "no progress": (manifest(progress={}), "has no config"),
     "no ledger": (progress(ledger=[]), "has no ledger"),
-    "an empty ledger": (progress(ledger={}), "ledger in manifest.json is none"),
+    "an empty ledger": (progress(ledger={}), "the ledger, .* in manifest.json are none"),
     "a ledger of words": (progress(ledger=PROGRESS["ledger"] | {"uplink_bytes": "many"}), "has no numbers"),
     "times that are none": (progress(ledger=PROGRESS["ledger"] | {"exchange_us": ["now"]}), "has no numbers"),
-    "an entry that is none": (progress(ledger=PROGRESS["ledger"] | {"total": {"x": {"y": 1}}}), "ledger in manifest.json is none"),
+    "an entry that is none": (progress(ledger=PROGRESS["ledger"] | {"total": {"x": {"y": 1}}}), "the ledger, .* in manifest.json are none"),
     "no template": (progress(template=7), "has no template"),
     "reads below zero": (progress(reads=-1), "has no numbers"),
     "an accuracy that is none": (progress(zero_shot=7), "has no zero_shot"),
+    "an accuracy of words": (progress(zero_shot={"local": 1.0, "domains": "many"}), "accuracies in manifest.json are none"),
+    "accuracies of fewer clients": (progress(zero_shot_clients="AAAA"), "accuracies in manifest.json are none"),
+    "accuracies in no base64": (progress(zero_shot_clients="*"), "accuracies in manifest.json are none"),
+    "accuracies of another kind": (progress(zero_shot_clients=7), "accuracies in manifest.json are none"),
+    "no number of clients": (progress(config={"seed": 0}), "does not say how many clients there are"),
+    "clients below one": (progress(config={"data.clients": 0}), "does not say how many clients there are"),
+    "more clients than there are": (progress(config={"data.clients": 10**18}), "of another number of clients"),
+    "an answer that is none": (progress(answers="both"), "what they answer with"),
+    "another answer": (progress(answers="own"), "does not fit its manifest"),
+    "classes that are none": (progress(classes={}), "the classes or the accuracies in manifest.json are none"),
+    "a class that is no name": (progress(classes=PROGRESS["classes"] | {"novel": [1]}), "a class in it is no name"),
+    "classes held by too many": (progress(classes=PROGRESS["classes"] | {"held": "4AAA"}), "of another number of clients"),
 }
 
 
@@ -276,6 +294,23 @@ SHARDS: dict[str, dict[str, torch.Tensor]] = {
     "a pool that is none": {"3.pool": torch.zeros(5)},
     "something else": {"3.public": torch.zeros(5)},
     "the server's": {"shared": torch.zeros(5)},
+    "the server's, by its name today": {"server.shared": torch.zeros(5)},
+}
+SERVER: dict[str, torch.Tensor] = {"initial": torch.zeros(19), "server.shared": torch.zeros(14)}
+SERVERS: dict[str, dict[str, torch.Tensor]] = {
+    "no start": {"server.shared": torch.zeros(14), "server.pool.1": torch.zeros(99)},
+    "nothing shared": {"initial": torch.zeros(19)},
+    "another size": SERVER | {"server.shared": torch.zeros(15)},
+    "another shape": SERVER | {"initial": torch.zeros(19, 1)},
+    "whole numbers": SERVER | {"initial": torch.zeros(19, dtype=torch.int64)},
+    "no client's prompt": SERVER | {"server.pool.x": torch.zeros(2)},
+    "a client in other digits": SERVER | {"server.pool.\u0663": torch.zeros(2)},
+    "a client below zero": SERVER | {"server.pool.-1": torch.zeros(2)},
+    "a client of many digits": SERVER | {f"server.pool.{'9' * 5000}": torch.zeros(2)},
+    "a client of two numbers": SERVER | {"server.pool.1.2": torch.zeros(2)},
+    "a prompt of another size": SERVER | {"server.pool.1": torch.zeros(3)},
+    "no prompt": SERVER | {"server.pool.1": torch.zeros(0)},
+    "a state that this server does not keep": SERVER | {"server.momentum": torch.zeros(14)},
 }
 
 
@@ -285,13 +320,23 @@ def test_shards(case: str, tmp_path: Path):
     assert "the checkpoint" in message
 
 
+@pytest.mark.parametrize("case", SERVERS)
+def test_the_server(case: str, tmp_path: Path):
+    assert "the checkpoint" in refusal("server", tmp_path, save(SERVERS[case]))
+
+
+def test_a_whole_server(tmp_path: Path):
+    """Or the cases above would show nothing."""
+    assert SPECIMENS["server"].outcome(tmp_path, save(SERVER | {"server.pool.1": torch.zeros(2)})) == "read"
+
+
 def test_a_server_without_its_state(tmp_path: Path):
     folder = write_checkpoint(tmp_path)
-    content = save({"initial": torch.zeros(17)})
+    content = save({"initial": torch.zeros(19)})
     (folder / "server.safetensors").write_bytes(content)
     found = checkpoint_manifest.read_manifest(folder)
     with pytest.raises(UserError, match="lacks a part of the state of the server"):
-        run_client.client_state(folder, found, 3)
+        read.client_answer(tmp_path, found, 3)
 
 
 def test_folders_that_are_no_rounds(tmp_path: Path):
@@ -299,7 +344,7 @@ def test_folders_that_are_no_rounds(tmp_path: Path):
         (tmp_path / name).mkdir()
     (tmp_path / "round-000007").touch()
     assert checkpoint_manifest.rounds(tmp_path) == [7, 2]
-    assert read.newest_good(tmp_path, ALONE) is None
+    assert read.newest_good(tmp_path) is None
 
 
 # Data.
