@@ -24,6 +24,7 @@ from pfedmma.methods.forward import Forward
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.rules import Given, State
 from pfedmma.system import checks
+from pfedmma.system.errors import RankFailure
 from pfedmma.system.options import GOES_ON, setting
 
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
@@ -97,7 +98,7 @@ class Evaluator:
             first = 0
             for group, state, text in zip(groups, states, texts, strict=True):
                 logits = forward.logits(state, self._image_stem(name, tested, forward, group, (seen, stems)), text)
-                correct[first : first + len(group), tested] = (logits.argmax(dim=-1) == labels).cpu().double()
+                correct[first : first + len(group), tested] = right(logits, labels, [client.id for client in group]).cpu()
                 first += len(group)
         return correct
 
@@ -141,3 +142,20 @@ class Evaluator:
             held = mine.to(forward.device)
         state = answers.tensors(ids)
         return state | forward.fixed(state, Given(answers.others(ids), held))
+
+
+def right(logits: Tensor, labels: Tensor, ids: Sequence[int]) -> Tensor:
+    """How right each client is about each image [C, N]: 1, or 0, or 1 / n where the right class is one of n with the largest logit.
+
+    Args:
+        logits: [C, N, K]. labels: [N]. ids: of the clients, for the message.
+
+    Raises:
+        RankFailure: the largest logit is not finite; names the client.
+    """
+    most = logits.amax(dim=-1, keepdim=True)  # NaN where there is one
+    if not bool(torch.isfinite(most).all()):
+        bad = ids[int((~torch.isfinite(most)).flatten(1).any(dim=1).nonzero()[0])]
+        raise RankFailure(f"the model of client {bad} gives logits that are not finite, so it cannot be tested; lower optimizer.lr")
+    best = logits == most
+    return best[:, torch.arange(len(labels), device=labels.device), labels].double() / best.sum(dim=-1)

@@ -20,6 +20,7 @@ from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import POOL, UNIFORM, Others
+from pfedmma.system.errors import UserError
 
 SHARED = "shared"  # the entry of the server's state that clients receive [X]
 _POOLED = "pool."
@@ -96,15 +97,22 @@ class Server:
         return self.state[SHARED]
 
     def round(self, uploads: Uploads) -> None:
-        """Make the next state out of a round's uploads. All ranks enter, with one collective."""
+        """Make the next state out of a round's uploads. All ranks enter, with one collective.
+
+        Raises:
+            UserError: the sum, or the state that follows from it, is not finite; the state is left as it was.
+        """
         if self.layout.exchanged_size == 0:
             return
         rows = uploads.rows
         for transform in self.rules.transforms:
             rows = transform(rows, uploads, self.state)
         mean, pooled = self._sum(uploads, rows)
+        state = self.rules.update(self.state, mean, uploads)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (mean, pooled, *state.values())):
+            raise UserError(_why_not_finite(uploads.round, self.rules.wire))
         self.pool.rows.update(zip(uploads.clients, pooled, strict=True) if POOL in self.layout.columns else ())
-        self.state = self.rules.update(self.state, mean, uploads)
+        self.state = state
 
     def _sum(self, uploads: Uploads, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum over all participants [X], and what each of them pools [participants, Y], from this rank's ``rows`` [C, X].
@@ -154,3 +162,11 @@ class Server:
             raise ValueError(f"the server's '{min(wrong)[:60]}' is missing, one too many, or of another size")
         self.state = {name: state[name].float().to(self.world.device) for name in self.state}
         self.pool.rows = {int(client): row.float().to(self.world.device) for client, row in pool.items()}
+
+
+def _why_not_finite(round_: int, wire: str) -> str:
+    """What every rank says: all have the same sum."""
+    start = f"the exchange of round {round_} gave numbers that are not finite"
+    if wire == "fp32":
+        return f"{start}; lower optimizer.lr"
+    return f"{start}: the exchanged tensors are too large for distributed.wire={wire}; set distributed.wire=fp32"
