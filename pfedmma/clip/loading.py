@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +17,13 @@ import torch
 from torch import nn
 
 from pfedmma import rng
-from pfedmma.clip import tiny, weights
+from pfedmma.clip import fitting, tiny, weights
+from pfedmma.clip.activation import GELU, QUICK_GELU, warn_where_unknown
 from pfedmma.clip.backbone import PRECISIONS, Backbone, refuse_unsupported
+from pfedmma.clip.file_kinds import NoWeights
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.files import expanded
 from pfedmma.system.options import SAME_RESULT, setting
 
 
@@ -69,45 +74,77 @@ def own_tokenizer(name: str) -> Any:
 
 
 def create_model(config: BackboneConfig, seed: int) -> nn.Module:
-    """The open_clip model itself, on the CPU in fp32, in evaluation mode."""
-    name = config.name
-    if name == "tiny":
-        name = f"local-dir:{tiny.FOLDER}"
-    elif name.replace("/", "-") not in open_clip.list_models():
-        import difflib
+    """The open_clip model itself, on the CPU in fp32, in evaluation mode.
 
-        known = {model.lower(): model for model in open_clip.list_models()}
-        near = [known[m] for m in difflib.get_close_matches(name.lower().replace("_", "-"), known, 3, 0.4)]
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{hint}")
-    options = {} if config.name == "tiny" else _weights(config)
-    if config.name == "tiny" and config.pretrained == "none":
-        options = {"load_weights": False}
-    elif config.name == "tiny" and config.pretrained != "auto":
-        options = {"load_weights": False, "file": _existing_file(config)}
+    Weights from a file bring their activation, where the file says it; a line on stderr says so where it does not and two are possible.
+
+    Raises:
+        UserError: see `load`.
+    """
+    config = dataclasses.replace(config, pretrained=str(expanded(config.pretrained)))
+    name = f"local-dir:{tiny.FOLDER}" if config.name == "tiny" else config.name
+    if config.name != "tiny" and name.replace("/", "-") not in open_clip.list_models():
+        raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{_near_names(name)}")
+    options = _tiny_weights(config) if config.name == "tiny" else _weights(config)
     file = options.pop("file", None)
     with torch.random.fork_rng(devices=[]), _quiet_open_clip():
         torch.manual_seed(rng.key(seed, "backbone"))
         try:
+            found = None if file is None else weights.read(str(file), config.allow_torchscript)
+            if found is not None and found.activation == QUICK_GELU:
+                options["force_quick_gelu"] = True
             model = open_clip.create_model(name, **options)
-            if file is not None:
-                weights.load_into(model, str(file), config.allow_torchscript)
+            if found is not None:
+                fitting.put(model, found.tensors, config.name)
         except UserError:
             raise
         except Exception as error:  # open_clip, torch and the hub each raise their own kinds
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            reason = str(error) if isinstance(error, NoWeights) else f"{type(error).__name__}: {_one_line(error)}"
             raise UserError(f"backbone.pretrained: cannot load '{config.pretrained}' into {config.name}: {reason}") from error
+    if found is not None and found.activation != QUICK_GELU:
+        quick = config.name.endswith("-quickgelu")
+        warn_where_unknown(config.pretrained, found.activation, config.name, QUICK_GELU if quick else GELU)
     return model.eval().requires_grad_(False)
 
 
-def _existing_file(config: BackboneConfig) -> str:
-    if not os.path.isfile(config.pretrained):
-        raise UserError(f"backbone.pretrained: there is no file '{config.pretrained}'; give a checkpoint file, 'auto' or 'none'")
-    return config.pretrained
+def _near_names(name: str) -> str:
+    import difflib
+
+    known = {model.lower(): model for model in open_clip.list_models()}
+    near = [known[m] for m in difflib.get_close_matches(name.lower().replace("_", "-"), known, 3, 0.4)]
+    return f"; near names: {', '.join(near)}" if near else ""
 
 
-def _weights(config: BackboneConfig) -> dict[str, object]:
-    """open_clip's arguments for the wanted weights of a model that it knows by name."""
+def _one_line(error: Exception) -> str:
+    """What an error of a library says, without escape codes of a terminal."""
+    return " ".join(re.sub(r"[^\x20-\x7e]", " ", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))).split())[:300]
+
+
+def _tiny_weights(config: BackboneConfig) -> dict[str, Any]:
+    """open_clip's arguments for the wanted weights of tiny, with ``file`` for a file of our own reading."""
+    tag = config.pretrained
+    if tag == "auto":
+        return {}
+    if tag == "none":
+        return {"load_weights": False}
+    _refuse_folder(tag)
+    if os.path.isfile(tag):
+        return {"load_weights": False, "file": tag}
+    if any(tag == known for _, known in open_clip.list_pretrained()):
+        raise UserError(
+            f"backbone.pretrained: '{tag}' names weights of open_clip's own models, not of tiny; set backbone.pretrained=auto for "
+            f"tiny's, which are shipped, or another backbone.name"
+        )
+    raise UserError(f"backbone.pretrained: there is no file '{tag}'; give a checkpoint file, 'auto' or 'none'")
+
+
+def _refuse_folder(path: str) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"backbone.pretrained: '{path}' is a folder; give the file of weights in it")
+
+
+def _weights(config: BackboneConfig) -> dict[str, Any]:
+    """open_clip's arguments for the wanted weights of a model that it knows by name, with ``file`` for a file of our own reading."""
     tag = "openai" if config.pretrained == "auto" else config.pretrained
     if tag == "none":
         return {}
@@ -116,6 +153,7 @@ def _weights(config: BackboneConfig) -> dict[str, object]:
     if known:
         # OpenAI's (and some other) weights were trained with QuickGELU; with plain GELU they run, but worse.
         return {"pretrained": tag, "force_quick_gelu": bool(known.get("quick_gelu", False))}
+    _refuse_folder(tag)
     if os.path.isfile(tag):
         return {"file": tag}
     tags = open_clip.list_pretrained_tags_by_model(name)

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import pfedmma
-from pfedmma.clip import weights
+from pfedmma.clip import fitting, weights
 from pfedmma.comm.world import World
 from pfedmma.compare import grid
 from pfedmma.config import schema as configuration
@@ -121,7 +121,7 @@ def good_weights() -> bytes:
 def read_weights(folder: Path, content: bytes, name: str = "weights.pt") -> None:
     """As `pfedmma.clip.loading.create_model` does, which makes a sentence of any exception."""
     try:
-        weights.load_into(fresh_clip(), str(put(folder / name, content)), False)
+        fitting.put(fresh_clip(), weights.read(str(put(folder / name, content)), False).tensors, "the model")
     except Exception as error:
         raise UserError(str(error)[:300]) from error
 
