@@ -98,7 +98,8 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     done = manifest.round if manifest else 0
     if done > rounds:
         raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {rounds}")
-    zero_shot = Reference(manifest.progress.zero_shot, manifest.progress.zero_shot_table) if manifest else Reference()
+    kept = manifest.progress if manifest and manifest.progress.split == run.config.evaluation.split else None  # else measured anew
+    zero_shot = Reference(kept.zero_shot, kept.zero_shot_table) if kept else Reference()
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
         bar.say(headline(run, done))

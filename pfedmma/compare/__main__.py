@@ -65,8 +65,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def collect(plans: Sequence[Plan]) -> list[Done]:
     """All finished runs."""
-    found = ((plan, schedule.finished(plan)) for plan in plans)
-    return [Done(plan, summary, RunFolder(plan.config.run_dir).read_metrics()) for plan, summary in found if summary is not None]
+    done = []
+    for plan in plans:
+        if (summary := schedule.finished(plan)) is not None:
+            rows = RunFolder(plan.config.run_dir).read_metrics()
+            done.append(Done(plan, summary, [row.tested_on(summary.split) for row in rows]))
+    return done
 
 
 def write(runs: Sequence[Done], out: Path) -> None:

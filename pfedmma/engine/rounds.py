@@ -162,7 +162,8 @@ class Engine:
         samples = sum(len(self.clients[i].train) for i in cohort)
         wire_bytes = WIRE_DTYPES[self.server.rules.wire].itemsize
         comm = RoundComm(**self.world.ledger.close_round(self.training.layout.exchanged_size, len(cohort), wire_bytes, read))
-        return RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm, accuracy)
+        split = self.evaluator.federated.base.split if accuracy else None
+        return RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm, accuracy, split)
 
 
 class Clock:

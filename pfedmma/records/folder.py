@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +67,10 @@ class RunFolder:
         Raises:
             UserError: it cannot be read, a line is not as training writes it, or a later version wrote it in another format.
         """
-        return [RoundRow.from_fields(fields) for fields in self._rounds()]
+        rows = [RoundRow.from_fields(fields) for fields in self._rounds()]
+        if odd := odd_rounds([row.round for row in rows]):
+            print(f"warning: {self.metrics} {odd}; another run may have written there", file=sys.stderr, flush=True)
+        return rows
 
     def _rounds(self) -> list[Fields]:
         if not self.metrics.exists():
@@ -125,6 +131,17 @@ class RunFolder:
         if not os.path.lexists(self.summary):
             raise UserError(f"the run in {self.path} is not finished (no summary.json); go on with it by resume={self.path}")
         return RunSummary.from_fields(Fields.from_file(self.summary))
+
+
+def odd_rounds(rounds: Sequence[int]) -> str:
+    """What is wrong with the rounds of a file that should stand in it in order, each once, from 1 on; empty if nothing is."""
+    twice = [number for number, count in Counter(rounds).items() if count > 1]
+    if twice:
+        return f"has round {twice[0]} more than once"
+    missing = sorted(set(range(1, max(rounds, default=0) + 1)) - set(rounds))
+    if missing:
+        return f"lacks round {missing[0]}"
+    return "" if list(rounds) == sorted(rounds) else "has its rounds out of order"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -112,7 +112,10 @@ class RunComm:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One line of ``metrics.jsonl``: a round, its participants, and ``seconds`` of its parts by name."""
+    """One line of ``metrics.jsonl``: a round, its participants, and ``seconds`` of its parts by name.
+
+    ``split``: of the images that the clients were tested on; None where nothing was evaluated, or a version before 0.2.0 wrote the row.
+    """
 
     round: int
     clients: tuple[int, ...]
@@ -121,6 +124,11 @@ class RoundRow:
     seconds: Scores
     comm: RoundComm
     accuracy: Accuracy | None = None
+    split: str | None = None
+
+    def tested_on(self, split: str) -> RoundRow:
+        """The row, without accuracies where they are of another split; a row that does not say its split is taken to be of this one."""
+        return self if self.split in (None, split) else dataclasses.replace(self, accuracy=None, split=None)
 
     def spent(self, *parts: str) -> float:
         """Seconds of some parts together; a part that is not recorded counts nothing."""
@@ -140,6 +148,7 @@ class RoundRow:
             seconds=fields.part("seconds").scores(),
             comm=RoundComm.from_fields(fields.part("comm")),
             accuracy=_accuracy(fields, "accuracy"),
+            split=fields.text("split") if fields.has("split") else None,
         )
 
 
@@ -194,7 +203,8 @@ class Throughput:
 class RunSummary:
     """``summary.json``: what a finished run came to.
 
-    ``alternatives``: bytes each way, a client and round, of what might travel instead; ``config``: every setting by its dotted name.
+    ``alternatives``: bytes each way, a client and round, of what might travel instead; ``config``: every setting by its dotted name;
+    ``split``: of the images on which clients were tested.
     A run that was made before 0.1.0 may lack them, ``precision``, ``device`` and ``bytes_down_per_client_round``.
     """
 
@@ -220,6 +230,7 @@ class RunSummary:
     throughput: Throughput
     versions: dict[str, str]
     config: dict[str, Any]
+    split: str = "test"
     format: int = FORMAT
     version: str = VERSION
 
@@ -255,6 +266,7 @@ class RunSummary:
             throughput=Throughput.from_fields(fields.part("throughput")),
             versions={name: versions.text(name) for name in versions.values},
             config=fields.part("config").values if fields.has("config") else {},
+            split=fields.text("split") if fields.has("split") else _split(fields),
             format=fields.whole("format") if fields.has("format") else 0,
             version=fields.text("version") if fields.has("version") else "",
         )
@@ -269,6 +281,11 @@ def require_known_format(fields: Fields) -> None:
             f"{fields.where} is of format {written}, written by {by}; pfedmma {VERSION} reads formats up to {FORMAT}: "
             "read it with the version that wrote it, or a later one"
         )
+
+
+def _split(fields: Fields) -> str:
+    """The split that a summary of an earlier version was made on."""
+    return str(fields.part("config").values.get("evaluation.split", "test")) if fields.has("config") else "test"
 
 
 def _accuracy(fields: Fields, key: str) -> Accuracy | None:

@@ -96,7 +96,7 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         images_per_second=summary.throughput.train_images_per_second,
         environment={name: value for name, value in here.items() if value} | summary.versions,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
-        rounds=rounds,
+        rounds=[row.tested_on(summary.split) for row in rounds],
     )
 
 
@@ -104,7 +104,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
     """What configuration and metrics say of a run without a summary: curves, bytes and times, the newest accuracy."""
     config = _saved_config(folder)
     names = {key: config.get(key, "unknown") for key in ("method.name", "data.name", "data.protocol", "backbone.name")}
-    last = rounds[-1]
+    last, tested = rounds[-1], [row for row in rounds if row.accuracy]
+    split = (tested[-1].split if tested else None) or "test"
     return Report(
         path=folder.path,
         finished=False,
@@ -113,12 +114,12 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
         protocol=names["data.protocol"],
         backbone=names["backbone.name"],
         seed=int(config["seed"]) if config.get("seed", "").isdecimal() else 0,
-        accuracy=next((row.accuracy for row in reversed(rounds) if row.accuracy), None),
+        accuracy=tested[-1].accuracy if tested else None,
         up=ratio(last.comm.uplink_bytes, len(last.clients)),
         down=ratio(last.comm.downlink_bytes, len(last.clients)),
         comm=_totals(rounds),
         config=config,
-        rounds=rounds,
+        rounds=[row.tested_on(split) for row in rounds],
     )
 
 

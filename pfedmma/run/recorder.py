@@ -61,6 +61,7 @@ class Recorder:
             answers=engine.training.method.answers,
             zero_shot=self.zero_shot.accuracy,
             zero_shot_table=self.zero_shot.table,
+            split=self.run.config.evaluation.split,
             classes=Classes.from_data(self.run.federated),
         )
         if engine.world.is_main:

@@ -56,6 +56,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         throughput=throughput(rounds, config.federation.local_epochs),
         versions=versions(),
         config=settings(config),
+        split=config.evaluation.split,
     )
 
 

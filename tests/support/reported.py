@@ -27,7 +27,7 @@ def round_(number: int, clients: int, evaluated: dict[str, Any] | None, up: int 
     comm = {"shared_parameters": up // 4, "payload_bytes": up, "uplink_bytes": clients * up, "downlink_bytes": clients * up}
     comm |= {"ring_bytes_per_rank": float(up), "collectives": int(up > 0), "time_us": 300.0 + number, "bookkeeping": {}}
     line = {"round": number, "clients": list(range(clients)), "samples": 12 * clients, "loss": 2.0 / number}
-    return line | {"seconds": seconds, "comm": comm, "accuracy": evaluated}
+    return line | {"seconds": seconds, "comm": comm, "accuracy": evaluated, "split": "test" if evaluated else None}
 
 
 def member(client: int, before: float | None, after: float | None, classes: Sequence[str] = ("cat", "dog")) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def summary(method: str = "pfedmma", clients: int = 4, rounds: int = 3, up: int 
     made |= {"trained_parameters": 40_800, "shared_parameters": up // 4, "bytes_per_client_round": up, "bytes_down_per_client_round": up}
     made |= {"alternatives": {"all adapters": ADAPTERS, "one prompt": PROMPT}, "comm": comm}
     made |= {"throughput": {"train_images_per_second": 861.0, "seconds_per_round": 0.63}, "versions": {"python": "3.11.7", "torch": "2.6"}}
-    made |= {"config": config}
+    made |= {"config": config, "split": "test"}
     return made | changes
 
 

@@ -103,7 +103,8 @@ class Progress:
 
     ``config``: the settings that identify the run, by dotted name. ``ledger``: its totals. ``template``: of the class prompts. ``reads``:
     of how many others a client reads. ``answers``: see `pfedmma.stack.rules`. ``zero_shot``: accuracies of CLIP as it comes, and
-    ``zero_shot_table`` [clients, 4] those of each client; None where nothing is evaluated. ``classes``: None in old checkpoints.
+    ``zero_shot_table`` [clients, 4] those of each client, both on the images of ``split``; None where nothing is evaluated. ``split`` and
+    ``classes`` are None in old checkpoints.
     """
 
     config: dict[str, Any]
@@ -113,6 +114,7 @@ class Progress:
     answers: str
     zero_shot: Accuracy | None
     zero_shot_table: Tensor | None
+    split: str | None
     classes: Classes | None
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +128,7 @@ class Progress:
             "answers": self.answers,
             "zero_shot": self.zero_shot and self.zero_shot.to_json(),
             "zero_shot_clients": None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode(),
+            "split": self.split,
             "classes": self.classes and self.classes.to_json(),
         }
 
@@ -139,7 +142,9 @@ class Progress:
         answers, clients = value.get("answers", SERVERS), value["config"].get("data.clients")
         if answers not in ANSWERS or type(clients) is not int or clients < 1:
             raise Damaged("the progress in manifest.json does not say how many clients there are, or what they answer with")
-        table, classes = value.get("zero_shot_clients"), value.get("classes")
+        table, classes, split = value.get("zero_shot_clients"), value.get("classes"), value.get("split")
+        if split is not None and not isinstance(split, str):
+            raise Damaged("the progress in manifest.json does not say on which split its accuracies are")
         try:
             tried = Ledger(1)
             tried.restore(value["ledger"])
@@ -157,6 +162,7 @@ class Progress:
             answers=answers,
             zero_shot=zero_shot,
             zero_shot_table=accuracies,
+            split=split,
             classes=known,
         )
 
