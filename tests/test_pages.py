@@ -1,4 +1,4 @@
-"""The pages beside the launch scripts and the benchmarks: what their commands name is there, and their settings can be set."""
+"""The README and the pages of the rooms: what their commands name is there, and their settings can be set."""
 
 from __future__ import annotations
 
@@ -12,10 +12,24 @@ import pytest
 
 from pfedmma.compare import grid
 from pfedmma.config import schema as configuration
+from pfedmma.system.options import described
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / page for page in ("launch/README.md", "benchmarks/README.md", "benchmarks/results/README.md")]
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / page for page in ("launch/README.md", "benchmarks/README.md", "benchmarks/results/README.md", "README.md", "configs/README.md")
+]
 RESULTS = ROOT / "benchmarks" / "results"
+PACKAGE = ROOT / "pfedmma"
+ELSEWHERE = (
+    "config.yaml",
+    "summary.json",
+    "split.json",
+    "checkpoints/",
+    "table.md",
+    "report.html",
+    "caltech-101/",
+    "split_zhou_*.json",
+)  # in run folders and data sets
 FOLDERS = ("launch/", "benchmarks/", "configs/", "tests/", "pfedmma/")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "launch").glob("*.s*"))
@@ -57,7 +71,7 @@ def test_files_modules_and_targets_of_commands_are_there(page: Path) -> None:
         assert all(re.search(rf"\b{name}\b", SCRIPTS) for name in variables), variables
         assert all((ROOT / word).exists() for word in words if word.startswith(FOLDERS)), words
         assert all(importlib.util.find_spec(module) for module in values(words, "-m")), words
-        assert words[0] in ("python", "torchrun", "sbatch", "make") or words[0].startswith("launch/"), words
+        assert words[0] in ("python", "torchrun", "accelerate", "sbatch", "make") or words[0].startswith("launch/"), words
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in words[1:]), words
 
@@ -89,10 +103,11 @@ def test_what_the_text_names_is_there(page: Path) -> None:
         if target := re.fullmatch(r"make ([a-z-]+)", name):
             assert re.search(rf"^{target[1]}:", MAKEFILE, re.MULTILINE), name
         elif re.fullmatch(r"[\w./*-]+(\.(py|sh|sbatch|yaml|json|md)|/)", name):
-            assert any(list(folder.glob(name)) for folder in (page.parent, ROOT, RESULTS)), name
+            found = [*PACKAGE.rglob(name.rstrip("/")), *(path for folder in (page.parent, ROOT, RESULTS) for path in folder.glob(name))]
+            assert name in ELSEWHERE or found, name
         elif setting := re.fullmatch(r"((?:data|backbone|method|federation|distributed)\.\w+)(=.*)?", name):
-            section, key = setting[1].split(".")
-            assert hasattr(getattr(configuration.Config(), section), key), name
+            names = [item.name for item in described(configuration.Config)]
+            assert any(known == setting[1] or known.startswith(f"{setting[1]}.") for known in names), name
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert all((page.parent / link).exists() for link in links if "://" not in link), links
 
@@ -105,5 +120,22 @@ def test_every_variable_of_the_scripts_is_explained() -> None:
 
 def test_every_script_and_benchmark_has_a_line() -> None:
     for page, pattern in ((PAGES[0], "launch/*.*"), (PAGES[1], "benchmarks/*.py")):
-        names = {path.name for path in ROOT.glob(pattern)} - {"README.md", "machine.py"}
+        programs = [path for path in ROOT.glob(pattern) if path.suffix != ".py" or "__main__" in path.read_text(encoding="utf-8")]
+        names = {path.name for path in programs} - {"README.md"}
         assert names <= set(code(page)), names - set(code(page))
+
+
+def test_every_room_and_command_is_on_the_map() -> None:
+    """And imports run down the map: what stands lower knows nothing of what stands above it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## The package") : text.index("## Contribute")]
+    rows = [re.findall(r"`([a-z_]+)/?`", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
+    height = {name: level for level, names in enumerate(rows) for name in names}
+    rooms = {path.stem for path in (ROOT / "pfedmma").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(height) == rooms - {"__init__", "version"}
+    for path in (ROOT / "pfedmma").rglob("*.py"):
+        own = path.relative_to(ROOT / "pfedmma").parts[0].removesuffix(".py")
+        if own in height and path.name != "__main__.py":
+            for name in re.findall(r"^\s*from pfedmma\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+                assert name == "version" or height[name] >= height[own], f"{path} imports {name}, which stands above it"
+                assert name in (own, "version") or height[name] > 0, f"{path} imports a command"
