@@ -2,8 +2,8 @@
 
     python benchmarks/local_training.py [--model ViT-B-32] [--precision fp32|bf16] [--clients 1,4,10] [--evaluation]
 
-Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path in
-tests/support/oracle.py, one client at a time; of `Trainer.step`, one client at a time and several in a stack; and large matrix
+Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path (the oracle in
+tests/support/oracle.py), one client at a time; of `LocalTraining.step`, one client at a time and several in a stack; and large matrix
 products, for the machine's peak.
 ``--evaluation`` measures the test of all clients on base and novel classes instead: the plain path encodes everything anew for each
 client (and its own classes once more, for Local) and is timed for one client a repeat; `Evaluator.table` serves them all.
@@ -17,9 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,10 +25,12 @@ from typing import Any
 
 import arithmetic
 import torch
+from drawn_files import class_names
 from machine import machine, publish
-from rich.table import Table
+from plain_path import PlainPath
+from programs import device_from, require_at_least
 from torch import Tensor
-from torch.nn import functional as F
+from variants import COUNTED, MEASURED, Variant, in_turn, products, summary, table
 
 from pfedmma import rng
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
@@ -41,29 +40,22 @@ from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
-from pfedmma.data.sources.cifar import SUPERCLASSES
-from pfedmma.engine.batches import Batch, LocalWork
-from pfedmma.engine.local import Trainer
+from pfedmma.engine.batches import Batch, Batches, LocalWork
+from pfedmma.engine.local import LocalTraining
+from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.stack.answers import Answers
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import LossScale, OptimizerConfig
+from pfedmma.stack.pool import Pool
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.memory import keep_freed_memory
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-from tests.support import oracle
-
-SQUARES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # sides of the square products that the peak is looked for with
-PLAIN_BATCH = 100  # images of a forward pass of the plain evaluation
 PLAIN = "plain path"
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of the first loss, relative to the plain path's
-MEASURED = "variants in turn, repeat by repeat; medians of times, and of the ratios within a repeat; images already on the device"
-COUNTED = "necessary matrix products by formula (benchmarks/arithmetic.py), the same for all variants of a table"
-
-Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -79,24 +71,14 @@ class Setting:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One thing that is timed: ``work`` goes over ``images`` images, for which ``flops`` operations are necessary."""
-
-    name: str
-    work: Work
-    images: int
-    flops: int
-
-
 class Bench:
     """One frozen CLIP, the clients' initial adapters and images of noise, for the plain path and for this project."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, setting.device
-        self.clip: Any = create_model(BackboneConfig(setting.model, "none"), seed=0).to(self.device)
-        self.backbone = Backbone.freeze(self.clip, setting.model, setting.precision)
-        self.method = MultiModalAdapters.preset(MethodConfig(), self.backbone)
+        clip = create_model(BackboneConfig(setting.model, "none"), seed=0).to(self.device)
+        self.backbone = Backbone.freeze(clip, setting.model, setting.precision)
+        self.method = MultiModalAdapters.from_settings(MethodConfig(), self.backbone)
         self.layout = Layout(self.method.shapes, self.method.exchange)
         self.optimizer = OptimizerConfig()
         names = class_names(2 * setting.classes)
@@ -109,69 +91,48 @@ class Bench:
         source = Source("noise", names, {"train": split, "test": split})
         self.pixels = Pixels(source, self.backbone.preprocess, "none", self.device)
         self.labels = torch.randint(setting.classes, (setting.clients, setting.batch), generator=gen).to(self.device)
+        self.plain = PlainPath(clip, self.method.spec, self.pixels, setting.precision, self.optimizer)
 
     @cached_property
-    def store(self) -> ClientStore:
-        """Every client with its own random adapters."""
+    def answers(self) -> Answers:
+        """Every client with its own random adapters; what is exchanged is the first client's."""
         packed = [self.layout.pack(self.method.initial(rng.generator(0, "state", i))) for i in range(self.setting.clients)]
-        store = ClientStore(self.layout, packed[0], self.optimizer, self.device)
-        store.scatter(range(len(packed)), torch.stack(packed).to(self.device))
-        return store
+        states = ClientStates(self.layout, packed[0], self.optimizer, self.device)
+        states.scatter(range(len(packed)), torch.stack(packed).to(self.device))
+        return Answers(states, states.initial[: self.layout.exchanged_size], Pool(), reads=0)
+
+    def tensors(self, client: int) -> dict[str, Tensor]:
+        """One client's adapters {name: [*shape]}."""
+        return {name: tensor[0] for name, tensor in self.answers.tensors([client]).items()}
 
     def shapes(self, names: Sequence[str]) -> tuple[arithmetic.TowerShape, arithmetic.TowerShape]:
         return arithmetic.towers(self.backbone, self.method.spec, self.backbone.prompts(GENERIC_TEMPLATE, names))
 
-    def plain_model(self, client: int) -> oracle.Adapters:
-        """The client's adapters as ordinary modules."""
-        config = MethodConfig()
-        model = oracle.Adapters(self.clip, len(self.method.spec.pairs), config.dim, config.scale).to(self.device)
-        for name, tensor in self.layout.views(self.store.gather([client])[0]).items():
-            model.get_parameter(name).data.copy_(tensor)
-        return model
-
-    def autocast(self) -> torch.autocast:
-        precision = self.setting.precision
-        return torch.autocast(self.device.type, PRECISIONS[precision], enabled=precision != "fp32")
-
     @cached_property
-    def trainer(self) -> Trainer:
-        with self.backbone.autocast():
-            text_stem = self.method.text_stem(self.backbone.prompts(GENERIC_TEMPLATE, self.base))
+    def training(self) -> LocalTraining:
+        forward = Forward.from_prompts(self.method, GENERIC_TEMPLATE, self.base)
         work = LocalWork(1, self.setting.batch, self.optimizer, seed=0)
-        return Trainer(self.backbone, self.method, self.layout, self.pixels, text_stem, work)
+        return LocalTraining(self.layout, Batches(forward, self.pixels, work))
 
     def step_of(self, clients: int) -> Callable[[], Tensor]:
-        """`Trainer.step` of the first ``clients`` clients, on images prepared once; answers their losses."""
-        ids = range(clients)
-        params, state = self.store.gather(ids), self.store.gather_optimizer(ids)
+        """`LocalTraining.step` of the first ``clients`` clients, on images prepared once; gives their losses."""
+        ids, states = range(clients), self.answers.states
+        params, state = states.gather(ids, self.answers.shared), states.gather_optimizer(ids)
         labels = self.labels[:clients]
         weights = torch.full(labels.shape, 1.0 / self.setting.batch, device=self.device)
         batch = Batch(self.normalised(clients * self.setting.batch), labels, weights, torch.arange(clients, device=self.device))
         scale = LossScale(clients, self.device, enabled=False)
-        return lambda: self.trainer.step(params, state, {}, batch, scale)
+        return lambda: self.training.step(params, state, {}, batch, scale)
 
     def plain_step(self) -> Callable[[], Tensor]:
         """The first client's step on the plain path, with the same images."""
-        model = self.plain_model(0)
-        optimizer = oracle.new_optimizer(model, self.optimizer)
-        tokens = oracle.prompts(self.clip, GENERIC_TEMPLATE, self.base).to(self.device)
-        images, labels = self.normalised(self.setting.batch), self.labels[0]
-
-        def step() -> Tensor:
-            with self.autocast():
-                loss = F.cross_entropy(oracle.logits(self.clip, model, images, tokens), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            return loss.detach()
-
-        return step
+        return self.plain.step(self.tensors(0), self.normalised(self.setting.batch), self.labels[0], self.base)
 
     def normalised(self, count: int) -> Tensor:
         return self.pixels.normalise(self.pixels.fitted("train", torch.arange(count)))
 
     @cached_property
-    def federation(self) -> FederatedData:
+    def federated(self) -> FederatedData:
         """The clients divide the base classes; both test sets in order of their images."""
         count, classes = self.setting.images, self.setting.classes
         base = EvaluationSet("test", self.base, torch.arange(count), torch.arange(count) % classes)
@@ -185,38 +146,15 @@ class Bench:
 
     def evaluate(self) -> Tensor:
         """The accuracies of all clients, as the system finds them."""
-        evaluator = Evaluator(self.backbone, self.federation, self.pixels, EvaluationConfig().batch_size, self.setting.clients)
-        return evaluator.table(self.method, self.store, self.federation.clients)
+        evaluator = Evaluator(self.federated, self.pixels, EvaluationConfig().batch_size, self.setting.clients)
+        return evaluator.table(self.method, self.answers, self.federated.clients)
 
-    @torch.no_grad()
     def plain_evaluation(self, client: Client) -> list[float]:
-        """Local, Base and Novel of one client: texts once a set, every image of every set."""
-        model, federation = self.plain_model(client.id), self.federation
-        assert federation.novel is not None
-        base = federation.base
+        """Local, Base and Novel of one client on the plain path."""
+        base, novel = self.federated.base, self.federated.novel
+        assert novel is not None
         own = dataclasses.replace(base, indices=base.indices[client.test], labels=base.labels[client.test])
-        accuracies = []
-        for images in (own, base, federation.novel):
-            tokens = oracle.prompts(self.clip, GENERIC_TEMPLATE, images.classes).to(self.device)
-            right = 0
-            with self.autocast(), model.in_place():
-                texts = self.clip.encode_text(tokens, normalize=True)
-                for rows in torch.arange(len(images.indices)).split(PLAIN_BATCH):
-                    pixels = self.pixels.normalise(self.pixels.fitted("test", images.indices[rows]))
-                    features = self.clip.encode_image(pixels, normalize=True)
-                    right += int(((features @ texts.T).argmax(dim=-1).cpu() == images.labels[rows]).sum())
-            accuracies.append(100.0 * right / max(1, len(images.indices)))
-        return accuracies
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    """Names of everyday things, of the usual lengths."""
-    things = [name for names in SUPERCLASSES.values() for name in names.split()]
-    kinds = ["", "old ", "small ", "red ", "wooden "]
-    names = [kind + thing for kind in kinds for thing in things]
-    if count > len(names):
-        raise UserError(f"--classes: there are names for {len(names) // 2} classes at most, not for {count // 2}")
-    return tuple(names[:count])
+        return self.plain.accuracies(self.tensors(client.id), (own, base, novel))
 
 
 def training_variants(bench: Bench, widths: Sequence[int]) -> list[Variant]:
@@ -242,6 +180,7 @@ def stack_name(width: int) -> str:
 
 
 def refuse_difference(losses: dict[str, float], tolerance: float) -> None:
+    """Raise a `UserError` if a variant's first loss is not the plain path's."""
     plain = losses[PLAIN]
     for name, loss in losses.items():
         if not abs(loss - plain) <= tolerance * abs(plain):
@@ -250,9 +189,9 @@ def refuse_difference(losses: dict[str, float], tolerance: float) -> None:
 
 def evaluation_variants(bench: Bench) -> list[Variant]:
     """The plain path for one client, another one each time; and the system for all of them."""
-    setting, clients = bench.setting, bench.federation.clients
+    setting, clients = bench.setting, bench.federated.clients
     flops = 0
-    for tests in bench.federation.sets().values():
+    for tests in bench.federated.sets().values():
         counts = arithmetic.evaluation(*bench.shapes(tests.classes), len(clients), len(tests.indices), len(tests.classes))
         flops += sum(counts.values())
     turn = iter(range(10**9))
@@ -267,89 +206,10 @@ def evaluation_variants(bench: Bench) -> list[Variant]:
     ]
 
 
-def peak_variants(bench: Bench, rows: int) -> list[Variant]:
-    """Large products [m,k] @ [k,n] in the precision of the frozen layers: squares, and an MLP of ``rows`` tokens."""
-    setting, width = bench.setting, bench.backbone.visual.width
-    sizes = [(side, side, side) for side in SQUARES[setting.device.type]]
-    sizes += [(rows, width, 4 * width), (rows, 4 * width, width)]
-    variants = []
-    for m, k, n in sizes:
-        a, b = (torch.randn(size, device=setting.device).to(PRECISIONS[setting.precision]) for size in ((m, k), (n, k)))
-        out = torch.empty(m, n, device=setting.device, dtype=a.dtype)
-        times = max(1, 2 * 10**10 // arithmetic.matmul(m, k, n)) if setting.device.type == "cpu" else 20
-
-        def product(a: Tensor = a, b: Tensor = b.T, out: Tensor = out, times: int = times) -> None:
-            for _ in range(times):
-                torch.mm(a, b, out=out)
-
-        variants.append(Variant(f"{m} x {k} x {n}", product, 0, times * arithmetic.matmul(m, k, n)))
-    return variants
-
-
-def seconds(work: Work, device: torch.device, times: int) -> float:
-    """Of ``times`` runs in a row, with nothing left to do on the device at either end; per run."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(times):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - begin) / times
-
-
-def in_turn(variants: Sequence[Variant], device: torch.device, repeats: int, times: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of every variant in every repeat; after ``warmup`` repeats without a clock."""
-    found: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for repeat in range(-warmup, repeats):
-        for variant in variants:
-            took = seconds(variant.work, device, times)
-            if repeat >= 0:
-                found[variant.name].append(took)
-    return found
-
-
-def summary(
-    variants: Sequence[Variant], peaks: Sequence[Variant], times: dict[str, list[float]], anchors: dict[str, str]
-) -> dict[str, Any]:
-    """Rates of ``variants``, and how much faster an image is done than by each of the ``anchors`` {what it is: its variant}."""
-    each = [{v.name: v.flops / times[v.name][i] for v in peaks} for i in range(len(times[PLAIN]))]
-    best = [max(rates.values()) for rates in each]
-    cost = {v.name: [t / v.images for t in times[v.name]] for v in variants}
-    rows = []
-    for v in variants:
-        rates = [v.flops / t for t in times[v.name]]
-        rows.append(
-            {
-                "name": v.name,
-                "images": v.images,
-                "necessary_flop": v.flops,
-                "seconds": times[v.name],
-                "images_per_s": v.images / statistics.median(times[v.name]),
-                "flop_per_s": statistics.median(rates),
-                "utilisation": statistics.median(a / b for a, b in zip(rates, best, strict=True)),
-            }
-            | {
-                f"speedup_over_{what}": statistics.median(a / b for a, b in zip(cost[anchor], cost[v.name], strict=True))
-                for what, anchor in anchors.items()
-            }
-        )
-    products = {v.name: statistics.median(rates[v.name] for rates in each) for v in peaks}
-    return {"peak_flop_per_s": statistics.median(best), "products_flop_per_s": products, "variants": rows}
-
-
-def table(title: str, found: dict[str, Any], anchors: dict[str, str]) -> Table:
-    peak = found["peak_flop_per_s"] / 1e9
-    caption = f"peak of large products in the same run: {peak:,.0f} GFLOP/s\nmeasured: {MEASURED}\nGFLOP/s: {COUNTED}"
-    out = Table(title=title, caption=caption, caption_justify="left")
-    out.add_column("", no_wrap=True)
-    for name in ["s", "images/s", "GFLOP/s\nnecessary", "of the\npeak", *(f"over\n{name}" for name in anchors.values())]:
-        out.add_column(name, justify="right", no_wrap=True)
-    for row in found["variants"]:
-        cells = [f"{statistics.median(row['seconds']):.3f}", f"{row['images_per_s']:,.1f}", f"{row['flop_per_s'] / 1e9:,.1f}"]
-        cells += [f"{100 * row['utilisation']:.1f}%", *(f"{row[f'speedup_over_{what}']:.2f}" for what in anchors)]
-        out.add_row(row["name"], *cells)
-    return out
+def peaks(bench: Bench, together: int) -> list[Variant]:
+    """Large products in the precision of the frozen layers, those of an MLP for the tokens of ``together`` images."""
+    tower = bench.backbone.visual
+    return products(bench.device, PRECISIONS[bench.setting.precision], together * len(tower.positions), tower.width)
 
 
 def widths_of(text: str) -> list[int]:
@@ -363,13 +223,7 @@ def widths_of(text: str) -> list[int]:
     return widths
 
 
-def device_of(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: 'cuda' is asked for, but torch sees no GPU here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="tiny, or an open_clip ViT; its weights are random")
     parser.add_argument("--precision", default="fp32", choices=tuple(TOLERANCE))
@@ -379,37 +233,56 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=0, help="turns; 0: 3 on the CPU, 10 on a GPU")
     parser.add_argument("--steps", type=int, default=0, help="steps in a row under one clock; 0: 1 on the CPU, 5 on a GPU")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--evaluation", action="store_true", help="measure evaluation in place of training")
+    parser.add_argument("--evaluation", action="store_true", help="measure evaluation instead of training")
     parser.add_argument("--images", type=int, default=0, help="images of each test set; 0: 64 on the CPU, 512 on a GPU")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     args = parser.parse_args()
-    for name, least in {"batch": 1, "classes": 2, "repeats": 0, "steps": 0, "images": 0}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}: {getattr(args, name)} is too small; {least} is the least")
-    device, widths = device_of(args.device), widths_of(args.clients)
-    gpu = device.type == "cuda"
-    if not gpu:
-        keep_freed_memory()  # as the main job does; the plain path has the same
-    repeats, images = args.repeats or (10 if gpu else 3), args.images or (512 if gpu else 64)
-    bench = Bench(Setting(args.model, args.precision, widths[-1], args.batch, args.classes, images, device))
-    variants = evaluation_variants(bench) if args.evaluation else training_variants(bench, widths)
-    tokens = len(bench.backbone.visual.positions)
-    peaks = peak_variants(bench, rows=(args.batch if args.evaluation or not gpu else widths[-1] * args.batch) * tokens)
+    require_at_least(args, batch=1, classes=2, repeats=0, steps=0, images=0)
+    return args
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """The options with ``clients`` and ``device`` read, and the numbers of this device where none are given."""
+    args.device, args.clients = device_from(args.device), widths_of(args.clients)
+    gpu = args.device.type == "cuda"
+    args.repeats, args.images = args.repeats or (10 if gpu else 3), args.images or (512 if gpu else 64)
+    args.steps = 1 if args.evaluation else args.steps or (5 if gpu else 1)
+    return args
+
+
+def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """Time all variants and show what they come to."""
+    gpu, most = args.device.type == "cuda", args.clients[-1]
+    variants = evaluation_variants(bench) if args.evaluation else training_variants(bench, args.clients)
+    best = peaks(bench, together=args.batch if args.evaluation or not gpu else most * args.batch)
     # On a CPU the comparison of the first results was the warm-up.
-    times = in_turn(peaks + variants, device, repeats, 1 if args.evaluation else args.steps or (5 if gpu else 1), warmup=2 * gpu)
+    times = in_turn(best + variants, args.device, args.repeats, args.steps, warmup=2 * gpu)
     anchors = {"plain": PLAIN} | ({} if args.evaluation else {"one_at_a_time": stack_name(1)})
-    found = summary(variants, peaks, times, anchors)
-    what = f"evaluation of {widths[-1]} clients, {images} + {images} images" if args.evaluation else f"a local step, batch {args.batch}"
-    title = f"{what}, {args.classes} classes\n{args.model}, {args.precision}, {device.type}, {torch.get_num_threads()} threads"
+    found = summary(variants, best, times, anchors)
+    what = f"evaluation of {most} clients, {args.images} + {args.images} images" if args.evaluation else f"a local step, batch {args.batch}"
+    title = f"{what}, {args.classes} classes\n{args.model}, {args.precision}, {args.device.type}, {torch.get_num_threads()} threads"
     show(table(title, found, anchors))
-    setting = {"model": args.model, "precision": args.precision, "clients": widths, "batch": args.batch, "classes": args.classes}
-    setting |= {"text_tokens": bench.shapes(bench.base)[1].tokens, "repeats": repeats}
-    setting |= {"images_a_test_set": images, "plain_path_timed_for_clients_a_repeat": 1} if args.evaluation else {}
+    return found
+
+
+def described(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
+    """The setting, for the report."""
+    setting = {"model": args.model, "precision": args.precision, "clients": args.clients, "batch": args.batch, "classes": args.classes}
+    setting |= {"text_tokens": bench.shapes(bench.base)[1].tokens, "repeats": args.repeats}
+    return setting | ({"images_a_test_set": args.images, "plain_path_timed_for_clients_a_repeat": 1} if args.evaluation else {})
+
+
+def main() -> None:
+    args = with_defaults(arguments())
+    if args.device.type == "cpu":
+        keep_freed_memory()  # as the main job does; the plain path has the same
+    bench = Bench(Setting(args.model, args.precision, args.clients[-1], args.batch, args.classes, args.images, args.device))
+    found = measure(bench, args)
     report = {
         "benchmark": "evaluation" if args.evaluation else "local_training",
         "date": datetime.date.today().isoformat(),
-        **machine(device, "open_clip"),
-        **setting,
+        **machine(args.device, "open_clip"),
+        **described(bench, args),
         "measured": MEASURED,
         "counted": COUNTED,
         **found,

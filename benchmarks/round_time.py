@@ -12,32 +12,25 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import os
-import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from local_training import class_names
+from drawn_files import SIZE, write_files
 from machine import machine, publish
-from PIL import Image
+from programs import require_at_least
 from rich.table import Table
 
-from pfedmma import rng
 from pfedmma.clip.backbone import PRECISIONS
-from pfedmma.comm.world import DistributedConfig, open_world
+from pfedmma.comm.world import DistributedConfig, World, open_world
 from pfedmma.config import schema as configuration
-from pfedmma.data.sources.coop import LAYOUTS
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 
-PICTURES, SIZE = 32, (300, 240)  # different pictures, which the files repeat; width and height of the usual photograph in Caltech-101
 PARTS = {
     "input": "training waited for images",
     "train": "local training besides",
@@ -47,48 +40,6 @@ PARTS = {
     "rest": "everything between rounds",
 }
 MEASURED = "seconds of rank 0 as the engine counts them; a round lasts from the end of the one before to its own; medians of later rounds"
-
-
-def draw_picture(number: int) -> Image.Image:
-    """Coarse noise with fine noise on top: about as many bytes as a photograph of this size."""
-    gen = rng.generator(0, "picture", number)
-    coarse, fine = (torch.randint(256, (side, side, 3), generator=gen, dtype=torch.uint8).numpy() for side in (8, 96))
-    coarse, fine = (Image.fromarray(layer).resize(SIZE, Image.Resampling.BICUBIC) for layer in (coarse, fine))
-    return Image.blend(coarse, fine, 0.25)
-
-
-def write_files(root: Path, classes: int, shots: int, tests: int) -> int:
-    """Files in CoOp's layout of Caltech-101 below ``root``: ``shots`` for training, one for validation and ``tests``, of each class.
-
-    Returns:
-        The bytes of an average file.
-    """
-    layout = LAYOUTS["caltech101"]
-    folder = root / layout.folder
-    images = folder / layout.images
-    images.mkdir(parents=True)
-    drawn = [folder / f"{number}.jpg" for number in range(PICTURES)]
-    for number, path in enumerate(drawn):
-        draw_picture(number).save(path, quality=90)
-    parts: dict[str, list[list[object]]] = {"train": [], "val": [], "test": []}
-    turn = 0
-    for label, name in enumerate(class_names(classes)):
-        (images / name).mkdir()
-        for number, part in enumerate(["train"] * shots + ["val"] + ["test"] * tests):
-            file = f"{name}/{number:04d}.jpg"
-            same_file(drawn[turn % PICTURES], images / file)
-            parts[part].append([file, label, name])
-            turn += 1
-    (folder / layout.split).write_text(json.dumps(parts), encoding="utf-8")
-    return sum(path.stat().st_size for path in drawn) // PICTURES
-
-
-def same_file(old: Path, new: Path) -> None:
-    """``old`` under a second name; a copy where the file system knows no links."""
-    try:
-        os.link(old, new)
-    except OSError:
-        shutil.copyfile(old, new)
 
 
 class Watch:
@@ -151,21 +102,21 @@ def table(title: str, rounds: list[dict[str, float]], epochs: int) -> Table:
 
 def described(run: Run) -> dict[str, Any]:
     """What the rounds go over."""
-    federation, engine = run.federated, run.engine
+    federated, engine = run.federated, run.engine
     return {
-        "clients": len(federation.clients),
-        "classes": {name: len(images.classes) for name, images in federation.sets().items()},
-        "training_images": sum(len(client.train) for client in federation.clients),
-        "test_images": {name: len(images.indices) for name, images in federation.sets().items()},
-        "exchanged_parameters": engine.trainer.layout.exchanged_size,
-        "private_parameters": engine.store.private.width,
+        "clients": len(federated.clients),
+        "classes": {name: len(images.classes) for name, images in federated.sets().items()},
+        "training_images": sum(len(client.train) for client in federated.clients),
+        "test_images": {name: len(images.indices) for name, images in federated.sets().items()},
+        "exchanged_parameters": engine.training.layout.exchanged_size,
+        "private_parameters": engine.states.own.width,
         "epochs": run.config.federation.local_epochs,
         "batch": run.config.federation.batch_size,
         "clients_per_pass": engine.width.now,
     }
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ViT-B-32", help="tiny, or an open_clip ViT; its weights are random")
     parser.add_argument("--precision", default="fp32", choices=tuple(PRECISIONS))
@@ -175,16 +126,16 @@ def main() -> None:
     parser.add_argument("--images-per-class", type=int, default=16, help="for training")
     parser.add_argument("--test-images-per-class", type=int, default=8, help="of the drawn files")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--root", type=Path, help="the folder of the real Caltech-101, in place of drawn files")
+    parser.add_argument("--root", type=Path, help="the folder of the real Caltech-101, instead of drawn files")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     args = parser.parse_args()
-    for name, least in {"clients": 1, "classes": 2, "images_per_class": 1, "test_images_per_class": 1, "rounds": 1}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name.replace('_', '-')}: {getattr(args, name)} is too small; {least} is the least")
-    world = open_world(DistributedConfig(device=args.device))
-    if world.size > 1 and not args.root:
-        raise UserError("--root: several ranks need files that all of them see")
+    require_at_least(args, clients=1, classes=2, images_per_class=1, test_images_per_class=1, rounds=1)
+    return args
+
+
+def measure(args: argparse.Namespace, world: World) -> tuple[Run, Watch, dict[str, Any]]:
+    """The rounds: of which run, their parts, and what the report says of files and preparation."""
     with tempfile.TemporaryDirectory(prefix="pfedmma-round-") as folder:
         root, files = args.root, "real"
         if not root:
@@ -197,6 +148,15 @@ def main() -> None:
         assembled = time.perf_counter() - begin
         watch = Watch()
         run.engine.run(1, watch)
+    return run, watch, {"files": files, "assemble_s": assembled}
+
+
+def main() -> None:
+    args = arguments()
+    world = open_world(DistributedConfig(device=args.device))
+    if world.size > 1 and not args.root:
+        raise UserError("--root: several ranks need files that all of them see")
+    run, watch, about = measure(args, world)
     if world.is_main:
         title = f"a round: {len(run.federated.clients)} clients, {args.model}, {args.precision}, "
         show(table(f"{title}{world.device.type}, {world.size} ranks", watch.rounds, run.config.federation.local_epochs))
@@ -207,10 +167,10 @@ def main() -> None:
             "world_size": world.size,
             "model": args.model,
             "precision": args.precision,
-            "files": files,
+            "files": about["files"],
             **described(run),
             "measured": MEASURED,
-            "assemble_s": assembled,
+            "assemble_s": about["assemble_s"],
             "rounds": watch.rounds,
             "later": later(watch.rounds),
         }
