@@ -26,203 +26,22 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import machine, publish
+from machine import publish
+from programs import ROOT, child_environment, require_at_least
 from rich.table import Table
-from torch import Tensor
+from scaling_rounds import EXCHANGED, PRIVATE
 
-from pfedmma import rng
-from pfedmma.comm.world import DistributedConfig, World, open_world
-from pfedmma.config import schema as configuration
-from pfedmma.data.partition.federated import Client
-from pfedmma.engine.local import Trainer
-from pfedmma.engine.rounds import Engine
-from pfedmma.records.rows import RoundRow
-from pfedmma.run.assembly import assemble
-from pfedmma.stack.client_state import ClientStore
-from pfedmma.stack.layout import Layout
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 
-ROOT = Path(__file__).resolve().parents[1]
-EXCHANGED, PRIVATE = 8_448, 666_112  # parameters of pFedMMA on ViT-B/16: 8 blocks of 32 x 32 + 32, and the projections around them
 TARGET_MS = 5.0
-IMAGES = 8  # of a client, one batch, where nothing else is said
 MEASURED = "from the end of one round to the end of the next, on rank 0; medians"
-
-
-class Registered(Sequence[Client]):
-    """``count`` clients, each with ``images`` training images drawn with replacement; a client is made when it is asked for."""
-
-    def __init__(self, count: int, images: int, labels: Tensor) -> None:
-        self.labels = labels
-        self.rows = torch.randint(len(labels), (count, images), generator=rng.generator(0, "registered", count, images))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Client:
-        rows = self.rows[index]
-        return Client(index, (), rows, self.labels[rows], rows[:0])
-
-
-class Idle(Trainer):
-    """A trainer whose local training returns at once."""
-
-    def train(self, clients: Sequence[Client], params: Tensor, *rest: Any) -> Tensor:
-        return torch.ones(len(clients), device=params.device)
-
-
-class Watch:
-    """Seconds of every round and of its exchange; memory of this process after every ``every`` rounds."""
-
-    def __init__(self, every: int = 0) -> None:
-        self.every = every
-        self.rounds: list[float] = []
-        self.exchanges: list[float] = []
-        self.memory: list[int] = []
-        self.last = time.perf_counter()
-
-    def round_done(self, row: RoundRow) -> None:
-        self.rounds.append(time.perf_counter() - self.last)
-        self.exchanges.append(row.spent("exchange"))
-        if self.every and row.round % self.every == 0:
-            self.memory.append(resident())
-        self.last = time.perf_counter()
-
-    def checkpoint_due(self, round_: int) -> bool:
-        return False
-
-    def save(self, round_: int) -> None:
-        raise NotImplementedError
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        raise UserError(
-            "memory is read from /proc/self/statm, which this system does not have; measure overhead, linear or ranks"
-        ) from None
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def new_engine(world: World, device: str, registered: int, participants: int, images: int = IMAGES, width: str = "auto") -> Engine:
-    """The engine of a run of pFedMMA on the tiny backbone, with ``registered`` clients in place of the source's own."""
-    settings = [
-        "data.clients=2",
-        "data.protocol=iid",
-        "data.camera=0",
-        "federation.local_epochs=1",
-        f"federation.batch_size={min(images, 16)}",
-        f"federation.clients_per_pass={width}",
-        "federation.stems_gb=0",
-        "federation.host_gb=0.05",
-        "evaluation.every=0",
-        f"distributed.device={device}",
-    ]
-    engine = assemble(configuration.load(None, settings), world).engine
-    take_part(engine, registered, participants, images)
-    return engine
-
-
-def take_part(engine: Engine, registered: int, participants: int, images: int = IMAGES) -> None:
-    """From now on ``participants`` of ``registered`` clients train in a round."""
-    engine.clients = Registered(registered, images, engine.trainer.pixels.source.splits["train"].labels)
-    engine.federation = dataclasses.replace(engine.federation, participation=participants / registered)
-
-
-def work(engine: Engine, first: int, rounds: int, every: int = 0) -> Watch:
-    """Rounds ``first`` and on."""
-    engine.federation = dataclasses.replace(engine.federation, rounds=first + rounds - 1)
-    watch = Watch(every)
-    engine.run(first, watch)
-    return watch
-
-
-def idle(engine: Engine) -> None:
-    """Take the local training out of the engine's rounds."""
-    trainer = engine.trainer
-    engine.trainer = Idle(**{field.name: getattr(trainer, field.name) for field in dataclasses.fields(trainer)})
-
-
-def measure_overhead(world: World, device: str, registered: int, participants: int, warmup: int, rounds: int) -> dict[str, Any]:
-    engine = new_engine(world, device, registered, participants)
-    idle(engine)
-    layout = Layout({"shared": (EXCHANGED,), "own": (PRIVATE,)}, {"shared": "mean"})
-    engine.trainer = dataclasses.replace(engine.trainer, layout=layout)
-    engine.store = ClientStore(layout, torch.zeros(layout.size), engine.trainer.work.optimizer, world.device)
-    work(engine, 1, warmup)
-    watch = work(engine, warmup + 1, rounds)
-    times = np.array(watch.rounds) * 1e3
-    found = {"round_ms_p50": float(np.median(times)), "round_ms_p95": float(np.quantile(times, 0.95)), "round_ms_least": float(times.min())}
-    return found | {"exchange_ms_p50": 1e3 * statistics.median(watch.exchanges), "clients_with_state": len(engine.store.private)}
-
-
-def measure_linear(world: World, device: str, points: list[list[int]], width: int, turns: int) -> dict[str, Any]:
-    most = max(participants for participants, _ in points)
-    engine = new_engine(world, device, most, most, max(images for _, images in points), str(width))
-    times: list[list[float]] = [[] for _ in points]
-    for turn in range(turns + 1):
-        for (participants, images), found in zip(points, times, strict=True):
-            take_part(engine, most, participants, images)
-            took = work(engine, 1 + turn, 1).rounds[0]
-            if turn > 0:  # the first turn draws images and asks for memory
-                found.append(took)
-    return {"seconds": times}
-
-
-def measure_registered(world: World, device: str, registered: int, participants: int, rounds: int) -> dict[str, Any]:
-    engine = new_engine(world, device, registered, participants)
-    warmup = 3
-    work(engine, 1, warmup)
-    watch = work(engine, warmup + 1, rounds)
-    memory, kept = resident(), engine.store.private.bytes_by_place()
-    idle(engine)
-    without = work(engine, warmup + rounds + 1, 5 * rounds)
-    return {
-        "round_s": statistics.median(watch.rounds),
-        "round_without_training_ms": 1e3 * statistics.median(without.rounds),
-        "resident_bytes": memory,
-        "state_bytes": kept,
-    }
-
-
-def measure_long(world: World, device: str, registered: int, participants: int, rounds: int, every: int) -> dict[str, Any]:
-    engine = new_engine(world, device, registered, participants)
-    watch = work(engine, 1, rounds, every)
-    memory = torch.zeros(world.size, len(watch.memory), dtype=torch.float64)
-    memory[world.rank] = torch.tensor(watch.memory, dtype=torch.float64)
-    kept = engine.store.private.bytes_by_place()
-    return {"round_s": watch.rounds, "resident_bytes": world.sum(memory, "memory").tolist(), "state_bytes_rank_0": kept}
-
-
-def measure_ranks(world: World, device: str, registered: int, participants: int, rounds: int) -> dict[str, Any]:
-    engine = new_engine(world, device, registered, participants)
-    work(engine, 1, 2)
-    watch = work(engine, 3, rounds)
-    share = statistics.median(a / b for a, b in zip(watch.exchanges, watch.rounds, strict=True))
-    return {
-        "round_s": statistics.median(watch.rounds),
-        "exchange_ms": 1e3 * statistics.median(watch.exchanges),
-        "exchange_share": share,
-    }
-
-
-def worker(job: dict[str, Any]) -> None:
-    """One measurement, in the processes made for it."""
-    world = open_world(DistributedConfig(device=job["args"]["device"]))
-    found = globals()[f"measure_{job['measure']}"](world, **job["args"])
-    if world.is_main:
-        print(json.dumps({"found": found, "machine": machine(world.device, "open_clip", "accelerate")}), flush=True)
-    world.close()
 
 
 @dataclasses.dataclass
@@ -234,16 +53,11 @@ class Bench:
     here: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self, measure: str, ranks: int, **args: Any) -> dict[str, Any]:
-        """What ``measure_<measure>`` finds on ``ranks`` ranks."""
+        """What ``measure_<measure>`` of scaling_rounds.py finds on ``ranks`` ranks."""
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
         job = json.dumps({"measure": measure, "args": {"device": self.device, **args}})
-        env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-        env |= {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "OMP_NUM_THREADS": str(self.threads),
-        }
-        command = [sys.executable, *launcher, str(Path(__file__).resolve()), "--worker", job]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        command = [sys.executable, *launcher, str(ROOT / "benchmarks" / "scaling_rounds.py"), job]
+        done = subprocess.run(command, env=child_environment(OMP_NUM_THREADS=str(self.threads)), capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith('{"found"')]
         if done.returncode != 0 or not lines:
             said = [line for line in done.stderr.splitlines() if line.strip()]
@@ -298,8 +112,7 @@ def registered(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     add_columns(out, "registered", "round s", "without local\ntraining ms", "memory MB", "state MB", "of it on disk MB")
     for row in rows:
         kept = row["state_bytes"]
-        held = sum(size for place, size in kept.items() if place == "cpu")
-        numbers = [f"{(row['resident_bytes'] - held) / 1e6:.0f}", f"{sum(kept.values()) / 1e6:.1f}", f"{kept['disk'] / 1e6:.1f}"]
+        numbers = [f"{(row['resident_bytes'] - kept['cpu']) / 1e6:.0f}", f"{sum(kept.values()) / 1e6:.1f}", f"{kept['disk'] / 1e6:.1f}"]
         out.add_row(f"{row['registered']:,}", f"{row['round_s']:.3f}", f"{row['round_without_training_ms']:.2f}", *numbers)
     show(out)
     return setting | {"rows": rows}
@@ -321,7 +134,7 @@ def long(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     half = len(after) // 2
     slopes = [line(after[half:], memory[half:])["slope"] / 1e3 for memory in found["resident_bytes"]]
     out = new_table(f"{rounds} rounds, {setting['participants']} of {clients:,} clients each, {ranks} ranks")
-    kept = {place: round(size / 1e6) for place, size in found["state_bytes_rank_0"].items()}
+    kept = {memory: round(size / 1e6) for memory, size in found["state_bytes_rank_0"].items()}
     out.caption = (
         f"memory grows by {', '.join(f'{s:.1f}' for s in slopes)} kB a round in the second half\n"
         f"a round takes {speed['first_quarter_round_s']:.3f} s in the first quarter, {speed['last_quarter_round_s']:.3f} s in the last\n"
@@ -387,7 +200,7 @@ def counts_of(text: str) -> list[int]:
     return sorted({int(part) for part in parts})
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measures", nargs="*", help=f"of {', '.join(MEASURES)}; without one, all but long")
     parser.add_argument("--ranks", default="", help="for example 1,2; long takes the largest; default: up to the GPUs or cores, 8 at most")
@@ -399,16 +212,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of every rank")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.worker:
-        return worker(json.loads(args.worker))
-    for name, least in {"threads": 1, "rounds": 0, "clients": 0, "participants": 0}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}: {getattr(args, name)} is too small; {least} is the least")
+    require_at_least(args, threads=1, rounds=0, clients=0, participants=0)
     if unknown := [name for name in args.measures if name not in MEASURES]:
         raise UserError(f"there is no measure '{unknown[0]}'; there are {', '.join(MEASURES)}")
     args.ranks = counts_of(args.ranks) if args.ranks else default_ranks(args.device)
+    return args
+
+
+def main() -> None:
+    args = arguments()
     bench = Bench(args.device, args.threads)
     found = {name: MEASURES[name](bench, args) for name in args.measures or [name for name in MEASURES if name != "long"]}
     report = {"benchmark": "scaling", "date": datetime.date.today().isoformat(), **bench.here, "measured": MEASURED, **found}
