@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 from machine import machine
+from programs import ROOT, child_environment
 from rich.table import Table
 
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 
-ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 540.0  # seconds for all parts
 MARK = re.compile(r"^@pytest\.mark\.gpu\b|^pytestmark = .*\bgpu\b", re.MULTILINE)
 
@@ -82,13 +82,12 @@ def marked_tests() -> list[str]:
 
 def run_part(part: Part, limit: float) -> tuple[Ended, str]:
     """How the part ended, within ``limit`` seconds, and all that it printed."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     begin = time.perf_counter()
     # A session of its own, so that the ranks which it started end with it.
     process = subprocess.Popen(
         part.command,
         cwd=ROOT,
-        env=env,
+        env=child_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -167,7 +166,7 @@ def chosen(parts: Sequence[Part], names: str) -> list[Part]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for the results; benchmarks/results/gpu-<name of the GPU> otherwise")
-    parser.add_argument("--parts", default="", help="some of the parts, in place of all")
+    parser.add_argument("--parts", default="", help="some of the parts, instead of all")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts together")
     args = parser.parse_args()
     if not torch.cuda.is_available():

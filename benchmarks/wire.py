@@ -19,238 +19,36 @@ where ranks meet; that counts, too. A table for each method, JSON on the last li
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import functools
 import json
 import math
-import os
 import platform
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from drawn_files import write_files
 from machine import machine, publish
+from meter import PHASES, Reading
+from namespaces import COUNTERS, network, require_namespaces, run_ranks
+from programs import ROOT, require_at_least
 from rich.table import Table
-from round_time import write_files
-from torch import Tensor
 
-from pfedmma import train
 from pfedmma.comm.ledger import EXCHANGE, ring_bytes
-from pfedmma.comm.world import World
-from pfedmma.engine.rounds import Engine
-from pfedmma.records.checkpoint import manifest as checkpoint_manifest
-from pfedmma.records.checkpoint import write as checkpoint_write
+from pfedmma.records.checkpoint import manifest as checkpoints
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
-from pfedmma.system.files import write_atomically
 
-ROOT = Path(__file__).resolve().parents[1]
-INTERFACE = "eth0"  # of every rank, in its own namespace
-PORT = 29500
 SETTLE = 0.25  # seconds; a delayed acknowledgement comes within 0.2
-PHASES = ("startup", "rounds", "evaluation", "checkpoint", "shutdown")
-COUNTERS = ("rx_bytes", "tx_bytes", "rx_packets")
 BOUNDS = {"pfedmma": 0.10, "fedavg_mma": 0.01}  # how far from the ring model an exchange may be, at the sizes of ViT-B/16
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 MEASURED = "bytes that arrived at a rank's interface, whole frames; of a round: with its exchange, and the losses before it apart"
 MODEL = "ring_bytes_per_rank = 2(n-1)/n x payload of a round's exchange, as the run's ledger gives it"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What passed a rank's interface from the collective before up to and with this one. ``payload``: the bytes handed to it."""
-
-    phase: str
-    purpose: str
-    payload: int
-    rx_bytes: int
-    tx_bytes: int
-    rx_packets: int
-
-
-@dataclass
-class Meter:
-    """Reads the interface of this rank after every collective."""
-
-    settle: float
-    folder: Path = Path("/sys/class/net") / INTERFACE / "statistics"
-    phase: str = "startup"
-    readings: list[Reading] = field(default_factory=list)
-    before: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-
-    def attach(self) -> None:
-        """Count every `World.sum` of this process, by the part of the run that it is in."""
-        plain = World.sum
-
-        def counted(world: World, flat: Tensor, purpose: str, *more: Any, **options: Any) -> Tensor:
-            total = plain(world, flat, purpose, *more, **options)
-            self.read(purpose, flat.nbytes)
-            return total
-
-        setattr(World, "sum", counted)  # noqa: B010, a type checker refuses the plain form
-        self.within(Engine, "run", "rounds")
-        self.within(Engine, "evaluate_all", "evaluation")
-        self.within(checkpoint_write, "save_checkpoint", "checkpoint")
-
-    def within(self, owner: object, function: str, phase: str) -> None:
-        """What is summed while ``function`` of ``owner`` runs belongs to ``phase``."""
-        plain = getattr(owner, function)
-
-        @functools.wraps(plain)
-        def named(*args: Any, **options: Any) -> Any:
-            outer, self.phase = self.phase, phase
-            try:
-                return plain(*args, **options)
-            finally:
-                self.phase = outer
-
-        setattr(owner, function, named)
-
-    def read(self, purpose: str, payload: int) -> None:
-        """Book what has come since the reading before, within a pause that all ranks make."""
-        time.sleep(self.settle)
-        now = {name: int((self.folder / name).read_text()) for name in COUNTERS}
-        self.readings.append(Reading(self.phase, purpose, payload, **{name: now[name] - self.before[name] for name in COUNTERS}))
-        self.before = now
-        time.sleep(self.settle)
-
-
-def worker(job: dict[str, Any]) -> None:
-    """One rank of the metered run."""
-    meter = Meter(job["settle"])
-    meter.attach()
-    train.main(job["settings"])
-    write_atomically(Path(job["readings"]), json.dumps([asdict(reading) for reading in meter.readings]).encode())
-
-
-@dataclass(frozen=True)
-class Network:
-    """A namespace for each rank, joined by a bridge that lies in one more. Nothing outside them changes."""
-
-    hub: str
-    ranks: tuple[str, ...]
-
-    def address(self, rank: int) -> str:
-        return f"10.0.{rank // 250}.{rank % 250 + 1}"
-
-    def interface(self, rank: int) -> dict[str, Any]:
-        """A rank's interface, from outside."""
-        found: list[dict[str, Any]] = json.loads(ip("-n", self.ranks[rank], "-s", "-d", "-j", "link", "show", "dev", INTERFACE))
-        return found[0]
-
-    def counters(self) -> list[dict[str, int]]:
-        """`COUNTERS` of each rank."""
-        found = [self.interface(rank)["stats64"] for rank in range(len(self.ranks))]
-        return [{name: stats[name[:2]][name[3:]] for name in COUNTERS} for stats in found]
-
-    def sizes(self) -> dict[str, int]:
-        """Bytes of a packet at most; bytes (and packets) that the kernel hands over at once and whose header counts once."""
-        link = self.interface(0)
-        return {name: link[name] for name in ("mtu", "gso_max_size", "gso_max_segs")}
-
-
-def ip(*words: str) -> str:
-    """What ``ip`` says; a `UserError` if it cannot do what it is told."""
-    done = subprocess.run(["ip", *words], capture_output=True, text=True)
-    if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise UserError(f"'ip {' '.join(words)}' failed ({why}); network namespaces need root with CAP_SYS_ADMIN and CAP_NET_ADMIN")
-    return done.stdout
-
-
-@contextlib.contextmanager
-def network(ranks: int, frames: bool) -> Iterator[Network]:
-    """Namespaces for ``ranks``, named by this process; they go however it ends. ``frames``: nothing larger than a frame is handed over.
-
-    IPv6 gets no addresses: its neighbour discovery would send on its own.
-    """
-    name = f"pfedmma-{os.getpid()}"
-    net = Network(f"{name}-hub", tuple(f"{name}-{rank}" for rank in range(ranks)))
-    up = ("addrgenmode", "none", "up")
-    try:
-        for namespace in (net.hub, *net.ranks):
-            ip("netns", "add", namespace)
-        ip("-n", net.hub, "link", "add", "bridge", "type", "bridge")
-        ip("-n", net.hub, "link", "set", "bridge", *up)
-        for rank, namespace in enumerate(net.ranks):
-            port = f"rank{rank}"
-            ip("-n", net.hub, "link", "add", port, "type", "veth", "peer", "name", INTERFACE, "netns", namespace)
-            ip("-n", net.hub, "link", "set", port, "master", "bridge", *up)
-            ip("-n", namespace, "addr", "add", f"{net.address(rank)}/16", "dev", INTERFACE)
-            ip("-n", namespace, "link", "set", "lo", "up")
-            ip("-n", namespace, "link", "set", INTERFACE, *(("gso_max_segs", "1") if frames else ()), *up)
-        yield net
-    finally:
-        for namespace in (net.hub, *net.ranks):
-            remove(namespace)
-
-
-def remove(namespace: str) -> None:
-    """End what still runs in ``namespace`` and delete it, and its interfaces with it; nothing happens where there is none.
-
-    ``ip`` gets sessions of its own, which Ctrl-C at a terminal does not reach.
-    """
-    running = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, start_new_session=True)
-    for process in running.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(process), signal.SIGKILL)
-    subprocess.run(["ip", "netns", "delete", namespace], capture_output=True, start_new_session=True)
-
-
-def run_ranks(net: Network, folder: Path, args: argparse.Namespace, command: Callable[[int], Sequence[str]]) -> None:
-    """Run Python with the words of ``command(rank)`` in every rank's namespace to its end; what they print is kept in ``folder``."""
-    env = {k: v for k, v in os.environ.items() if k not in LAUNCHER}
-    env |= {
-        "MASTER_ADDR": net.address(0),
-        "MASTER_PORT": str(PORT),
-        "GLOO_SOCKET_IFNAME": INTERFACE,
-        "WORLD_SIZE": str(len(net.ranks)),
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "OMP_NUM_THREADS": str(args.threads),
-    }
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank, namespace in enumerate(net.ranks):
-            words = ["ip", "netns", "exec", namespace, sys.executable, *command(rank)]
-            own = env | {"RANK": str(rank)}
-            with open(folder / f"output-{rank}.txt", "wb") as file:
-                processes.append(subprocess.Popen(words, env=own, stdout=file, stderr=subprocess.STDOUT, start_new_session=True))
-        failed = await_all(processes, time.monotonic() + args.limit)
-        status = None if failed is None else processes[failed].poll()
-    finally:
-        for process in processes:
-            process.kill()  # nothing happens to one that has ended
-            process.wait()
-    if failed is not None:
-        said = (folder / f"output-{failed}.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-        why = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), said[-1])
-        how = f"is not done within {args.limit:g} s" if status is None else f"ended with status {status}"
-        raise UserError(f"rank {failed} of {folder.name} {how}: {why}")
-
-
-def await_all(processes: Sequence[subprocess.Popen[bytes]], deadline: float) -> int | None:
-    """The rank that fails first, or is not done at ``deadline``; None once all have ended well."""
-    while time.monotonic() < deadline:
-        statuses = [process.poll() for process in processes]
-        if any(statuses):
-            return next(rank for rank, status in enumerate(statuses) if status)
-        if None not in statuses:
-            return None
-        time.sleep(0.05)
-    return next((rank for rank, process in enumerate(processes) if process.poll() is None), None)
 
 
 def settings(args: argparse.Namespace, method: str, root: Path, run_dir: Path) -> list[str]:
@@ -276,19 +74,8 @@ def settings(args: argparse.Namespace, method: str, root: Path, run_dir: Path) -
 def measure(args: argparse.Namespace, method: str, root: Path, work: Path) -> dict[str, Any]:
     """Both runs of ``method``, and what their counters and ledgers come to."""
     metered, plain = (work / f"{method}-{kind}" for kind in ("metered", "plain"))
-    for folder in (metered, plain):
-        folder.mkdir()
-    notes = [metered / f"readings-{rank}.json" for rank in range(args.ranks)]
-    job = {"settings": settings(args, method, root, metered / "run"), "settle": args.settle}
-    this = str(Path(__file__).resolve())
-    with network(args.ranks, args.frames) as net:
-        sizes = net.sizes()
-        run_ranks(net, metered, args, lambda rank: [this, "--worker", json.dumps(job | {"readings": str(notes[rank])})])
-        ends = net.counters()
-    with network(args.ranks, args.frames) as net:
-        run_ranks(net, plain, args, lambda _: ["-m", "pfedmma.train", *settings(args, method, root, plain / "run")])
-        unmetered = [end["rx_bytes"] for end in net.counters()]
-    readings = [[Reading(**row) for row in json.loads(note.read_text(encoding="utf-8"))] for note in notes]
+    readings, ends, sizes = run_metered(args, settings(args, method, root, metered / "run"), metered)
+    unmetered = run_as_it_is(args, settings(args, method, root, plain / "run"), plain)
     comm = asdict(RunFolder(metered / "run").read_metrics()[-1].comm)
     if comm["payload_bytes"] == 0:
         raise UserError(f"--methods: {method} exchanges nothing; name methods that do, such as pfedmma")
@@ -311,6 +98,36 @@ def measure(args: argparse.Namespace, method: str, root: Path, work: Path) -> di
     }
 
 
+def run_metered(
+    args: argparse.Namespace, settings: Sequence[str], folder: Path
+) -> tuple[list[list[Reading]], list[dict[str, int]], dict[str, int]]:
+    """The run whose ranks read their interfaces.
+
+    Returns:
+        Of each rank its readings, and `COUNTERS` at its end; the sizes of packets.
+    """
+    folder.mkdir()
+    notes = [folder / f"readings-{rank}.json" for rank in range(args.ranks)]
+    program = str(ROOT / "benchmarks" / "meter.py")
+
+    def command(rank: int) -> list[str]:
+        return [program, json.dumps({"settings": settings, "settle": args.settle, "readings": str(notes[rank])})]
+
+    with network(args.ranks, args.frames) as net:
+        sizes = net.sizes()
+        run_ranks(net, folder, command, args.threads, args.limit)
+        ends = net.counters()
+    return [[Reading(**row) for row in json.loads(note.read_text(encoding="utf-8"))] for note in notes], ends, sizes
+
+
+def run_as_it_is(args: argparse.Namespace, settings: Sequence[str], folder: Path) -> list[int]:
+    """The same run without a meter; bytes that each rank has received at its end."""
+    folder.mkdir()
+    with network(args.ranks, args.frames) as net:
+        run_ranks(net, folder, lambda _: ["-m", "pfedmma.train", *settings], args.threads, args.limit)
+        return [end["rx_bytes"] for end in net.counters()]
+
+
 def check_ledger(readings: Sequence[Sequence[Reading]], comm: dict[str, Any]) -> None:
     """Raise a `UserError` unless all ranks, and the ledger's totals ``comm``, agree on every collective."""
     for rank, own in enumerate(readings):
@@ -325,9 +142,8 @@ def check_ledger(readings: Sequence[Sequence[Reading]], comm: dict[str, Any]) ->
 def private_bytes(run_dir: Path) -> int:
     """Bytes (fp32) of the tensors that a client keeps to itself, by the run's newest checkpoint."""
     root = run_dir / "checkpoints"
-    manifest = checkpoint_manifest.read_manifest(checkpoint_manifest.folder_of(root, checkpoint_manifest.rounds(root)[0]))
-    shapes: dict[str, list[int]] = manifest["layout"]
-    return 4 * sum(math.prod(shape) for name, shape in shapes.items() if name not in manifest["exchange"])
+    manifest = checkpoints.read_manifest(checkpoints.folder_of(root, checkpoints.rounds(root)[0]))
+    return 4 * sum(math.prod(shape) for name, shape in manifest.layout.items() if name not in manifest.exchange)
 
 
 def account(readings: Sequence[Sequence[Reading]], ends: Sequence[dict[str, int]], comm: dict[str, Any], rounds: int) -> dict[str, Any]:
@@ -427,23 +243,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of every rank")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a run may take")
     parser.add_argument("--out", "--json", type=Path, help="write the report to this file, too")
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.methods = args.methods.split(",")
-    for name, least in {"ranks": 2, "rounds": 1, "threads": 1, "settle": 0.05, "limit": 1}.items():
-        if getattr(args, name) < least:
-            raise UserError(f"--{name}: {getattr(args, name)} is too small; {least} is the least")
+    require_at_least(args, ranks=2, rounds=1, threads=1, settle=0.05, limit=1)
     return args
-
-
-def require_namespaces() -> None:
-    """Raise a `UserError` where no network namespaces can be had."""
-    if not sys.platform.startswith("linux"):
-        raise UserError(f"network namespaces are a part of Linux, and this is {platform.system()}; run this benchmark on Linux")
-    if shutil.which("ip") is None:
-        raise UserError("there is no 'ip' on PATH; install iproute2")
-    if os.geteuid() != 0:
-        raise UserError("network namespaces need root, and this is another user; run this benchmark as root")
 
 
 def stop(*_: object) -> NoReturn:
@@ -455,8 +258,6 @@ def stop(*_: object) -> NoReturn:
 
 def main() -> None:
     args = arguments()
-    if args.worker:
-        return worker(args.worker)
     require_namespaces()
     for number in STOPS:
         signal.signal(number, stop)

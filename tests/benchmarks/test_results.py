@@ -1,4 +1,4 @@
-"""The kept results: whole, dated, and without the names of places."""
+"""The kept results: whole, dated, and without the folders of a machine."""
 
 from __future__ import annotations
 
