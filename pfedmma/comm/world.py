@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import datetime
 import os
+import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from pfedmma.comm.devices import identity, own_gpu, refuse_shared
+from pfedmma.comm.environment import Launch, forget_empty, keeps_store, store_address, unused_precision, whole_number
 from pfedmma.comm.ledger import Ledger
 from pfedmma.comm.missing_ranks import RollCall
-from pfedmma.comm.rendezvous import fresh_name
+from pfedmma.comm.patience import Silence, within
+from pfedmma.comm.rendezvous import bound_socket, fresh_name
 from pfedmma.system import checks
 from pfedmma.system.errors import RankFailure, UserError
-from pfedmma.system.options import GOES_ON, SAME_RESULT, setting
+from pfedmma.system.options import SAME_RESULT, setting
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 LONGEST_TIMEOUT = 1e6  # seconds, more than a week
 SAY_SO_AFTER = 1.0  # seconds of waiting, and again after each as many, a rank says for the others that it is here
 
@@ -36,7 +40,7 @@ class DistributedConfig:
 
     backend: str = setting("auto", "auto (NCCL on GPUs, gloo on CPUs), nccl, or gloo (several ranks may then share a GPU)", SAME_RESULT)
     device: str = setting("auto", "auto (a GPU where there is one), cpu or cuda", SAME_RESULT)
-    wire: str = setting("fp32", "dtype in which exchanged tensors travel: fp32, bf16 or fp16", GOES_ON)
+    wire: str = setting("fp32", "dtype in which exchanged tensors travel: fp32, bf16 or fp16")
     timeout: float = setting(600.0, "seconds after which a rank that waits for another one ends and names it", SAME_RESULT)
     init_method: str = setting(
         "env://",
@@ -55,10 +59,14 @@ class DistributedConfig:
 class World:
     """One rank's view of all ranks. A world of one does no communication; its ledger counts what it would hand over."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, backend: str = "gloo", timeout: float = 600.0) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, backend: str = "gloo", timeout: float = 600.0, keeper: str = "rank 0"
+    ) -> None:
         self.rank, self.size, self.device, self.backend, self.timeout = rank, size, device, backend, timeout
+        self.keeper = keeper  # who keeps the store where the ranks have met
         # Which of the ranks on this machine, and how many they are.
-        self.local_rank, self.local_size = (int(os.environ.get(n, d)) if size > 1 else int(d) for n, d in _LOCAL)
+        self.local_rank = whole_number("LOCAL_RANK", 0) if size > 1 else 0
+        self.local_size = whole_number("LOCAL_WORLD_SIZE", 1) if size > 1 else 1
         self.ledger = Ledger(size)
         self._come_to = 0  # collectives
 
@@ -95,14 +103,29 @@ class World:
         """Sum in place. A rank that waits long says so to the others from time to time."""
         self._come_to += 1
         begin = said = time.monotonic()
-        work = dist.all_reduce(carrier, async_op=True)
+        patience = waiting_time(self.timeout)
+        work = self._begin(carrier, patience)
         while not _finished(work, self.backend):
             now = time.monotonic()
-            if now - begin > waiting_time(self.timeout):  # gloo raises by itself, NCCL would end the process without a word
+            if now - begin > patience:  # gloo raises by itself, NCCL would end the process without a word
                 raise RuntimeError(f"nothing within {now - begin:.0f} s")
             if now - said >= SAY_SO_AFTER:
-                self._roll.here(self._come_to)
+                self._roll.here(self._come_to, begin + patience - now)
                 said = now
+        if self.backend == "nccl":
+            _raise_if_failed(work, dist.distributed_c10d._get_default_group()._get_backend(self.device))
+
+    def _begin(self, carrier: Tensor, patience: float) -> dist.Work:
+        """Start a collective. NCCL's first one looks for the other ranks in the store, and may wait there for ever."""
+        if self.backend != "nccl" or self._come_to > 1:
+            return dist.all_reduce(carrier, async_op=True)
+
+        def first() -> dist.Work:
+            if self.device.type == "cuda":  # each thread has its own
+                torch.cuda.set_device(self.device)
+            return dist.all_reduce(carrier, async_op=True)
+
+        return within(patience, first)
 
     def _who_is_missing(self, purpose: str, error: RuntimeError) -> str:
         """One sentence about a collective that failed."""
@@ -110,8 +133,10 @@ class World:
         try:
             missing = self._roll.missing(self._come_to, 0.8 * (self.timeout - waiting_time(self.timeout)))
             who = f"rank{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}" if missing else "a connection that broke"
-        except RuntimeError:  # without a launcher's store, rank 0 keeps the one there is
-            who = "rank 0, which is gone"
+        except Silence:
+            who = f"{self.keeper}, which keeps the store where the ranks have met and does not answer"
+        except RuntimeError:
+            who = f"{self.keeper}, which is gone"
         return (
             f"rank {self.rank} waited in '{purpose}' for {who} ({reason}); "
             f"see what was said there, raise distributed.timeout if it was only slow, and go on with resume=auto"
@@ -140,7 +165,7 @@ def waiting_time(timeout: float) -> float:
 
 
 def _finished(work: dist.Work, backend: str) -> bool:
-    """Wait a while for a collective. Raises a RuntimeError if it failed."""
+    """Wait a while for a collective. Raises a RuntimeError if gloo's failed; NCCL calls one that failed completed, too."""
     if backend == "nccl":  # its own wait would give the communicator up; asking costs microseconds
         return bool(work.is_completed())
     try:
@@ -151,63 +176,100 @@ def _finished(work: dist.Work, backend: str) -> bool:
     return bool(work.is_completed())
 
 
+def _raise_if_failed(work: Any, backend: Any) -> None:
+    """Raise a RuntimeError if a collective of NCCL has not ended well. Which of these says so depends on the version of torch."""
+    work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))  # it is completed, nothing is waited for; raises what was found
+    result = work.get_future_result() if hasattr(work, "get_future_result") else None
+    if result is None and (found := work.exception()) is not None:
+        raise RuntimeError(str(found))
+    if result is not None and result.done() and result.value() != 0:
+        raise RuntimeError("NCCL says that it has failed")
+    # An error of the communicator is found after a while; what is asked of it from then on is called completed at once.
+    state = backend.get_error() if hasattr(backend, "get_error") else None
+    if state is not None and state.name != "SUCCESS":
+        raise RuntimeError(f"NCCL says {state.name}")
+
+
 def open_world(config: DistributedConfig) -> World:
     """Join the ranks that the launcher started; without a launcher, a world of one.
 
-    Accelerate's ``PartialState`` reads the environment of ``torchrun``, ``accelerate launch``, SLURM and MPI.
+    The environment of ``torchrun``, ``accelerate launch``, or whoever sets RANK, WORLD_SIZE and LOCAL_RANK is read here; that of MPI by
+    accelerate's ``PartialState``.
 
     Raises:
-        UserError: a GPU or backend that this machine does not have.
+        UserError: a GPU or backend that this machine does not have, or ranks that do not come; says which.
     """
+    forget_empty()
+    launch = Launch.from_environment()
     gpu = config.device != "cpu" and torch.cuda.is_available()
     if config.device == "cuda" and not gpu:
         raise UserError("distributed.device: 'cuda' is asked for, but torch sees no GPU here; use 'auto' or 'cpu'")
     if config.backend == "nccl" and not gpu:
         raise UserError("distributed.backend: 'nccl' needs a GPU for each rank; use 'auto' or 'gloo'")
     backend = config.backend if config.backend != "auto" else "nccl" if gpu else "gloo"
-    options: dict[str, object] = {}
-    if "LOCAL_RANK" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # NCCL's own watchdog, which ends the process, comes after this module has spoken.
-        timeout = datetime.timedelta(seconds=config.timeout if backend == "nccl" else waiting_time(config.timeout))
-        options = {"backend": backend, "timeout": timeout, "init_method": config.init_method}
-        if config.init_method != "env://" and gpu:
-            options |= {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    device = own_gpu(launch.local_rank if launch else 0) if gpu else torch.device("cpu")
     if gpu:
-        _claim_gpu(backend)
+        torch.cuda.set_device(device)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)  # accelerate would count for itself
+    keeper = _keeper(config.init_method)
     try:
-        if options and config.init_method == "env://" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            del options["init_method"]
-            options |= _fresh_store(waiting_time(config.timeout))
-        state = PartialState(cpu=not gpu, **options)
+        if launch:
+            within(config.timeout, lambda: _meet(config, launch, backend, device))
+        state = PartialState(cpu=not gpu, **({"backend": backend} if launch else {}))
+    except Silence as error:
+        raise _nobody_met(config, f"{keeper}, which keeps the store where the ranks meet, does not answer") from error
     except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"distributed: the ranks could not meet within {config.timeout:g} s ({str(error).splitlines()[0][:200]}); "
-            f"check that all ranks were started, and distributed.init_method"
-        ) from error
-    if state.device.type == "cuda":
-        torch.cuda.set_device(state.device)
-    return World(state.process_index, state.num_processes, state.device, backend, config.timeout)
+        if isinstance(error, UserError):
+            raise
+        raise _nobody_met(config, str(error).splitlines()[0][:200]) from error
+    rank, size = (launch.rank, launch.size) if launch else (state.process_index, state.num_processes)
+    if rank == 0 and (line := unused_precision()):
+        print(line, file=sys.stderr, flush=True)
+    return World(rank, size, device, backend, config.timeout, keeper)
 
 
-def _fresh_store(timeout: float) -> dict[str, object]:
-    """Where the ranks meet in the launcher's store: not where those met that it started before them. All ranks enter.
+def _nobody_met(config: DistributedConfig, reason: str) -> UserError:
+    return UserError(
+        f"distributed: the ranks could not meet within {config.timeout:g} s ({reason}); "
+        f"check that all ranks were started, and distributed.init_method"
+    )
+
+
+def _keeper(init_method: str) -> str:
+    """Who keeps the store where the ranks meet, in words."""
+    if init_method.startswith("file:"):
+        return f"the file of distributed.init_method={init_method}"
+    return f"the launcher at {os.environ.get('MASTER_ADDR')}" if init_method == "env://" and keeps_store() else "rank 0"
+
+
+def _meet(config: DistributedConfig, launch: Launch, backend: str, device: torch.device) -> None:
+    """Make the group of all ranks. All enter.
 
     Raises:
-        RuntimeError: a rank did not come within ``timeout`` seconds; says which.
+        UserError: ranks that NCCL needs GPUs for share one.
+        RuntimeError: a rank did not come; says which.
     """
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    patience = datetime.timedelta(seconds=timeout)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=patience)
-    return {"store": dist.PrefixStore(fresh_name(store, rank, size, timeout), store), "rank": rank, "world_size": size}
+    patience = waiting_time(config.timeout)
+    store = _base_store(config.init_method, launch, datetime.timedelta(seconds=patience))
+    store = dist.PrefixStore(fresh_name(store, launch.rank, launch.size, patience), store)
+    timeout = patience
+    if backend == "nccl":
+        if launch.size > 1:
+            refuse_shared(store, launch.rank, launch.size, identity(device), patience)
+        # NCCL's own watchdog ends the process as soon as it finds an error, and this module would have had no time to say who is missing.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        timeout = config.timeout
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=datetime.timedelta(seconds=timeout))
 
 
-def _claim_gpu(backend: str) -> None:
-    """Give this rank its GPU; under gloo, ranks may outnumber GPUs and share them."""
-    local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if backend == "gloo":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{local % gpus}"
-    elif local >= gpus:
-        raise UserError(
-            f"distributed.backend: NCCL needs a GPU for each rank and this machine has {gpus}; "
-            f"start fewer ranks, or set distributed.backend=gloo to share GPUs"
-        )
+def _base_store(init_method: str, launch: Launch, timeout: datetime.timedelta) -> dist.Store:
+    """The store that a file, the launcher, or rank 0 keeps."""
+    if init_method != "env://":
+        return next(iter(dist.rendezvous(init_method, launch.rank, launch.size, timeout=timeout)))[0]
+    host, port = store_address()
+    if launch.rank > 0 or keeps_store():
+        return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+    bound = bound_socket(host, port)
+    return dist.TCPStore(
+        host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=bound.detach() if bound else None
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import World
 from pfedmma.config.schema import Config
 from pfedmma.data import loading as data
+from pfedmma.data.fingerprint import Fingerprint, fingerprint
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
@@ -25,6 +27,7 @@ from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
+from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
@@ -45,6 +48,7 @@ class Run:
     engine: Engine
     skipped_images: int = 0  # unreadable ones that were left out
     made_split: dict[str, Any] | None = None  # where the data came without one
+    fingerprint: Fingerprint | None = None  # of the data
 
     def zero_shot(self) -> Reference:
         """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
@@ -63,12 +67,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         keep_freed_memory()
     backbone = clip.load(config.backbone, config.seed, world.device)
     federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world)
-    share_test_images(federated, pixels, world, config.run_dir)
+    seen = fingerprint(pixels.source, federated)
+    share_test_images(federated, pixels, world)
     skipped = 0
     if config.data.on_bad_image == "skip":
         federated, skipped = leave_out_unreadable(federated, pixels, world)
     if config.evaluation.every and world.local_size > 1:
         make_test_images(federated, pixels, world)
+    if world.is_main and (cut := cut_prompts(backbone, federated.template, pixels.source.class_names)):
+        print(f"warning: {cut}", file=sys.stderr, flush=True)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
     work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)
@@ -87,7 +94,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         width,
         interruption or Interruption(),
     )
-    return Run(config, backbone, federated, engine, skipped, pixels.source.made_split)
+    return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
 def new_members(method: Method, config: Config, world: World) -> Members:

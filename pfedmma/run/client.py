@@ -14,13 +14,14 @@ from pfedmma.system.errors import UserError
 
 @dataclass(frozen=True)
 class KeptClient:
-    """What a run's newest good checkpoint, of ``round``, has of a client. ``classes``: None in checkpoints that do not say them."""
+    """What a run's newest good checkpoint, of ``round``, has of a client. ``classes`` and ``backbone``: None in old ones."""
 
     config: Config
     round: int
     answer: Answer
     template: str
     classes: Classes | None
+    backbone: dict[str, str] | None = None  # see `pfedmma.clip.fingerprint`
 
     @classmethod
     def from_run(cls, folder: RunFolder, client: int) -> KeptClient:
@@ -33,4 +34,5 @@ class KeptClient:
         if manifest is None:
             raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
         answer = client_answer(folder.checkpoints, manifest, client)
-        return cls(config, manifest.round, answer, manifest.progress.template, manifest.progress.classes)
+        progress = manifest.progress
+        return cls(config, manifest.round, answer, progress.template, progress.classes, progress.backbone)

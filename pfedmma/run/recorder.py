@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pfedmma.accuracy.zero_shot import Reference
+from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.config import schema
 from pfedmma.config.identity import comparable
 from pfedmma.engine.rounds import due
@@ -62,7 +65,10 @@ class Recorder:
             zero_shot=self.zero_shot.accuracy,
             zero_shot_table=self.zero_shot.table,
             split=self.run.config.evaluation.split,
+            data=self.run.fingerprint,
+            torch_version=torch.__version__,
             classes=Classes.from_data(self.run.federated),
+            backbone=FrozenWeights.from_backbone(self.run.backbone, self.run.config.backbone.pretrained).to_json(),
         )
         if engine.world.is_main:
             self.folder.sync_metrics()

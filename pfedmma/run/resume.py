@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from pfedmma.comm.world import World
 from pfedmma.config.identity import comparable, refuse_other_config
 from pfedmma.config.schema import load as load_config
+from pfedmma.data.fingerprint import first_difference
 from pfedmma.engine.cohort import Members
-from pfedmma.records.checkpoint.manifest import Damaged, Manifest, folder_of, rounds
+from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
 from pfedmma.records.checkpoint.read import checked, misfit, read_rows, warn
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import Run
@@ -30,11 +32,30 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
         if folder.config.exists():  # it ended before its first checkpoint: begin again, but only the same run
             refuse_other_config(run.config, comparable(load_config(folder.config)))
         return None
-    refuse_other_config(run.config, manifest.progress.config)
+    saved = manifest.progress.config
+    if manifest.format == EARLIER:  # which took another wire for the same run, and did not keep it
+        saved = saved | {"distributed.wire": run.config.distributed.wire}
+    refuse_other_config(run.config, saved)
+    if run.engine.world.is_main and manifest.progress.torch_version not in (None, torch.__version__):
+        made = f"{folder.path} was made with torch {manifest.progress.torch_version}"
+        print(f"warning: {made}, this is {torch.__version__}: last digits may differ", file=sys.stderr, flush=True)
+    _refuse_other_data(run, manifest)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
     run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
+
+
+def _refuse_other_data(run: Run, manifest: Manifest) -> None:
+    then, now = manifest.progress.data, run.fingerprint
+    try:
+        difference = first_difference(then, now) if then and now else ""
+    except (LookupError, TypeError, ValueError):
+        difference = "what the checkpoint says of them cannot be compared"
+    if difference:
+        raise UserError(
+            f"data: the run in {run.config.run_dir} was made with other data: {difference}; set data.root to those, or start a new run"
+        )
 
 
 def newest_good(root: Path, world: World) -> Manifest | None:

@@ -85,7 +85,7 @@ def test_what_may_change() -> None:
     names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
     evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size"]
-    assert names[GOES_ON] == ["federation.rounds", *evaluation, "distributed.wire"]
+    assert names[GOES_ON] == ["federation.rounds", *evaluation]
     assert {name.partition(".")[0] for name in names[SAME_RESULT]} == {"backbone", "data", "federation", "checkpoint", "distributed"}
 
 

@@ -45,12 +45,13 @@ class Split:
 
     ``labels`` [n] int64, indices into the source's class names. ``read(i)`` decodes image i: uint8 [3, H, W], sizes
     may differ from image to image; it raises `Unreadable`, which names the file, if that cannot be done. ``domains`` [n] are indices
-    into the source's domains.
+    into the source's domains. ``files``: the path of each image, counted from a folder that holds them all, and its size in bytes.
     """
 
     labels: Tensor
     read: Callable[[int], Tensor]
     domains: Tensor | None = None
+    files: tuple[tuple[str, int], ...] | None = None
 
     def domain_of(self, positions: Tensor) -> Tensor:
         """The domain of each of these images [n]; 0 where there are no domains."""
@@ -71,6 +72,7 @@ class Source:
     camera: float = 0.0  # likewise
     domains: tuple[str, ...] = ()
     coarse: tuple[int, ...] | None = None  # superclass of each class, where there are superclasses
+    notes: tuple[str, ...] = ()  # what a user should know of how it was read, a sentence each
 
     def split_for_tests(self, name: str) -> Split:
         """The split ``test`` or ``val``; a `UserError` if the source has none of that name."""
@@ -87,6 +89,7 @@ class Wanted:
     - ``seed``: of the run, for images that are drawn. ``size``: pixels a side of these.
     - ``test_fraction``: share of the images that becomes the test split, where none comes with the data.
     - ``all_classes``: rather than the usual few. ``download``: whether files may be fetched.
+    - ``domains``: which of the domains and in which order; empty for all there are.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Wanted:
     test_fraction: float = 0.3
     all_classes: bool = False
     download: bool = False
+    domains: tuple[str, ...] = ()
 
 
 Open = Callable[[Wanted], Source]  # raises a UserError that says what was looked for and what is there

@@ -101,10 +101,14 @@ class Classes:
 class Progress:
     """What besides tensors a resumed run and an exported client need.
 
-    ``config``: the settings that identify the run, by dotted name. ``ledger``: its totals. ``template``: of the class prompts. ``reads``:
-    of how many others a client reads. ``answers``: see `pfedmma.stack.rules`. ``zero_shot``: accuracies of CLIP as it comes, and
-    ``zero_shot_table`` [clients, 4] those of each client, both on the images of ``split``; None where nothing is evaluated. ``split`` and
-    ``classes`` are None in old checkpoints.
+    - ``config``: the settings that identify the run, by dotted name. ``ledger``: its totals. ``template``: of the class prompts.
+    - ``reads``: of how many others a client reads. ``answers``: see `pfedmma.stack.rules`.
+    - ``zero_shot``: accuracies of CLIP as it comes, and ``zero_shot_table`` [clients, 4] those of each client, both on the images of
+      ``split``; None where nothing is evaluated.
+    - ``data``: their fingerprint, see `pfedmma.data.fingerprint`. ``torch_version``: what the run was made with.
+
+    ``split``, ``data``, ``torch_version`` and ``classes`` are None in checkpoints of version 0.1.0.
+    ``backbone``: what tells its frozen weights from others, see `pfedmma.clip.fingerprint`; None in old checkpoints, too.
     """
 
     config: dict[str, Any]
@@ -115,7 +119,10 @@ class Progress:
     zero_shot: Accuracy | None
     zero_shot_table: Tensor | None
     split: str | None
+    data: dict[str, Any] | None
+    torch_version: str | None
     classes: Classes | None
+    backbone: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The table as base64 of little-endian fp64, which stays small and quick with many clients."""
@@ -129,7 +136,10 @@ class Progress:
             "zero_shot": self.zero_shot and self.zero_shot.to_json(),
             "zero_shot_clients": None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode(),
             "split": self.split,
+            "data": self.data,
+            "torch": self.torch_version,
             "classes": self.classes and self.classes.to_json(),
+            "backbone": self.backbone,
         }
 
     @classmethod
@@ -145,6 +155,9 @@ class Progress:
         table, classes, split = value.get("zero_shot_clients"), value.get("classes"), value.get("split")
         if split is not None and not isinstance(split, str):
             raise Damaged("the progress in manifest.json does not say on which split its accuracies are")
+        backbone = value.get("backbone")
+        if backbone is not None and not (isinstance(backbone, dict) and all(isinstance(text, str) for text in backbone.values())):
+            raise Damaged("the progress in manifest.json does not say what its frozen weights are")
         try:
             tried = Ledger(1)
             tried.restore(value["ledger"])
@@ -163,7 +176,10 @@ class Progress:
             zero_shot=zero_shot,
             zero_shot_table=accuracies,
             split=split,
+            data=value.get("data"),
+            torch_version=value.get("torch"),
             classes=known,
+            backbone=backbone,
         )
 
 
