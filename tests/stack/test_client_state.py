@@ -1,7 +1,8 @@
-"""The state of clients between their rounds does not depend on where it rests: one store, whole runs, and their checkpoints."""
+"""The state of clients between their rounds does not depend on where it rests: by itself, in whole runs, and their checkpoints."""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
@@ -17,15 +18,20 @@ from torch import Tensor
 from pfedmma import rng
 from pfedmma.comm.world import World
 from pfedmma.data.sources import shapes
+from pfedmma.engine.cohort import Members
+from pfedmma.engine.server import SHARED, Server
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.records.checkpoint import write as checkpoint_write
-from pfedmma.stack.client_state import ClientStore
+from pfedmma.records.checkpoint.manifest import Progress
+from pfedmma.run.resume import fill
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, RowFile
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.train import main
 from tests.support import small
+from tests.support.stacks import gathered, serve
 
 CPU = torch.device("cpu")
 LAYOUT = Layout({"own": (2, 2), "sent": (2, 3)}, {"sent": "mean"})
@@ -36,8 +42,8 @@ SGD, ADAM = (OptimizerConfig(name=name, state="persist") for name in ("sgd", "ad
 HOSTS = {"disk": 0.0, "some": 2 * 4 * OWN, "memory": 1e6}
 
 
-def new_store(host: float, optimizer: OptimizerConfig | None = None) -> ClientStore:
-    return ClientStore(LAYOUT, INITIAL, optimizer or OptimizerConfig(), CPU, Budget(host=host))
+def new_states(host: float, optimizer: OptimizerConfig | None = None) -> ClientStates:
+    return ClientStates(LAYOUT, INITIAL, optimizer or OptimizerConfig(), CPU, Budget(host=host))
 
 
 def stack_of(ids: list[int], time: int) -> Tensor:
@@ -45,11 +51,11 @@ def stack_of(ids: list[int], time: int) -> Tensor:
     return torch.stack([torch.randn(SENT + OWN, generator=rng.generator(time, "stack", client)) for client in ids])
 
 
-def wanted(store: ClientStore, own: dict[int, Tensor], ids: list[int]) -> Tensor:
-    return torch.stack([torch.cat([store.shared, own.get(client, INITIAL[SENT:])]) for client in ids]) if ids else INITIAL.expand(0, -1)
+def wanted(shared: Tensor, own: dict[int, Tensor], ids: list[int]) -> Tensor:
+    return torch.stack([torch.cat([shared, own.get(client, INITIAL[SENT:])]) for client in ids]) if ids else INITIAL.expand(0, -1)
 
 
-# One store -------------------------------------------------------------------------------------------------------------------------------
+# By itself -------------------------------------------------------------------------------------------------------------------------------
 
 GROUPS = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True)
 
@@ -58,69 +64,68 @@ GROUPS = st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True)
 @given(st.sampled_from(list(HOSTS.values())), st.lists(st.tuples(GROUPS, GROUPS, GROUPS), min_size=1, max_size=6))
 def test_what_is_gathered_is_what_was_scattered(host: float, steps: list[tuple[list[int], list[int], list[int]]]) -> None:
     """With the state of the next clients fetched ahead while others are kept; sometimes other clients come than were expected."""
-    store, own = new_store(host), dict[int, Tensor]()
+    states, own = new_states(host), dict[int, Tensor]()
     for time, (first, expected, then) in enumerate(steps):
-        store.shared = torch.full((SENT,), float(time))
-        assert torch.equal(store.gather(first), wanted(store, own, first))
-        stack = store.gather_to_train(first)
-        assert torch.equal(stack, wanted(store, own, first))
+        shared = torch.full((SENT,), float(time))
+        assert torch.equal(states.gather(first, shared), wanted(shared, own, first))
+        stack = states.gather_to_train(first, shared)
+        assert torch.equal(stack, wanted(shared, own, first))
         expected = [client for client in expected if client not in first]
-        store.prefetch(expected)
+        states.prefetch(expected)
         stack.copy_(stack_of(first, time))
-        store.scatter(first, stack)
+        states.scatter(first, stack)
         own |= dict(zip(first, stack[:, SENT:].clone(), strict=True))
         stack.zero_()
         for ids in (expected, then, first) if time % 2 else (then, expected):
-            assert torch.equal(store.gather(ids), wanted(store, own, ids))
-    assert store.private.keys() == own.keys()
-    assert {client: store.has_own(client) for client in range(6)} == {client: client in own for client in range(6)}
+            assert torch.equal(states.gather(ids, shared), wanted(shared, own, ids))
+    assert states.own.keys() == own.keys()
+    assert {client: states.has_own(client) for client in range(6)} == {client: client in own for client in range(6)}
 
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
 def test_clients_that_never_trained_have_the_initial_state_and_take_no_room(host: float) -> None:
-    store = new_store(host)
-    store.prefetch([4, 1])
-    assert torch.equal(store.gather([4, 1]), INITIAL.expand(2, -1))
-    store.shared = torch.ones(SENT)
-    store.gather([0])[:] = 7.0  # a copy
-    assert torch.equal(store.gather([4])[0], torch.cat([torch.ones(SENT), INITIAL[SENT:]]))
-    assert store.gather([]).shape == (0, SENT + OWN)
-    assert sum(store.private.bytes_by_place().values()) == 0 and not store.has_own(4)
+    states = new_states(host)
+    states.prefetch([4, 1])
+    assert torch.equal(states.gather([4, 1], INITIAL[:SENT]), INITIAL.expand(2, -1))
+    states.gather([0], INITIAL[:SENT])[:] = 7.0  # a copy
+    assert torch.equal(states.gather([4], torch.ones(SENT))[0], torch.cat([torch.ones(SENT), INITIAL[SENT:]]))
+    assert states.gather([], INITIAL[:SENT]).shape == (0, SENT + OWN)
+    assert sum(states.own.bytes_by_place().values()) == 0 and not states.has_own(4)
 
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
     """Which thread read the rows of which clients."""
     calls: list[tuple[str, list[int]]] = []
-    collect = ClientStore._rows
+    collect = ClientStates._private_rows
 
-    def counted(store: ClientStore, ids: list[int]) -> list[Tensor]:
+    def counted(states: ClientStates, ids: list[int]) -> list[Tensor]:
         calls.append((threading.current_thread().name.split("_")[0], list(ids)))
-        return collect(store, ids)
+        return collect(states, ids)
 
-    monkeypatch.setattr(ClientStore, "_rows", counted)
+    monkeypatch.setattr(ClientStates, "_private_rows", counted)
     return calls
 
 
 def test_rows_on_disk_are_read_once_and_ahead(collected: list[tuple[str, list[int]]]) -> None:
-    store = new_store(0.0)
-    store.scatter([0, 1, 2], stack_of([0, 1, 2], 0))
-    store.prefetch([2, 0])
-    assert torch.equal(store.gather([2, 0])[:, SENT:], stack_of([2, 0], 0)[:, SENT:])
+    states, shared = new_states(0.0), torch.zeros(SENT)
+    states.scatter([0, 1, 2], stack_of([0, 1, 2], 0))
+    states.prefetch([2, 0])
+    assert torch.equal(states.gather([2, 0], shared)[:, SENT:], stack_of([2, 0], 0)[:, SENT:])
     assert collected == [("pfedmma-state", [2, 0])]
     # In another order, or of other clients, it is of no use, and does not come up again.
-    store.prefetch([1])
-    assert torch.equal(store.gather([2, 1])[:, SENT:], stack_of([2, 1], 0)[:, SENT:])
-    store.gather([1])
+    states.prefetch([1])
+    assert torch.equal(states.gather([2, 1], shared)[:, SENT:], stack_of([2, 1], 0)[:, SENT:])
+    states.gather([1], shared)
     assert [ids for thread, ids in collected if thread == "MainThread"] == [[2, 1], [1]]
 
 
 def test_nothing_is_read_ahead_that_is_at_hand(collected: list[tuple[str, list[int]]]) -> None:
-    store = new_store(1e6)
-    store.scatter([0, 1], stack_of([0, 1], 0))
+    states = new_states(1e6)
+    states.scatter([0, 1], stack_of([0, 1], 0))
     for ids in ([0, 1], [], [0, 9]):  # client 9 has no state
-        store.prefetch(ids)
-    beyond = new_store(0.0)
+        states.prefetch(ids)
+    beyond = new_states(0.0)
     beyond.scatter([0], stack_of([0], 0))
     beyond.prefetch([8, 9])
     assert not collected
@@ -130,42 +135,45 @@ def test_nothing_is_read_ahead_that_is_at_hand(collected: list[tuple[str, list[i
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS.keys())
 def test_optimizer_states_come_back(host: float, optimizer: OptimizerConfig) -> None:
     """Through the rows, and through the named tensors that a checkpoint holds; zeros where there is none."""
-    store, other = new_store(host, optimizer), new_store(host, optimizer)
-    state = store.gather_optimizer([3, 0, 5])
+    states, other = new_states(host, optimizer), new_states(host, optimizer)
+    state = states.gather_optimizer([3, 0, 5])
     assert state.keys() == ({"momentum", "step"} if optimizer.name == "sgd" else {"mean", "square", "step"})
     assert all(not tensor.any() for tensor in state.values())
     for number, tensor in enumerate(state.values()):
         tensor.copy_(torch.randn(tensor.shape, generator=rng.generator(number, "optimizer")))
-    store.scatter_optimizer([3, 0, 5], state)
+    states.scatter_optimizer([3, 0, 5], state)
     before = {name: tensor.clone() for name, tensor in state.items()}
     for tensor in state.values():
         tensor.fill_(9.0)  # what is kept is a copy
     for client in (3, 0, 5):
-        kept = store.optimizer_state(client)
-        assert store.optimizer_state_is_whole(kept) and not store.optimizer_state_is_whole(dict(list(kept.items())[1:]))
+        kept = states.optimizer_state(client)
+        assert {"private": OWN} | {f"optimizer.{name}": len(tensor) for name, tensor in kept.items()} == states.widths()
+        with pytest.raises(KeyError):
+            other.keep_optimizer_state(client, dict(list(kept.items())[1:]))
         other.keep_optimizer_state(client, dict(reversed(kept.items())))  # whatever the order in which they were read
-    for one in (store, other):
+    for one in (states, other):
         got = one.gather_optimizer([5, 9, 3])
         for name, tensor in before.items():
             assert torch.equal(got[name], torch.stack([tensor[2], torch.zeros_like(tensor[0]), tensor[0]])), name
-    assert store.optimizer_state(9) == {}
+    assert states.optimizer_state(9) == {}
 
 
-def test_without_persist_no_optimizer_state_is_kept() -> None:
-    store = new_store(1e6)
-    store.scatter_optimizer([0], {name: tensor + 1 for name, tensor in store.gather_optimizer([0]).items()})
-    assert len(store.optimizer_rows) == 0 and store.optimizer_state(0) == {}
-    assert all(not tensor.any() for tensor in store.gather_optimizer([0]).values())
+def test_without_persist_there_is_no_optimizer_state() -> None:
+    states = new_states(1e6)
+    states.scatter([0], stack_of([0], 0))
+    assert len(states.optimizer_rows) == 0 and states.optimizer_state(0) == {}
+    assert states.widths() == {"private": OWN}
+    assert all(not tensor.any() for tensor in states.gather_optimizer([0]).values())
 
 
 def test_private_and_optimizer_state_share_one_budget() -> None:
     """Adam keeps two numbers for each of the 10 parameters, and one count, beside the 4 private ones."""
-    store = new_store(25 * 4 * 100, ADAM)
+    states = new_states(25 * 4 * 100, ADAM)
     for client in range(200):
-        store.scatter([client], torch.ones(1, SENT + OWN))
-        store.scatter_optimizer([client], store.gather_optimizer([client]))
-    assert store.private.bytes_by_place() == {"cpu": 100 * 4 * OWN, "disk": 100 * 4 * OWN}
-    assert store.optimizer_rows.bytes_by_place() == {"cpu": 100 * 4 * 21, "disk": 100 * 4 * 21}
+        states.scatter([client], torch.ones(1, SENT + OWN))
+        states.scatter_optimizer([client], states.gather_optimizer([client]))
+    assert states.own.bytes_by_place() == {"cpu": 100 * 4 * OWN, "disk": 100 * 4 * OWN}
+    assert states.optimizer_rows.bytes_by_place() == {"cpu": 100 * 4 * 21, "disk": 100 * 4 * 21}
 
 
 # Whole runs ------------------------------------------------------------------------------------------------------------------------------
@@ -262,10 +270,40 @@ def test_a_checkpoint_in_several_shards(straight: Path, tmp_path: Path, monkeypa
 class OneOfTwo(World):
     """One of two ranks that are threads of this process."""
 
-    meeting = threading.Barrier(2, timeout=20)
+    meeting = threading.Barrier(2, timeout=600)  # seconds
 
     def wait(self, purpose: str) -> None:
         self.meeting.wait()
+
+
+def new_members(host: float) -> Members:
+    return Members(new_states(host, ADAM), Server(LAYOUT, {SHARED: INITIAL[:SENT]}, World(0, 1, CPU)))
+
+
+def trained(members: Members, ids: list[int]) -> None:
+    """Let the clients ``ids`` have tensors and an optimizer state of their own, and the server move."""
+    serve(members, torch.full((SENT,), 5.0))
+    members.states.scatter(ids, stack_of(ids, 1))
+    state = members.states.gather_optimizer(ids)
+    for name, tensor in state.items():
+        tensor.copy_(torch.stack([torch.randn(tensor.shape[1], generator=rng.generator(client, name)) for client in ids]))
+    members.states.scatter_optimizer(ids, state)
+
+
+def save(root: Path, parts: list[Members]) -> None:
+    """The checkpoint of round 3 by as many ranks as there are ``parts``."""
+    worlds = [World(0, 1, CPU)] if len(parts) == 1 else [OneOfTwo(rank, 2, CPU) for rank in range(2)]
+    said = {"config": {"data.clients": 7}, "ledger": worlds[0].ledger.state(), "template": "{}", "reads": 0, "answers": "server"}
+    progress = Progress(**dict.fromkeys(field.name for field in dataclasses.fields(Progress)) | said)
+    snapshots = [checkpoint_write.Snapshot(3, members.states, members.server.state_dict(), progress) for members in parts]
+    work = [
+        threading.Thread(target=checkpoint_write.save_checkpoint, args=(root, snapshot, world, 1))
+        for snapshot, world in zip(snapshots, worlds, strict=True)
+    ]
+    for thread in work:
+        thread.start()
+    for thread in work:
+        thread.join()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e9], ids=["several", "one"])
@@ -273,38 +311,26 @@ class OneOfTwo(World):
 def test_shards_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, size: float) -> None:
     """By any number of ranks, each of which takes its own clients."""
     monkeypatch.setattr(checkpoint_write, "SHARD_BYTES", size)
-    whole, stores = new_store(1e6, ADAM), [new_store(0.0, ADAM) for _ in range(ranks)]
-    for number, store in enumerate([whole, *stores]):
-        ids = [client for client in range(7) if number == 0 or client % ranks == number - 1]
-        store.shared = torch.full((SENT,), 5.0)
-        store.scatter(ids, stack_of(ids, 1))
-        state = store.gather_optimizer(ids)
-        for name, tensor in state.items():
-            tensor.copy_(torch.stack([torch.randn(tensor.shape[1], generator=rng.generator(client, name)) for client in ids]))
-        store.scatter_optimizer(ids, state)
-    worlds = [World(0, 1, CPU)] if ranks == 1 else [OneOfTwo(rank, 2, CPU) for rank in range(2)]
-    work = [
-        threading.Thread(target=checkpoint_write.save_checkpoint, args=(tmp_path, 3, store, world, {}, 1))
-        for store, world in zip(stores, worlds, strict=True)
-    ]
-    for thread in work:
-        thread.start()
-    for thread in work:
-        thread.join()
+    whole, parts = new_members(1e6), [new_members(0.0) for _ in range(ranks)]
+    trained(whole, list(range(7)))
+    for rank, members in enumerate(parts):
+        trained(members, list(range(rank, 7, ranks)))
+    save(tmp_path, parts)
 
     folder = checkpoint_manifest.folder_of(tmp_path, 3)
     manifest = checkpoint_manifest.read_manifest(folder)
-    checkpoint_manifest.verify(folder, manifest["shards"].items())
+    checkpoint_manifest.verify(folder, manifest.shards.items())
     assert len(client_shards(folder)) == (ranks if size > 1 else 7 + ranks)
-    assert {*client_shards(folder), "server.safetensors"} == set(manifest["shards"])
-    names = [name for name, _ in read.read_tensors(folder, manifest, {str(client) for client in range(7)})]
+    assert {*client_shards(folder), "server.safetensors"} == set(manifest.shards)
+    names = [(row.client, row.kind) for row in read.read_rows(tmp_path, manifest, range(7))]
     assert len(names) == len(set(names)) == 2 + 7 * 4  # each is written once
     for readers in (1, 2, 3):
         for reader in range(readers):
-            own = [client for client in range(7) if client % readers == reader]
-            store = new_store(0.0, ADAM)
-            read.restore(folder, manifest, store, own)
-            assert sorted(store.private) == sorted(store.optimizer_rows) == own
-            assert torch.equal(store.gather(own), whole.gather(own)) and torch.equal(store.shared, whole.shared)
-            for name, tensor in whole.gather_optimizer(own).items():
-                assert torch.equal(store.gather_optimizer(own)[name], tensor), name
+            own = list(range(reader, 7, readers))
+            members = new_members(0.0)
+            fill(members, tmp_path, manifest, own)
+            assert sorted(members.states.own) == sorted(members.states.optimizer_rows) == own
+            assert torch.equal(gathered(members, own), gathered(whole, own))
+            assert torch.equal(members.server.shared, whole.server.shared)
+            for name, tensor in whole.states.gather_optimizer(own).items():
+                assert torch.equal(members.states.gather_optimizer(own)[name], tensor), name

@@ -16,7 +16,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma.stack.offload import Bank, Budget, RowFile, Tier
+from pfedmma.stack.offload import Budget, OffloadedRows, RowFile, Tier
 from pfedmma.system.errors import UserError
 
 CPU = torch.device("cpu")
@@ -27,38 +27,38 @@ INFINITE = float("inf")
 LIMITS = [(0,), (0.9,), (1,), (2.5,), (4,), (INFINITE,), (0, 0), (1, 1), (0, 2), (2, 0), (1, 2.5), (2, INFINITE)]
 
 
-def new_bank(*limits: float, width: int = WIDTH) -> Bank:
-    """A bank whose tiers may hold so many rows of `WIDTH`; all of them lie in host memory here."""
-    bank = Bank(width, CPU, Budget(host=ROW * limits[-1]))
-    assert len(bank._tiers) == 1
-    bank._tiers = [*(Tier(CPU, ROW * limit) for limit in limits[:-1]), *bank._tiers]
-    return bank
+def new_rows(*limits: float, width: int = WIDTH) -> OffloadedRows:
+    """Rows whose tiers may hold so many rows of `WIDTH`; all of them lie in host memory here."""
+    rows = OffloadedRows(width, CPU, Budget(host=ROW * limits[-1]))
+    assert len(rows._tiers) == 1
+    rows._tiers = [*(Tier(CPU, ROW * limit) for limit in limits[:-1]), *rows._tiers]
+    return rows
 
 
 def row_of(value: float) -> Tensor:
     return torch.arange(WIDTH) + float(value)
 
 
-def places(bank: Bank) -> list[list[int]]:
+def places(rows: OffloadedRows) -> list[list[int]]:
     """The clients at each level, the last one the file."""
-    return [*(list(tier.rows) for tier in bank._tiers), list(bank._file.slots)]
+    return [*(list(tier.rows) for tier in rows._tiers), list(rows._file.slots)]
 
 
-def file_size(bank: Bank) -> int:
-    assert bank._file._file is not None
-    return os.fstat(bank._file._file.fileno()).st_size
+def file_size(rows: OffloadedRows) -> int:
+    assert rows._file._file is not None
+    return os.fstat(rows._file._file.fileno()).st_size
 
 
 # A dictionary ----------------------------------------------------------------------------------------------------------------------------
 
 
-def assert_bounded(bank: Bank) -> None:
+def assert_bounded(rows: OffloadedRows) -> None:
     """Every tier counts what it holds, which is within its limit; every client is in one place alone."""
-    for tier in bank._tiers:
+    for tier in rows._tiers:
         assert tier.held == ROW * len(tier.rows) <= tier.limit
-    everywhere = [client for level in places(bank) for client in level]
+    everywhere = [client for level in places(rows) for client in level]
     assert len(everywhere) == len(set(everywhere))
-    slots = bank._file.slots.values()
+    slots = rows._file.slots.values()
     assert len(set(slots)) == len(slots)
 
 
@@ -69,77 +69,77 @@ ACTIONS = st.tuples(st.sampled_from(["set", "set", "get", "delete", "contains", 
 @given(st.sampled_from(LIMITS), st.lists(ACTIONS, max_size=40))
 def test_it_is_a_dictionary(limits: tuple[float, ...], actions: list[tuple[str, int]]) -> None:
     """And what leaves the fastest memory is what has gone unused longest."""
-    bank, plain = new_bank(*limits), dict[int, Tensor]()
+    rows, plain = new_rows(*limits), dict[int, Tensor]()
     used: dict[int, int] = {}
     for time, (action, client) in enumerate(actions):
-        before = set(bank._tiers[0].rows)
+        before = set(rows._tiers[0].rows)
         if action == "set":
             plain[client] = row_of(100 * time)
-            bank[client] = plain[client]
+            rows[client] = plain[client]
             used[client] = time
         elif action == "get":
-            found = bank.get(client)
+            found = rows.get(client)
             assert (found is None) == (client not in plain)
             assert found is None or torch.equal(found, plain[client])
             used[client] = time
         elif action == "delete" and client not in plain:
             with pytest.raises(KeyError):
-                del bank[client]
+                del rows[client]
         elif action == "delete":
-            del bank[client], plain[client]
+            del rows[client], plain[client]
         elif action == "contains":
-            assert (client in bank) == (client in plain)
+            assert (client in rows) == (client in plain)
         else:
-            assert sorted(bank) == sorted(plain)
-        assert len(bank) == len(plain)
-        assert_bounded(bank)
-        stayed = set(bank._tiers[0].rows)
+            assert sorted(rows) == sorted(plain)
+        assert len(rows) == len(plain)
+        assert_bounded(rows)
+        stayed = set(rows._tiers[0].rows)
         gone = {one for one in before - stayed if one in plain}
         assert all(used[one] < used[other] for one in gone for other in stayed)
-    assert bank.keys() == plain.keys()
-    assert all(torch.equal(bank[client], row) for client, row in plain.items())
+    assert rows.keys() == plain.keys()
+    assert all(torch.equal(rows[client], row) for client, row in plain.items())
 
 
 def test_a_client_without_a_row_is_a_key_error() -> None:
-    bank = new_bank(1)
-    bank[0], bank[1] = row_of(0), row_of(1)
+    rows = new_rows(1)
+    rows[0], rows[1] = row_of(0), row_of(1)
     for client in (2, -1):
         with pytest.raises(KeyError):
-            bank[client]
+            rows[client]
 
 
 # Where rows rest -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_unused_longest_go_down_one_level_after_another() -> None:
-    bank = new_bank(2, 2)
+    rows = new_rows(2, 2)
     for client in range(4):
-        bank[client] = row_of(client)
-    assert places(bank) == [[2, 3], [0, 1], []]
-    bank[2]  # reading is use, too, at every level
-    bank[0]
-    bank[4] = row_of(4)
-    assert places(bank) == [[2, 4], [0, 3], [1]]
-    bank[1] = row_of(1)  # what is written comes up
-    assert places(bank) == [[4, 1], [3, 2], [0]]
-    assert [bank[client].tolist() for client in range(5)] == [row_of(client).tolist() for client in range(5)]
+        rows[client] = row_of(client)
+    assert places(rows) == [[2, 3], [0, 1], []]
+    rows[2]  # reading is use, too, at every level
+    rows[0]
+    rows[4] = row_of(4)
+    assert places(rows) == [[2, 4], [0, 3], [1]]
+    rows[1] = row_of(1)  # what is written comes up
+    assert places(rows) == [[4, 1], [3, 2], [0]]
+    assert [rows[client].tolist() for client in range(5)] == [row_of(client).tolist() for client in range(5)]
 
 
 def test_reading_moves_nothing() -> None:
-    bank = new_bank(1)
-    bank[0], bank[1] = row_of(0), row_of(1)
+    rows = new_rows(1)
+    rows[0], rows[1] = row_of(0), row_of(1)
     for _ in range(2):
-        assert torch.equal(bank[0], row_of(0))
-        assert places(bank) == [[1], [0]]
+        assert torch.equal(rows[0], row_of(0))
+        assert places(rows) == [[1], [0]]
 
 
 def test_bytes_by_place_and_what_is_at_hand() -> None:
-    bank = new_bank(1)
-    bank[0], bank[1], bank[2] = row_of(0), row_of(1), row_of(2)
-    assert bank.bytes_by_place() == {"cpu": ROW, "disk": 2 * ROW}
-    assert bank.at_hand([2]) and bank.at_hand([2, 7]) and bank.at_hand([])  # client 7 has no row to bring
-    assert not bank.at_hand([2, 0])
-    beside = new_bank(1, INFINITE)
+    rows = new_rows(1)
+    rows[0], rows[1], rows[2] = row_of(0), row_of(1), row_of(2)
+    assert rows.bytes_by_place() == {"cpu": ROW, "disk": 2 * ROW}
+    assert rows.at_hand([2]) and rows.at_hand([2, 7]) and rows.at_hand([])  # client 7 has no row to bring
+    assert not rows.at_hand([2, 0])
+    beside = new_rows(1, INFINITE)
     beside[0], beside[1] = row_of(0), row_of(1)
     assert beside.at_hand([1]) and not beside.at_hand([0])  # host memory is not the fastest there
 
@@ -150,56 +150,56 @@ def test_a_budget_is_shared_out() -> None:
 
 @pytest.mark.parametrize("limits", [(0,), (2,), (1, 1)])
 def test_the_file_does_not_grow_with_rewriting(limits: tuple[float, ...]) -> None:
-    bank = new_bank(*limits)
+    rows = new_rows(*limits)
     for time in range(100):
         for client in range(5):
-            bank[client] = row_of(10 * time + client)
-    assert file_size(bank) <= 5 * ROW
-    assert [bank[client][0].item() for client in range(5)] == [990, 991, 992, 993, 994]
+            rows[client] = row_of(10 * time + client)
+    assert file_size(rows) <= 5 * ROW
+    assert [rows[client][0].item() for client in range(5)] == [990, 991, 992, 993, 994]
 
 
 def test_the_place_of_a_forgotten_row_is_the_next_one_s() -> None:
-    bank = new_bank(0)
+    rows = new_rows(0)
     for client in range(3):
-        bank[client] = row_of(client)
-    del bank[1]
-    bank[7] = row_of(7)
-    assert file_size(bank) == 3 * ROW
-    assert [bank[client][0].item() for client in (0, 7, 2)] == [0, 7, 2]
+        rows[client] = row_of(client)
+    del rows[1]
+    rows[7] = row_of(7)
+    assert file_size(rows) == 3 * ROW
+    assert [rows[client][0].item() for client in (0, 7, 2)] == [0, 7, 2]
 
 
 @pytest.mark.parametrize("limits", [(0,), (1,), (INFINITE,), (1, 1), (INFINITE, INFINITE)])
 def test_rows_are_copied(limits: tuple[float, ...]) -> None:
     """What happens to their source later is nothing to them, and none of it stays in memory for them."""
-    bank = new_bank(*limits)
+    rows = new_rows(*limits)
     stack = torch.stack([row_of(client) for client in range(3)]).requires_grad_()
     for client in range(3):
-        bank[client] = stack[client]
+        rows[client] = stack[client]
     with torch.no_grad():
         stack.fill_(-1.0)
     for client in range(3):
-        assert torch.equal(bank[client], row_of(client))
-        assert not bank[client].requires_grad
-        assert bank[client].untyped_storage().nbytes() == ROW
+        assert torch.equal(rows[client], row_of(client))
+        assert not rows[client].requires_grad
+        assert rows[client].untyped_storage().nbytes() == ROW
 
 
 @pytest.mark.parametrize("limits", [(0,), (INFINITE,), (0, 0)])
 def test_rows_without_numbers(limits: tuple[float, ...]) -> None:
     """Of a method without private tensors: they say who has trained and take no room."""
-    bank = new_bank(*limits, width=0)
+    rows = new_rows(*limits, width=0)
     for client in (3, 1):
-        bank[client] = torch.empty(4, 0)[client]
-    assert sorted(bank) == [1, 3] and len(bank) == 2 and 2 not in bank
-    assert bank[3].shape == (0,) and bank[3].dtype == torch.float32
-    assert set(bank.bytes_by_place().values()) == {0}
-    del bank[3]
-    assert list(bank) == [1]
+        rows[client] = torch.empty(4, 0)[client]
+    assert sorted(rows) == [1, 3] and len(rows) == 2 and 2 not in rows
+    assert rows[3].shape == (0,) and rows[3].dtype == torch.float32
+    assert set(rows.bytes_by_place().values()) == {0}
+    del rows[3]
+    assert list(rows) == [1]
 
 
 def test_without_rows_beyond_memory_there_is_no_file() -> None:
-    bank = new_bank(2)
-    bank[0] = row_of(0)
-    assert bank._file._file is None
+    rows = new_rows(2)
+    rows[0] = row_of(0)
+    assert rows._file._file is None
 
 
 # A full disk -----------------------------------------------------------------------------------------------------------------------------
@@ -223,10 +223,10 @@ def test_a_full_disk_is_one_sentence_that_says_what_to_raise(monkeypatch: pytest
         return FullFile()
 
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
-    bank = new_bank(1)
-    bank[0] = row_of(0)  # fits into memory
+    rows = new_rows(1)
+    rows[0] = row_of(0)  # fits into memory
     with pytest.raises(UserError) as error:
-        bank[1] = row_of(1)
+        rows[1] = row_of(1)
     message = str(error.value)
     assert message.startswith("federation.host_gb: ") and "raise federation.host_gb" in message
     assert os.strerror(errno.ENOSPC) in message and tempfile.gettempdir() in message
@@ -250,19 +250,19 @@ def test_a_file_reads_what_it_was_given() -> None:
 @pytest.mark.parametrize("limits", [(0,), (2,), (1, 1)])
 def test_two_threads_read_and_write_at_once(limits: tuple[float, ...]) -> None:
     """While one thread rewrites all rows, the other finds each of them there, and of the right client."""
-    bank = new_bank(*limits)
+    rows = new_rows(*limits)
     clients, turns, faults = 4, 300, list[str]()
 
     def write(turn: int) -> None:
         for client in range(clients):
-            bank[client] = torch.full((WIDTH,), float(turn * clients + client))
+            rows[client] = torch.full((WIDTH,), float(turn * clients + client))
 
     def read() -> None:
         while not done.is_set():
             for client in range(clients):
-                if client not in bank or len(bank) != clients:
+                if client not in rows or len(rows) != clients:
                     faults.append(f"{client} is missing")
-                elif any(number % clients != client for number in bank[client].tolist()):
+                elif any(number % clients != client for number in rows[client].tolist()):
                     faults.append(f"{client} reads the row of another")
 
     done, pause = threading.Event(), sys.getswitchinterval()
@@ -278,4 +278,4 @@ def test_two_threads_read_and_write_at_once(limits: tuple[float, ...]) -> None:
         reader.join()
         sys.setswitchinterval(pause)
     assert not faults, faults[:3]
-    assert [bank[client][0].item() for client in range(clients)] == [clients * (turns - 1) + client for client in range(clients)]
+    assert [rows[client][0].item() for client in range(clients)] == [clients * (turns - 1) + client for client in range(clients)]

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pfedmma.stack.client_state import ClientStore
 from pfedmma.stack.layout import Layout
-from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import MEAN, POOL
 
@@ -70,18 +68,29 @@ def test_nothing_to_read(limit: int) -> None:
     assert (pool.nearest([1], torch.zeros(1), limit) is None) == (limit == 0)
 
 
-def test_a_store_hands_out_named_tensors_of_the_rule_pool_alone() -> None:
+def test_named_tensors_of_the_rule_pool_alone_are_handed_out() -> None:
     layout = Layout({"mean": (2,), "a": (1, 2), "private": (3,), "b": (2,)}, {"mean": MEAN, "b": POOL, "a": POOL})
-    store = ClientStore(layout, torch.zeros(layout.size), OptimizerConfig(), torch.device("cpu"))
-    assert store.others([0], 5) is None
-    store.pool.rows = {i: torch.arange(4.0) + 10 * i for i in range(3)}
-    others = store.others([2, 0], 1)
+    pool, shared = Pool(), torch.zeros(layout.exchanged_size)
+    assert pool.others(layout, [0], shared, 5) is None
+    pool.rows = {i: torch.arange(4.0) + 10 * i for i in range(3)}
+    others = pool.others(layout, [2, 0], shared, 1)
     assert others is not None
     assert others.present.tolist() == [[True], [True]]
     both = {name: tensor.tolist() for name, tensor in others.tensors.items()}  # client 1's, twice
     assert both == {"a": [[[[10.0, 11.0]]]] * 2, "b": [[[12.0, 13.0]]] * 2}
 
 
+def test_who_has_sent_nothing_looks_from_the_pooled_part_of_the_servers() -> None:
+    layout = Layout({"mean": (2,), "a": (1,)}, {"mean": MEAN, "a": POOL})
+    pool = Pool()
+    pool.rows = {1: torch.tensor([0.0]), 2: torch.tensor([5.0])}
+    for own, nearest in ((1.0, 0.0), (4.0, 5.0)):
+        others = pool.others(layout, [7], torch.tensor([9.0, 9.0, own]), 1)
+        assert others is not None and others.tensors["a"].tolist() == [[[nearest]]]
+
+
 def test_a_method_without_the_rule_reads_nothing() -> None:
     layout = Layout({"a": (1,)}, {"a": MEAN})
-    assert ClientStore(layout, torch.zeros(1), OptimizerConfig(), torch.device("cpu")).others([0], 5) is None
+    pool = Pool()
+    pool.rows = {1: torch.tensor([0.0])}
+    assert pool.others(layout, [0], torch.zeros(1), 5) is None
