@@ -28,7 +28,8 @@ from pfedmma.data.pixels.crop import CROP_RATIO, CROP_SCALE
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source
-from pfedmma.data.sources.folders import SUFFIXES, split
+from pfedmma.data.sources.folders import split
+from pfedmma.data.sources.images import SUFFIXES
 
 BATCH = 64
 

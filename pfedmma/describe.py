@@ -1,12 +1,18 @@
 """Who would hold what in a run: ``python -m pfedmma.describe [--config FILE] [--plot FILE] [--out FILE] [key=value ...]``
 
 Divides the data set among clients as a run with these settings would, and shows what each client holds and is tested on. Images
-are looked up, not read, and nothing is trained. What --out writes, a run takes with data.partition_file=FILE.
+are looked up, not read, unless --check asks for it, and nothing is trained. What --out writes, a run takes with data.partition_file=FILE.
+
+exit status: 0; 1 if --check finds images that cannot be read, which are named; 2 if there is nothing to describe.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,10 +21,11 @@ from rich.table import Table
 
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
-from pfedmma.data.loading import divide, open_source
+from pfedmma.data.loading import divide, open_source, say
 from pfedmma.data.partition import partition_file
 from pfedmma.data.partition.federated import FederatedData
-from pfedmma.system.console import show
+from pfedmma.data.sources.base import Source, Unreadable
+from pfedmma.system.console import ProgressBar, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 DRAWN_SIZE = 32  # pixels a side of drawn images; describing draws none
@@ -33,9 +40,11 @@ def main(argv: list[str] | None = None) -> None:
         "--plot", type=Path, metavar="FILE", help="write classes x clients as a picture (*.png; needs pip install 'pfedmma[plots]')"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the partition as JSON, for data.partition_file")
+    parser.add_argument("--check", action="store_true", help="decode every image of the data set, and name those that cannot be read")
     args = parser.parse_intermixed_args(argv)  # settings may stand before and after options
     config = configuration.load(args.config, args.settings)
     source = open_source(config.data, config.seed, DRAWN_SIZE)
+    say(source)
     federated = divide(source, config.data, config.seed, config.evaluation.split)
     show(describe(federated, config))
     if args.out is not None:
@@ -44,6 +53,39 @@ def main(argv: list[str] | None = None) -> None:
     if args.plot is not None:
         plot(federated, config, args.plot)
         print(f"plot: {args.plot}")
+    if args.check and check(source):
+        raise SystemExit(1)
+
+
+def check(source: Source) -> int:
+    """Decode every image; each that cannot be is named on stderr, and at the end they are counted."""
+    count = sum(len(split.labels) for split in source.splits.values())
+    bad = 0
+    with ProgressBar("images", count) as bar:
+        for wrong in _problems(source):
+            if wrong:
+                bar.complain(f"error: {wrong}")
+                bad += 1
+            bar.advance()
+    print(f"checked: {count} images, {bad} of which cannot be read")
+    sys.stdout.flush()
+    return bad
+
+
+def _problems(source: Source) -> Iterator[str]:
+    """Why each image cannot be read, empty where it can be; several are decoded side by side, and none is kept."""
+
+    def problem(item: tuple[str, int]) -> str:
+        split, position = item
+        try:
+            source.splits[split].read(position)
+        except Unreadable as error:
+            return str(error)
+        return ""
+
+    items = [(name, position) for name, split in source.splits.items() for position in range(len(split.labels))]
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="pfedmma-decode") as threads:
+        yield from threads.map(problem, items)
 
 
 def counts(federated: FederatedData) -> torch.Tensor:

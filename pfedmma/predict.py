@@ -25,16 +25,17 @@ from pfedmma.data.pixels.crop import fit
 from pfedmma.data.pixels.decode import decode
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.data.sources import images
 from pfedmma.data.sources.base import Source, Split, Unreadable
-from pfedmma.data.sources.folders import SUFFIXES
 from pfedmma.methods import registry
+from pfedmma.methods.prompts import cut_prompts
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import ProgressBar
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
-from pfedmma.system.files import to_json
+from pfedmma.system.files import expanded, read_text, to_json
 
 T = TypeVar("T")
 LABEL_SPACES = ("all", "base", "novel", "own")
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
     backbone = loading.load(kept.config.backbone, kept.config.seed, device)
     model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), *kept.answer, kept.template)
+    if cut := cut_prompts(backbone, kept.template, names):
+        print(f"warning: {cut}", file=sys.stderr, flush=True)
     answers = predict(model, names, paths, args.batch_size)
     if not args.json:
         print(f"client {args.client} of {folder.path} after round {kept.round} ({kept.config.method.name}), {len(names)} classes")
@@ -97,23 +100,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def find_images(given: Sequence[str]) -> list[Path]:
-    """The files among ``given``, and the images below its folders in order of their paths.
+    """The files among ``given``, and the images below its folders in order of their paths; other files are counted on stderr.
 
     Raises:
         UserError: something is not there, or a folder holds no image.
     """
     paths: list[Path] = []
+    searched: list[images.Found] = []
     for name in given:
         path = Path(name)
         if os.path.isdir(path):
-            below = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
-            if not below:
-                raise UserError(f"there is no image in the folder {name}; looked for {', '.join(sorted(SUFFIXES))}")
-            paths += below
+            searched.append(images.find(path))
+            if not searched[-1].images:
+                raise UserError(f"there is no image in the folder {name}; looked for {', '.join(sorted(images.SUFFIXES))} and what is one inside")
+            paths += searched[-1].images
         elif os.path.exists(path):
             paths.append(path)
         else:
             raise UserError(f"there is no image {name}")
+    if note := images.left_out_note(searched):
+        print(f"warning: {note}", file=sys.stderr, flush=True)
     return paths
 
 
@@ -130,7 +136,7 @@ def given_names(args: argparse.Namespace) -> tuple[str, ...]:
         return ()
     option = "--names" if args.names_file is None else "--names-file"
     try:
-        parts = args.names.split(",") if args.names_file is None else args.names_file.read_text(encoding="utf-8-sig").splitlines()
+        parts = args.names.split(",") if args.names_file is None else read_text(expanded(args.names_file)).splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{option}: cannot read {args.names_file}: {getattr(error, 'strerror', None) or error}") from None
     names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
@@ -167,8 +173,8 @@ def predict(model: PersonalCLIP, names: Sequence[str], paths: Sequence[Path], si
             return paths[index], error
 
     for batch in Prefetched(batches(read, len(paths), size), Stopwatch()):
-        images = [image for _, image in batch if isinstance(image, Tensor)]
-        rows = iter(classify(pixels.normalise(torch.stack(images))).float().softmax(dim=-1).cpu() if images else ())
+        seen = [image for _, image in batch if isinstance(image, Tensor)]
+        rows = iter(classify(pixels.normalise(torch.stack(seen))).float().softmax(dim=-1).cpu() if seen else ())
         for path, image in batch:
             yield path, next(rows) if isinstance(image, Tensor) else image
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
@@ -15,9 +15,11 @@ from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.partition.protocols import PROTOCOLS
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Wanted, template_problem
+from pfedmma.data.sources.names import renamed
 from pfedmma.data.sources.registry import DATA_SETS, NAMES
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.files import expanded
 from pfedmma.system.options import SAME_RESULT, setting
 
 
@@ -32,12 +34,14 @@ class DataConfig:
     shots: int = setting(16, "training images of a class; 0: all")
     beta: float = setting(0.5, "concentration of the Dirichlet draws; smaller means more skew")
     min_samples: int = setting(1, "training images that every client gets at least")
+    domains: tuple[str, ...] = setting((), "domains that are used, in this order, such as [photo, sketch]; empty: all there are")
     held_out_domain: str = setting("", "a domain that no client holds, tested as unseen")
     partition_file: str = setting("", "a partition written by python -m pfedmma.describe --out; it takes the place of data.protocol")
     template: str = setting(
         "generic",
         'class prompt: generic ("a photo of a {}."), dataset (the usual one of the data set), or a text with {}',
     )
+    class_names: str = setting("", "a file that names the classes, as text or JSON: an id and a name for each, or the names in order")
     test_fraction: float = setting(0.3, "share of the images that becomes the test split of folders without one")
     all_classes: bool = setting(False, "all 345 classes of DomainNet instead of the usual ten")
     download: bool = setting(False, "let torchvision fetch CIFAR", SAME_RESULT)
@@ -74,6 +78,8 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
         UserError: the data set is not there, or cannot be divided like this.
     """
     source = open_source(config, seed, preprocess.size)
+    if world.is_main:
+        say(source)
     federated = divide(source, config, seed, test_split)
     strength = source.camera if config.camera == -1.0 else config.camera
     if strength > 0:
@@ -81,6 +87,12 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
         federated = dataclasses.replace(federated, clients=seen)
     augment = source.augment if config.augment == "auto" else config.augment
     return federated, Pixels(source, preprocess, augment, world.device, config.cache_gb, world.local_size)
+
+
+def say(source: Source) -> None:
+    """Tell the user, on stderr, what of the data set was left out, made up or read in an unusual way."""
+    for note in source.notes:
+        print(f"warning: {note}", file=sys.stderr, flush=True)
 
 
 def open_source(config: DataConfig, seed: int, size: int) -> Source:
@@ -100,8 +112,13 @@ def open_source(config: DataConfig, seed: int, size: int) -> Source:
         test_fraction=config.test_fraction,
         all_classes=config.all_classes,
         download=config.download,
+        domains=config.domains,
     )
     source = DATA_SETS[config.name](wanted)
+    if config.domains and not source.domains:
+        raise UserError(f"data.domains: {source.name} has no domains; leave it out, or see domainnet and domainfolder")
+    if config.class_names:
+        source = renamed(source, config.class_names)
     templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}
     return dataclasses.replace(source, template=templates.get(config.template, config.template))
 
@@ -121,7 +138,7 @@ def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Fe
 
 
 def _from_file(source: Source, config: DataConfig, test_split: str) -> FederatedData:
-    federated = partition_file.read(Path(config.partition_file), source)
+    federated = partition_file.read(expanded(config.partition_file), source)
     if federated.base.split != test_split:
         raise UserError(
             f"data.partition_file: {config.partition_file} divides the '{federated.base.split}' split; set evaluation.split to it"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pfedmma.clip.stems import Stem
 from pfedmma.methods.base import Method
+from pfedmma.methods.prompts import require_told_apart
 from pfedmma.stack.rules import Given, State
 
 
@@ -32,9 +33,11 @@ class Forward:
 
     @classmethod
     def from_prompts(cls, method: Method, template: str, names: Sequence[str]) -> Forward:
-        """The method on the class prompts ``template`` of ``names``."""
+        """The method on the class prompts ``template`` of ``names``; a `UserError` where two of them are encoded alike."""
+        prompts = method.backbone.prompts(template, tuple(names))
+        require_told_apart(prompts.names, prompts.tokens)
         with method.backbone.autocast():
-            return cls(method, tuple(names), method.text_stem(method.backbone.prompts(template, tuple(names))))
+            return cls(method, tuple(names), method.text_stem(prompts))
 
     @property
     def device(self) -> torch.device:

@@ -1,7 +1,8 @@
-"""Files that are either whole or absent."""
+"""Files: paths as users write them, text in any encoding that says its name, and files that are either whole or absent."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import math
@@ -11,6 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.system.errors import RankFailure, UserError
+
+# The longer mark first: it begins as the shorter one.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path as a user writes it in a setting: ``~``, ``~name`` and ``$VAR`` stand for what they stand for in a shell.
+
+    What stands for nothing is left as it is, and so is a path with a ``$`` that is there under that very name.
+    """
+    text = os.fspath(path)
+    return Path(text if "$" in text and os.path.lexists(text) else os.path.expanduser(os.path.expandvars(text)))
+
+
+def read_text(path: Path) -> str:
+    """A text file in the encoding that its byte-order mark names, else in UTF-8. Raises OSError, or ValueError if it is no text."""
+    content = path.read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -18,7 +18,7 @@ from pfedmma import train
 from pfedmma.config import schema as configuration
 from pfedmma.data.loading import PROTOCOLS, DataConfig, divide
 from pfedmma.data.sources import lists
-from pfedmma.data.sources.folders import LONGEST_NAME
+from pfedmma.data.sources.names import LONGEST_NAME
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.records.folder import RunFolder

@@ -12,7 +12,7 @@ from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedDat
 from pfedmma.data.sources.base import Source
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
-from pfedmma.system.files import to_json, write_atomically
+from pfedmma.system.files import read_text, to_json, write_atomically
 
 FORMAT = "pfedmma-partition/1"
 
@@ -49,7 +49,7 @@ def read(path: Path, source: Source) -> FederatedData:
         UserError: unreadable or malformed, made for other data, an image given twice, a client without images.
     """
     try:
-        content = untrusted.read_json(path)
+        content = untrusted.parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"data.partition_file: cannot read {path}: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -70,6 +70,7 @@ def _build(content: dict[str, Any], source: Source) -> FederatedData:
     """Raises a KeyError that names what is missing, or an AttributeError, TypeError or ValueError."""
     read = {name: _read_set(name, content["sets"][name], source) for name in ("base", "novel", "unseen") if name in content["sets"]}
     base, to_base = read["base"]
+    _require_apart({name: images for name, (images, _) in read.items()}, to_base, source)
     train = source.splits["train"].labels
     clients = []
     for number, row in enumerate(content["clients"]):
@@ -104,6 +105,18 @@ def _read_set(name: str, value: dict[str, Any], source: Source) -> tuple[Evaluat
     if len(indices) == 0 or bool((mapped < 0).any()):
         raise ValueError(f"the set '{name}' is empty, or holds an image of none of its classes")
     return EvaluationSet(value["split"], tuple(source.class_names[label] for label in chosen.tolist()), indices, mapped), number
+
+
+def _require_apart(sets: dict[str, EvaluationSet], to_base: Tensor, source: Source) -> None:
+    """Novel classes are none of the base classes, and unseen images none of the base set's."""
+    if novel := sets.get("novel"):
+        of_source = source.splits[novel.split].labels[novel.indices]
+        both = of_source[to_base[of_source] >= 0]
+        if len(both):
+            raise ValueError(f"the class '{source.class_names[int(both[0])]}' is in the set 'novel' and in 'base'; clients train on it")
+    unseen, base = sets.get("unseen"), sets["base"]
+    if unseen and unseen.split == base.split and bool(torch.isin(unseen.indices, base.indices).any()):
+        raise ValueError("an image is in the set 'unseen' and in 'base'")
 
 
 def _positions(values: list[int], size: int) -> Tensor:

@@ -21,7 +21,11 @@ def draw_shots(source: Source, label: int, shots: int, seed: int, domain: int | 
     if domain is not None:
         wanted &= split.domain_of(torch.arange(len(wanted))) == domain
     pool = wanted.nonzero().squeeze(1)
-    count = shots or max(1, len(pool))
+    if len(pool) == 0 and not bool((split.labels == label).any()):
+        raise UserError(
+            f"data.root: class '{source.class_names[label]}' has 0 training images; put some in its folder, or take the class away"
+        )
+    count = shots or len(pool)
     if count > len(pool):
         of = "" if domain is None else f" of domain '{source.domains[domain]}'"
         raise UserError(

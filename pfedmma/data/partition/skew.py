@@ -56,7 +56,7 @@ def dirichlet(train: Tensor, test: Tensor, division: Division, *ids: int | str) 
     def draw(attempt: int) -> Parts:
         gen = _numpy_generator(division.seed, "dirichlet", *ids, attempt)
         shares = {label: gen.dirichlet([division.beta] * division.clients) for label in labels}
-        return _by_class(train, test, shares, gen)
+        return _by_class(train, test, shares, gen, _numpy_generator(division.seed, "dirichlet ties", *ids, attempt))
 
     return _until_large_enough(draw, len(train), division)
 
@@ -77,7 +77,7 @@ def pachinko(train: Tensor, test: Tensor, coarse: Sequence[int], alpha: float, d
         gen = _numpy_generator(division.seed, "pachinko", attempt)
         counts = _pachinko_counts(torch.bincount(train, minlength=len(coarse)).numpy(), tree, alpha, division, gen)
         shares = {label: _shares(counts[:, label]) for label in range(len(coarse))}
-        return _by_class(train, test, shares, gen)
+        return _by_class(train, test, shares, gen, _numpy_generator(division.seed, "pachinko ties", attempt))
 
     return _until_large_enough(draw, len(train), division)
 
@@ -108,21 +108,36 @@ def _shares(counts: np.ndarray) -> np.ndarray:
     return counts / total if total else np.full(len(counts), 1.0 / len(counts))
 
 
-def _by_class(train: Tensor, test: Tensor, shares: dict[int, np.ndarray], gen: np.random.Generator) -> Parts:
+def _by_class(train: Tensor, test: Tensor, shares: dict[int, np.ndarray], gen: np.random.Generator, ties: np.random.Generator) -> Parts:
     """Divide the images of each label, training and test images alike, by its shares [K]."""
-    return list(zip(*(_cut_each_class(labels, shares, gen) for labels in (train, test)), strict=True))
+    # The clients in the order in which they come where shares are equal, one order a label, so that none is always first.
+    orders = {label: ties.permutation(len(share)) for label, share in shares.items()}
+    return list(zip(*(_cut_each_class(labels, shares, gen, orders) for labels in (train, test)), strict=True))
 
 
-def _cut_each_class(labels: Tensor, shares: dict[int, np.ndarray], gen: np.random.Generator) -> list[Tensor]:
+def _cut_each_class(labels: Tensor, shares: dict[int, np.ndarray], gen: np.random.Generator, orders: dict[int, np.ndarray]) -> list[Tensor]:
     """[n] labels -> positions of each client, ascending."""
     held: list[list[Tensor]] = [[] for _ in next(iter(shares.values()))]
     for label, share in shares.items():
         positions = (labels == label).nonzero().squeeze(1)
         positions = positions[torch.from_numpy(gen.permutation(len(positions)))]
-        cuts = np.rint(np.cumsum(share)[:-1] * len(positions)).astype(np.int64)
+        cuts = largest_remainder(share, len(positions), orders[label]).cumsum()[:-1]
         for client, part in enumerate(torch.tensor_split(positions, torch.from_numpy(cuts))):
             held[client].append(part)
     return [torch.cat(parts).sort().values for parts in held]
+
+
+def largest_remainder(share: np.ndarray, count: int, order: np.ndarray) -> np.ndarray:
+    """How many of ``count`` each client gets [K] by its ``share`` [K] of 1: each less than one from its exact part.
+
+    What is left after rounding down goes to the largest remainders, of equal ones to the first in ``order`` [K].
+    """
+    exact = share / max(share.sum(), np.finfo(float).tiny) * count
+    whole = np.floor(exact + 1e-9).astype(np.int64)
+    left = count - int(whole.sum())
+    by_remainder = order[np.argsort(-np.round(exact - whole, 9)[order], kind="stable")]
+    whole[by_remainder[:left]] += 1
+    return whole
 
 
 def _until_large_enough(draw: Callable[[int], Parts], images: int, division: Division) -> Parts:

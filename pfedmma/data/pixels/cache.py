@@ -24,6 +24,8 @@ from torch import Tensor
 from pfedmma.system.errors import RankFailure
 from pfedmma.system.files import temporary_folder
 
+FEWEST_AT_ONCE = 8  # images
+
 
 class DecodedImages:
     """uint8 [3,H,W] images by position; ``read`` decodes one that is asked for the first time. Safe for two threads.
@@ -44,7 +46,7 @@ class DecodedImages:
         return self.many([index])[0]
 
     def many(self, indices: Sequence[int]) -> list[Tensor]:
-        """The images at ``indices``; those asked for the first time are decoded side by side.
+        """The images at ``indices``; those asked for the first time are decoded side by side, a few at a time.
 
         Raises:
             Unreadable: by ``read``, for one that cannot be decoded.
@@ -52,18 +54,26 @@ class DecodedImages:
         """
         with self._lock:
             missing = [i for i in dict.fromkeys(indices) if i not in self._held and i not in self._spilled]
-            if len(missing) > 1:
-                new = dict(zip(missing, self._pool().map(self._read, missing), strict=True))
-            else:
-                new = {i: self._read(i) for i in missing}
-            for index, image in new.items():
-                self._keep(index, image)
-            return [new[i] if i in new else self._held[i] if i in self._held else self._load(*self._spilled[i]) for i in indices]
+            for start in range(0, len(missing), self.at_once):
+                few = missing[start : start + self.at_once]
+                decoded = self._pool().map(self._read, few) if len(few) > 1 else map(self._read, few)
+                for index, image in zip(few, list(decoded), strict=True):
+                    self._keep(index, image)
+            return [self._held[i] if i in self._held else self._load(*self._spilled[i]) for i in indices]
+
+    @property
+    def at_once(self) -> int:
+        """How many images are decoded before the first of them is kept: enough for every thread, few enough for memory."""
+        return max(FEWEST_AT_ONCE, 2 * self._threads_wanted)
+
+    @property
+    def _threads_wanted(self) -> int:
+        return max(1, (os.cpu_count() or 1) // self._ranks)
 
     def _pool(self) -> ThreadPoolExecutor:
         """Decoding threads: this rank's share of the cores. PIL lets other threads run while it decodes."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // self._ranks), thread_name_prefix="pfedmma-decode")
+            self._threads = ThreadPoolExecutor(self._threads_wanted, thread_name_prefix="pfedmma-decode")
         return self._threads
 
     def _keep(self, index: int, image: Tensor) -> None:
@@ -112,7 +122,8 @@ class FittedImages:
             self._pixels = torch.empty(shape, dtype=torch.uint8)
             self._made = torch.zeros(count, dtype=torch.uint8)
         else:
-            self._file = open(share, "r+b")  # noqa: SIM115, it lives as long as the images
+            with _kept_in_full():
+                self._file = open(os.open(share, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b")  # noqa: SIM115, lives as long as the images
             whole = torch.from_file(str(share), shared=True, size=bytes_ + count, dtype=torch.uint8)
             self._pixels, self._made = whole[:bytes_].view(shape), whole[bytes_:]
         self._lock = threading.Lock()
@@ -142,14 +153,15 @@ class FittedImages:
 
 
 def create_shared_file(path: Path, count: int, size: int) -> None:
-    """A file for ``count`` `FittedImages` of ``size`` pixels a side, none of them made.
+    """A new file, its owner's alone, for ``count`` `FittedImages` of ``size`` pixels a side, none of them made.
 
     It is sparse but for the marks at its end, so it takes room only as rows are made.
 
     Raises:
-        RankFailure: no room for it.
+        RankFailure: no room for it, or something is there already.
     """
-    with _kept_in_full(), open(path, "wb") as file:
+    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _kept_in_full(), open(os.open(path, new, 0o600), "wb") as file:
         file.truncate(count * 3 * size * size)
         file.seek(0, os.SEEK_END)
         file.write(bytes(count))

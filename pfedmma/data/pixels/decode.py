@@ -1,9 +1,17 @@
-"""From an image file to pixels: any picture that PIL reads, upright and in RGB."""
+"""From an image file to pixels: any picture of a format listed here, upright and in RGB.
+
+Files are other people's. Only regular files are opened, only by decoders that start no other program (Pillow gives EPS to
+Ghostscript), and a picture is looked at for its size before memory is taken for it.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
+from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -12,6 +20,10 @@ from torch import Tensor
 
 from pfedmma.data.sources.base import Unreadable
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO", "ICO", "PCX", "QOI", "SGI", "TGA")
+UNMARKED = ("TGA", "PCX")  # begin as many a file might, so they are looked for under their own suffix alone
+MOST_PIXELS = 178_956_970  # of a picture in a file; where Pillow itself draws the line
+ORDINARY = 1 << 24  # pixels; a picture of more is halved as it is decoded, until it has no more
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -22,21 +34,76 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What Pillow's decoders raise on files that are broken or no images. A bomb is a picture that is too large.
+_BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, struct.error, Image.DecompressionBombError)
 
 
 def decode(path: Path) -> Tensor:
     """Image file -> uint8 [3,H,W], upright, RGB.
 
+    A picture of more than `ORDINARY` pixels comes at a half, a quarter or an eighth of its height and width, whichever first has
+    no more: far more than any crop of a backbone's size needs.
+
     Raises:
-        Unreadable: the file cannot be read as an image; the message names it.
+        Unreadable: no regular file, no image of one of `FORMATS`, or one of more than `MOST_PIXELS`; the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as file, Image.open(file, formats=_formats()) as image:
+            _refuse_huge(image)
             turn = _TURNS.get(_orientation(image))
-            upright = _to_rgb(image) if turn is None else _to_rgb(image).transpose(turn)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            rgb = _to_rgb(_reduced(image))
+            upright = rgb if turn is None else rgb.transpose(turn)
+    except Image.UnidentifiedImageError:
+        raise Unreadable(f"cannot read the image {path}: it is none of {', '.join(_formats())}; repair or replace the file") from None
+    except _BROKEN as error:
         raise Unreadable(f"cannot read the image {path}: {error}; repair or replace the file") from None
     return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image of one of `FORMATS`; its pixels are not decoded."""
+    suffix = path.suffix.upper().removeprefix(".")
+    marked = [name for name in _formats() if name not in UNMARKED or name == suffix]
+    try:
+        with _opened(path) as file, Image.open(file, formats=marked):
+            return True
+    except _BROKEN:
+        return False
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """A regular file; anything else is not waited for, and not opened where it can be seen before. Raises OSError."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is no regular file")
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115, the caller's to close
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError("it is no regular file")
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the Pillow that is installed can decode."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_huge(image: Image.Image) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """The picture with at most `ORDINARY` pixels; a JPEG is never there at its full size."""
+    factor = next((f for f in (1, 2, 4) if image.width * image.height <= ORDINARY * f * f), 8)
+    if factor == 1:
+        return image
+    image.draft(None, (image.width // factor, image.height // factor))  # decoded to a part of its size, where its format allows that
+    left = next((f for f in (1, 2, 4) if image.width * image.height <= ORDINARY * f * f), 8)
+    if left > 1:
+        return image.convert("I" if image.mode.startswith("I") else "RGB").reduce(left)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ Shape legend: n images, H x W pixels as decoded, S pixels a side at the backbone
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from pfedmma.data.pixels.cache import DecodedImages, FittedImages
 from pfedmma.data.pixels.crop import crop_box, fit, from_corner, random_crop, side_by_side
 from pfedmma.data.pixels.resample import crop_resize
 from pfedmma.data.sources.base import Source
+
+LARGE = 1 << 22  # bytes of a decoded image
+MOST_STAGED = 1 << 31  # bytes of parts of images that a GPU is given to resize; a batch that needs more is resized on the host
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,30 @@ class Pixels:
         """
         if self.augment == "none":
             return Staged(self.fitted("train", indices))
-        images = self.decoded.many(indices.tolist())
         if self.device.type == "cpu":
-            cut = [random_crop(image, self.preprocess, draw, bool(flip)) for image, draw, flip in zip(images, draws, flips, strict=True)]
-            return Staged(torch.stack(cut))
-        boxes = torch.tensor([crop_box(image.shape[1], image.shape[2], draw) for image, draw in zip(images, draws, strict=True)])
-        return Staged(side_by_side(images, boxes), from_corner(boxes), flips)
+            return Staged(self._cut(indices, draws, flips))
+        parts, boxes = [], []
+        for image, draw in zip(self._few_at_a_time(indices), draws, strict=True):
+            top, left, height, width = box = crop_box(image.shape[1], image.shape[2], draw)
+            part = image[:, top : top + height, left : left + width]
+            parts.append(part.clone() if image.numel() > LARGE else part)  # of a large image nothing else is kept
+            boxes.append(box)
+            if len(indices) * 3 * max(box[2] for box in boxes) * max(box[3] for box in boxes) > MOST_STAGED:
+                return Staged(self._cut(indices, draws, flips))
+        corners = from_corner(torch.tensor(boxes))
+        return Staged(side_by_side(parts, corners), corners, flips)
+
+    def _cut(self, indices: Tensor, draws: Tensor, flips: Tensor) -> Tensor:
+        """Random crops made on the host, [n,3,S,S]."""
+        images = self._few_at_a_time(indices)
+        return torch.stack(
+            [random_crop(image, self.preprocess, draw, bool(flip)) for image, draw, flip in zip(images, draws, flips, strict=True)]
+        )
+
+    def _few_at_a_time(self, indices: Tensor) -> Iterator[Tensor]:
+        """The decoded training images [3,H,W] one by one, so that a batch of photographs is never in memory as a whole."""
+        for few in indices.split(self.decoded.at_once):
+            yield from self.decoded.many(few.tolist())
 
     def finish(self, staged: Staged) -> Tensor:
         """The device's part: [n,3,S,S] uint8 on the device."""

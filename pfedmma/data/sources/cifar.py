@@ -11,6 +11,7 @@ from torchvision import datasets
 
 from pfedmma.data.sources.base import Open, Source, Split
 from pfedmma.system.errors import UserError
+from pfedmma.system.files import expanded
 
 SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -49,7 +50,7 @@ def load(name: str, root: str, download: bool) -> Source:
     if not root:
         raise UserError(f"data.root: give the folder that holds {kind.base_folder}/")
     try:
-        parts = {part: kind(root, train=part == "train", download=download) for part in ("train", "test")}
+        parts = {part: kind(str(expanded(root)), train=part == "train", download=download) for part in ("train", "test")}
     except (RuntimeError, OSError, EOFError, KeyError) as error:
         hint = "" if download else "; data.download=true fetches it"
         raise UserError(f"data.root: looked for a whole {kind.base_folder}/ in '{root}' ({error}){hint}") from None

@@ -6,16 +6,19 @@ rule for that data set is applied once, always with the same draw, and the resul
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pfedmma.data.sources import coop_splits
 from pfedmma.data.sources.base import Open, Source
-from pfedmma.data.sources.folders import LONGEST_NAME, SPLIT_SEED, Entry, class_folders, data_root, files, listing, require, split
+from pfedmma.data.sources.class_folders import ClassFolder, Entry, class_folders, listing, notes_on
+from pfedmma.data.sources.folders import SPLIT_SEED, data_root, listed_twice, require, split
+from pfedmma.data.sources.names import LONGEST_NAME, distinct
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
+from pfedmma.system.files import read_text
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,16 @@ def load(name: str, root: str, seed: int = SPLIT_SEED) -> Source:
     layout = LAYOUTS[name]
     folder = find_folder(layout, root)
     images, file = folder / layout.images, folder / layout.split
-    made = None
-    if not file.is_file():
-        made = split_by_class(layout, images, seed) if layout.rule is None else layout.rule(folder, seed)
-    parts = read_split(file) if made is None else _checked(made, file)
-    names = class_names(parts, file)
-    splits = {}
-    for part, rows in parts.items():
-        entries: list[Entry] = [(images / path, label, 0) for path, label, _ in rows]
-        splits[part] = split(require(entries, f"{layout.split} under '{part}'", images))
-    return Source(name, names, splits, own_template=layout.template, made_split=made)
+    made, notes = (None, ()) if file.is_file() else make_split(layout, folder, seed)
+    listed = read_split(file) if made is None else _checked(made, file)
+    names = class_names(listed, file)
+    parts: dict[str, list[Entry]] = {}
+    for part, rows in listed.items():
+        parts[part] = [(images / path, label, 0) for path, label, _ in rows]
+        require(parts[part], f"{layout.split} under '{part}'", images)
+    notes += listed_twice(parts, f"the split file {file}" if made is None else "the split that was made")
+    splits = {part: split(entries) for part, entries in parts.items()}
+    return Source(name, names, splits, own_template=layout.template, made_split=made, notes=notes)
 
 
 DATA_SETS: dict[str, Open] = {name: lambda wanted: load(wanted.name, wanted.root) for name in LAYOUTS}
@@ -103,25 +106,61 @@ def find_folder(layout: Layout, root: str) -> Path:
     for folder in candidates:
         if layout.by_class or (layout.rule is not None and (folder / layout.lists).exists()):
             return folder
+    near = [path for folder in candidates for path in _near(layout, folder)]
     raise UserError(
         f"data.root: looked for {layout.folder}/{layout.split} and {(Path(layout.folder) / layout.images).as_posix()}/ below '{root}', "
-        f"which holds {listing(base)}"
+        f"which holds {listing(base)}" + (f"; is it {near[0]}? Then move it to {candidates[0] / layout.split}" if near else "")
     )
 
 
-def split_by_class(layout: Layout, images: Path, seed: int) -> dict[str, list[list[Any]]]:
+def make_split(layout: Layout, folder: Path, seed: int) -> tuple[dict[str, list[list[Any]]], tuple[str, ...]]:
+    """CoOp's rule for a set without its split file, in the form of that file; and what a user should know of it.
+
+    Raises:
+        UserError: a class has too few images to divide.
+    """
+    images = folder / layout.images
+    read: list[ClassFolder] = []
+    if layout.rule is not None:
+        made = layout.rule(folder, seed)
+    else:
+        read = [ClassFolder.read(images / name, name) for name in class_folders(images) if name not in layout.skip]
+        made = split_by_class(layout, images, read, seed)
+    near = _near(layout, folder)
+    beside = f"; is it {near[0]}? Then move it to {folder / layout.split}" if near else ""
+    said = f"there is no {layout.split} in {folder}, so the split into train, val and test was made anew, and is not CoOp's{beside}"
+    return made, (said, *notes_on(read))
+
+
+def _near(layout: Layout, folder: Path) -> list[Path]:
+    """Files that may be the split file under another name, or in a folder nearby."""
+    stem = layout.split.removesuffix(".json").lower()
+    around = [folder, folder.parent, folder / layout.images, *(path for path in _inside(folder) if path.is_dir())]
+    files = [path for place in dict.fromkeys(around) for path in _inside(place)]
+    named = [path for path in files if stem in path.name.lower().replace(" ", "_")]
+    return named or [path for path in files if path.parent == folder and path.suffix == ".json" and "split" in path.name.lower()]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What is in a folder, in order of name; nothing where it cannot be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def split_by_class(layout: Layout, images: Path, read: Sequence[ClassFolder], seed: int) -> dict[str, list[list[Any]]]:
     """CoOp's rule for one folder a class, in the form of its JSON.
 
     Raises:
         UserError: a class has too few images to divide.
     """
     rows: list[list[Any]] = []
-    for label, folder in enumerate(name for name in class_folders(images) if name not in layout.skip):
-        name = dict(layout.rename).get(folder, folder)
-        found = [[path.relative_to(images).as_posix(), label, name] for path, _, _ in files(images / folder, label, 0)]
-        if not found:
+    for label, one in enumerate(read):
+        name = dict(layout.rename).get(one.name, one.name)
+        if not one.found.images:
             raise UserError(f"data.root: class '{name}' has 0 images, too few to divide into train, val and test")
-        rows += found
+        rows += [[path.relative_to(images).as_posix(), label, name] for path in one.found.images]
     return coop_splits.shares_of_each_class(rows, seed, coop_splits.TRAIN_SHARE, coop_splits.VAL_SHARE)
 
 
@@ -132,7 +171,7 @@ def read_split(path: Path) -> dict[str, list[tuple[str, int, str]]]:
         UserError: no such JSON, or a path that leaves the image folder.
     """
     try:
-        content = untrusted.read_json(path)
+        content = untrusted.parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the split file {path}: {error}") from None
     return _checked(content, path)
@@ -171,10 +210,7 @@ def class_names(parts: dict[str, list[tuple[str, int, str]]], path: Path) -> tup
     if sorted(names) != list(range(len(names))):
         raise UserError(f"the labels in the split file {path} must be 0 .. {len(names) - 1} without a gap")
     ordered = tuple(names[label] for label in range(len(names)))
-    spoken = [name.replace("_", " ") for name in ordered]  # as prompts say them
-    twice = {name for name, count in Counter(spoken).items() if count > 1}
     if not ordered:
         raise UserError(f"the split file {path} lists no image")
-    if twice:
-        raise UserError(f"the split file {path} gives the class name '{min(twice)}' to two labels")
+    distinct(ordered, f"the labels in the split file {path}")
     return ordered

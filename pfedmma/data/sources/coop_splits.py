@@ -17,6 +17,7 @@ from pfedmma import rng
 from pfedmma.data.sources.lists import read_lines
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
+from pfedmma.system.files import read_text
 
 Row = list[Any]  # [path below the image folder, label, class name]
 Rule = Callable[[Path, int], dict[str, list[Row]]]
@@ -110,7 +111,7 @@ def flowers(folder: Path, seed: int) -> dict[str, list[Row]]:
 
     try:
         labels = [int(label) for label in loadmat(str(folder / "imagelabels.mat"))["labels"].ravel()]
-        names = untrusted.read_json(folder / "cat_to_name.json")
+        names = untrusted.parse_json(read_text(folder / "cat_to_name.json"))
         rows = [[f"image_{i:05d}.jpg", label - 1, str(names[str(label)])] for i, label in enumerate(labels, start=1)]
     except Exception as error:  # a broken .mat makes scipy raise a dozen kinds
         raise UserError(f"data.root: looked for imagelabels.mat and cat_to_name.json in {folder}: {error}") from None

@@ -171,8 +171,8 @@ def test_two_names_for_a_label(root: Path):
 def test_one_name_for_two_labels(root: Path):
     # Two equal prompts: no model could tell the classes apart.
     rows = json.loads(split_of(root).read_text())["train"]
-    edit(root, train=[*rows, ["face/image_0001.jpg", 3, "leopard"]])
-    assert refusal(root).endswith("gives the class name 'leopard' to two labels")
+    edit(root, train=[*rows, ["face/image_0001.jpg", 3, "Leopard"]])
+    assert refusal(root).endswith("give the class name 'leopard' to two classes, the other time as 'Leopard'")
 
 
 def test_missing_images_are_counted_and_the_first_is_named(root: Path):

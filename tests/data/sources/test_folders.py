@@ -118,13 +118,13 @@ def test_roots_that_are_none(tmp_path: Path, name: str):
     assert refusal(name, tmp_path / "flat").endswith("which holds img_00.jpg, img_01.jpg")
 
 
-@pytest.mark.parametrize("parts", [("train",), ("train", "val"), ("training", "testing")])
+@pytest.mark.parametrize("parts", [("train",), ("val", "test"), ("Testing",)])
 def test_train_without_test_is_not_taken_for_a_class(tmp_path: Path, parts: Sequence[str]):
     for part in parts:
         classes_in(tmp_path / part, {"a": 2, "b": 2})
     message = refusal("imagefolder", tmp_path)
     assert "looked for images in train/<class>/ and test/<class>/, or <class>/," in message
-    assert message.endswith(f"found none to train on; it holds {', '.join(sorted(parts))}")
+    assert f"{tmp_path / min(parts)} is a part of a split rather than a class" in message
 
 
 def test_class_folders_without_images(tmp_path: Path):
@@ -141,7 +141,8 @@ def test_class_folders_without_images(tmp_path: Path):
 def test_two_classes_of_one_prompt(tmp_path: Path, name: str):
     # "_" becomes a space in prompts: no model could tell these classes apart.
     classes_in(tmp_path if name == "imagefolder" else tmp_path / "photo", {"hot_dog": 2, "hot dog": 2, "cat": 2})
-    assert refusal(name, tmp_path).endswith(f"the folders in {tmp_path} give the class name 'hot dog' to two classes")
+    told = f"the folders in {tmp_path} give the class name 'hot dog' to two classes, the other time as 'hot_dog'"
+    assert refusal(name, tmp_path).endswith(told)
 
 
 def test_domains_of_classes(tmp_path: Path):
@@ -179,7 +180,7 @@ def test_office_caltech10_without_a_domain(tmp_path: Path):
     office(tmp_path, OFFICE[:3])
     message = refusal("office_caltech10", tmp_path)
     assert "looked for the domain folders amazon, caltech, dslr, webcam in" in message
-    assert message.endswith("which holds amazon, caltech, dslr")
+    assert message.endswith("which holds amazon, caltech, dslr; data.domains chooses among domains")
     assert "office_caltech_10/" in refusal("office_caltech10", "")
 
 
