@@ -146,7 +146,7 @@ def test_stopped_halfway_it_leaves_nothing_behind(namespaces: None):
     process = run_wire("--backbone", "tiny", "--ranks", "2")
     deadline = time.monotonic() + PATIENCE
     running: list[str] = []
-    while not running and time.monotonic() < deadline:
+    while not running and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
         found = subprocess.run(["ip", "netns", "pids", f"pfedmma-{process.pid}-1"], capture_output=True, text=True)
         running = found.stdout.split()
