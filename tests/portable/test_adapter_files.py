@@ -16,7 +16,6 @@ from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.export import main as export
 from pfedmma.portable import adapter_file
-from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import assemble
@@ -53,8 +52,8 @@ def test_features_of_the_file_are_those_of_the_run(run_dir: Path, client: int, t
     engine = run.engine
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(client))
     prompts = run.backbone.prompts("a photo of a {}.", ["red circle", "blue star"])
-    state = engine.store.layout.views(engine.store.gather([client]))
-    method = engine.trainer.method
+    state = engine.members.answers().tensors([client])
+    method = engine.training.method
     model = pfedmma.load_adapter(fresh_clip(), exported(run_dir, client, tmp_path))
     torch.testing.assert_close(model.encode_image(pixels, normalize=True), method.image_features(state, method.image_stem(pixels))[0])
     torch.testing.assert_close(model.encode_text(prompts.tokens, normalize=True), method.text_features(state, method.text_stem(prompts))[0])
@@ -94,16 +93,13 @@ def test_it_trains_and_moves(run_dir: Path, tmp_path: Path):
 
 
 def test_a_client_that_never_trained_has_what_the_seed_gives(run_dir: Path, tmp_path: Path):
-    _, manifest = read.newest_good(run_dir / "checkpoints", ALONE) or (0, {})
-    stored = {
-        name.split(".")[0]
-        for name, _ in read.read_tensors(run_dir / "checkpoints" / "round-000002", manifest, {str(i) for i in range(7)})
-        if name not in checkpoint_manifest.SERVER
-    }
-    idle = next(i for i in range(7) if str(i) not in stored)
+    manifest = read.newest_good(run_dir / "checkpoints")
+    assert manifest is not None and manifest.round == 2
+    stored = {row.client for row in read.read_rows(run_dir / "checkpoints", manifest, range(7))}
+    idle = next(i for i in range(7) if i not in stored)
     config = configuration.load(run_dir / "config.yaml")
     run = assemble(config, ALONE)
-    first = run.engine.store.layout.views(run.engine.store.gather([idle])[0])
+    first = {name: tensor[0] for name, tensor in run.engine.members.answers().tensors([idle]).items()}
     tensors = load_file(exported(run_dir, idle, tmp_path))
     assert torch.equal(tensors["visual.4.down.weight"], first["visual.4.down.weight"])
     assert not torch.equal(tensors["shared.4.weight"], first["shared.4.weight"])  # S has been received

@@ -30,6 +30,7 @@ from pfedmma.records.checkpoint import manifest
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import assemble
 from pfedmma.run.resume import restore
+from pfedmma.stack.rules import Given
 from pfedmma.system import tensor_files
 from pfedmma.system.errors import UserError
 from tests.support import small
@@ -65,11 +66,11 @@ def engine_logits(run_dir: Path, client: int, template: str = TEMPLATE) -> Tenso
     """Logits of `PIXELS` over `NAMES` by the run's own parts."""
     run = assemble(configuration.load(run_dir / "config.yaml"), ALONE)
     restore(run, RunFolder(run_dir))
-    method, store = run.engine.trainer.method, run.engine.store
-    state = store.layout.views(store.gather([client]))
+    method, answers = run.engine.training.method, run.engine.members.answers()
+    state = answers.tensors([client])
     stem = method.text_stem(run.backbone.prompts(template, NAMES))
     with torch.no_grad():
-        state = state | method.fixed(state, store.others([client], method.reads), stem)
+        state = state | method.fixed(state, Given(answers.others([client])), stem)
         return method.logits(state, method.image_features(state, method.image_stem(PIXELS)), method.text_features(state, stem))[0]
 
 
@@ -152,8 +153,13 @@ def reset(name: str, change: Callable[[Tensor], Tensor]) -> Change:
 
 
 BAD: dict[str, tuple[str, Change, str]] = {
-    "no format": ("promptfl", lambda t, m: m.pop("format"), "has format 'None', not 'pfedmma-client/1'"),
+    "no format": ("promptfl", lambda t, m: m.pop("format"), "has format 'None', .*, not 'pfedmma-client/1'"),
     "another format": ("promptfl", lambda t, m: m.update(format="pfedmma-client/2"), "has format 'pfedmma-client/2'"),
+    "a later version's": (
+        "promptfl",
+        lambda t, m: m.update(format="pfedmma-client/2", version="9.9"),
+        "has format 'pfedmma-client/2', written by pfedmma 9.9, not 'pfedmma-client/1'",
+    ),
     "no method": ("promptfl", lambda t, m: m.pop("method"), "does not say its method's settings"),
     "broken JSON": ("promptfl", lambda t, m: m.update(method='{"name": '), "does not say its method's settings"),
     "no mapping": ("promptfl", lambda t, m: m.update(method="[1]"), r"does not say its method's settings \(no mapping\)"),

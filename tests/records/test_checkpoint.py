@@ -12,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import pfedmma
-from pfedmma.comm.world import World
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.system import files
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
-
-ONE_RANK = World(0, 1, torch.device("cpu"))
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -121,18 +116,18 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 def test_a_damaged_checkpoint_is_passed_over(run_dir: Path, damage: Callable[[Path], Any], capsys: pytest.CaptureFixture[str]) -> None:
     root = run_dir / "checkpoints"
     damage(root / "round-000003")
-    found = read.newest_good(root, ONE_RANK)
+    found = read.newest_good(root)
     assert found is not None
-    assert found[0] == found[1]["round"] == 2
+    assert found.round == 2
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert warnings[0].startswith("warning:") and "round 3" in warnings[0]
 
 
 def test_an_undamaged_checkpoint_is_taken_without_a_word(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = read.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = read.newest_good(run_dir / "checkpoints")
     assert found is not None
-    assert found[0] == 3
+    assert found.round == 3
     assert capsys.readouterr().err == ""
 
 
@@ -164,9 +159,9 @@ def test_a_damaged_newer_checkpoint_never_pushes_out_a_good_one(run_dir: Path) -
     for round_ in (2, 3):
         flip_bit(run_dir / "checkpoints" / f"round-{round_:06d}" / "server.safetensors")
     resume(run_dir, "federation.rounds=2", "checkpoint.keep=1")
-    found = read.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = read.newest_good(run_dir / "checkpoints")
     assert found is not None
-    assert found[0] == 2
+    assert found.round == 2
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [4, 3]), (9, [4, 3, 2, 1])])
@@ -189,8 +184,8 @@ def test_older_ones_go_only_when_the_new_one_is_complete(tmp_path: Path, monkeyp
 
     def rmtree(path: Path, **options: Any) -> None:
         if path.exists() and path.name.startswith("round-"):
-            found = read.newest_good(root, ONE_RANK)
-            newest_at_removal.append((path.name, found and found[0]))
+            found = read.newest_good(root)
+            newest_at_removal.append((path.name, found and found.round))
         real(path, **options)
 
     monkeypatch.setattr(shutil, "rmtree", rmtree)
@@ -213,9 +208,9 @@ def test_a_disk_that_is_full_leaves_the_older_ones(run_dir: Path, monkeypatch: p
         resume(run_dir)
     assert set(checkpoint_manifest.rounds(run_dir / "checkpoints")) >= {3, 2, 1}
     monkeypatch.undo()
-    found = read.newest_good(run_dir / "checkpoints", ONE_RANK)
+    found = read.newest_good(run_dir / "checkpoints")
     assert found is not None
-    assert found[0] >= 3
+    assert found.round >= 3
 
 
 def test_another_config_is_refused_by_the_names_of_its_keys(run_dir: Path) -> None:
@@ -260,7 +255,7 @@ def test_a_torn_last_line_of_the_metrics_is_recorded_again(run_dir: Path, straig
 def test_tensors_are_keyed_by_client(run_dir: Path) -> None:
     # Every client that has trained, and no other: those never sampled follow from the seed.
     trained = {client for row in small.metrics(run_dir) for client in row["clients"]}
-    assert small.final_tensors(run_dir).keys() == {"shared", "initial"} | {f"{client}.private" for client in trained}
+    assert small.final_tensors(run_dir).keys() == {"server.shared", "initial"} | {f"{client}.private" for client in trained}
 
 
 def test_nothing_is_unpickled() -> None:
