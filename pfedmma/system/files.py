@@ -36,7 +36,7 @@ def read_text(path: Path) -> str:
     """A text file in the encoding that its byte-order mark names, else in UTF-8. Raises OSError, or ValueError if it is no text."""
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    return content.decode(encoding).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")  # some tools write the mark twice
 
 
 def write_atomically(path: Path, content: bytes) -> None:

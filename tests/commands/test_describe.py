@@ -213,3 +213,37 @@ def test_the_earlier_name_of_the_command_works():
     command = [sys.executable, "-m", "pfedmma.data", "describe", *SHAPES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "60 classes" in done.stdout, done.stderr
+
+
+def folder_with_faults(root: Path) -> list[str]:
+    """Two classes of six images, an empty one, a file that is no image, and two images that cannot be read."""
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (4, 4)).save(root / name / f"{i}.png")
+    (root / "cat").mkdir()
+    (root / "ant" / "notes.txt").write_text("x")
+    (root / "ant" / "0.png").write_bytes(b"")
+    (root / "bee" / "5.png").write_bytes((root / "bee" / "5.png").read_bytes()[:40])
+    return ["data.name=imagefolder", f"data.root={root}", "data.protocol=iid", "data.clients=1", "data.shots=0"]
+
+
+def test_what_was_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main(folder_with_faults(tmp_path))
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and told[0] == "warning: left out: the classes cat, of which there is no image"
+    assert told[1].startswith("warning: left out: 1 of 13 files (1 .txt)")
+
+
+def test_check_decodes_every_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = folder_with_faults(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([*settings, "--check"])
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and said.out.endswith("checked: 12 images, 2 of which cannot be read\n")
+    named = sorted(line for line in said.err.splitlines() if line.startswith("error: "))
+    assert len(named) == 2 and str(tmp_path / "ant" / "0.png") in named[0] and str(tmp_path / "bee" / "5.png") in named[1]
+    for path in ("ant/0.png", "bee/5.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / path)
+    main([*settings, "--check"])
+    assert capsys.readouterr().out.endswith("checked: 12 images, 0 of which cannot be read\n")

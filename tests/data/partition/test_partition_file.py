@@ -283,3 +283,36 @@ def test_a_changed_file_is_a_federation_or_a_user_error(tmp_path_factory: pytest
     for images in federation.sets().values():
         labels = toy.splits[images.split].labels[images.indices]
         assert [images.classes[label] for label in images.labels.tolist()] == [CLASSES[label] for label in labels.tolist()]
+
+
+def test_novel_classes_that_are_base_classes_are_refused(tmp_path: Path):
+    tree = content("base_to_novel")
+    tree["sets"]["novel"] = tree["sets"]["base"]
+    assert refusal_of(tmp_path, tree).endswith("the class 'c0' is in the set 'novel' and in 'base'; clients train on it")
+    tree = content("base_to_novel")
+    base, novel = tree["sets"]["base"], tree["sets"]["novel"]
+    novel["labels"].append(base["labels"][0])
+    novel["indices"].append(base["indices"][0])
+    assert "is in the set 'novel' and in 'base'" in refusal_of(tmp_path, tree)
+
+
+def test_unseen_images_that_are_in_the_base_set_are_refused(tmp_path: Path):
+    tree = content("domains")
+    tree["sets"]["unseen"]["indices"][0] = tree["sets"]["base"]["indices"][0]
+    assert refusal_of(tmp_path, tree).endswith("an image is in the set 'unseen' and in 'base'")
+
+
+def test_a_partition_with_a_byte_order_mark(tmp_path: Path):
+    path = written(tmp_path)
+    plain = partition_file.read(path, source())
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert_same(partition_file.read(path, source()), plain)
+
+
+def test_the_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HERE", str(tmp_path))
+    toy = source()
+    plain = partition_file.read(written(tmp_path), toy)
+    for name in ("~/partition.json", "$HERE/partition.json", "${HERE}/partition.json"):
+        assert_same(divide(toy, dataclasses.replace(CONFIGS["domains"], partition_file=name), seed=0, test_split="test"), plain)

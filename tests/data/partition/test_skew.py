@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -207,3 +208,32 @@ def test_pachinko_with_a_class_that_has_test_images_alone():
     parts = of("pachinko", train, test, 3, 0.5, seed=0)
     assert_shared_out(parts, train, test, 3)
     assert per_class(parts, 1, test, 6)[:, 5].tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("shots", [16, 20, 3])
+def test_a_large_beta_gives_about_equal_shares(shots: int):
+    # Each class is rounded apart, in every client's favour alike: a class of 16 among 10 clients gives each one or two.
+    train = balanced(100, shots)
+    for seed in range(5):
+        sizes = [len(own) for own, _ in skew.dirichlet(train, balanced(100, 12), Division(10, seed, beta=1000.0))]
+        assert sum(sizes) == 100 * shots and max(sizes) - min(sizes) <= 0.25 * 10 * shots + 15, sizes
+        counts = per_class(skew.dirichlet(train, train, Division(10, seed, beta=1e6)), 0, train, 100)
+        assert int(counts.min()) >= shots // 10 and int(counts.max()) <= -(-shots // 10)
+
+
+def test_equal_shares_favour_no_client():
+    share, total = np.full(10, 0.1), np.zeros(10)
+    ties = np.random.Generator(np.random.PCG64(0))
+    for _ in range(1000):
+        counts = skew.largest_remainder(share, 16, ties.permutation(10))
+        assert counts.sum() == 16 and set(counts) == {1, 2}
+        total += counts
+    assert total.min() > 1500 and total.max() < 1700
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_each_count_is_less_than_one_from_its_share(count: int):
+    gen = np.random.Generator(np.random.PCG64(1))
+    for share in (*gen.dirichlet([0.3] * 6, size=20), np.array([1.0, 0, 0, 0, 0, 0])):
+        counts = skew.largest_remainder(share, count, gen.permutation(6))
+        assert counts.sum() == count and (np.abs(counts - share * count) < 1 + 1e-9).all()

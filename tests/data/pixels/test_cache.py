@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
 from pfedmma.data.sources.base import Unreadable
+from pfedmma.system.errors import RankFailure
 
 
 def picture(index: int) -> Tensor:
@@ -84,3 +85,37 @@ def test_shared_fitted_images_are_made_by_one_and_seen_by_all(tmp_path: Path):
     assert torch.equal(one[torch.arange(6)], torch.stack([picture(i) for i in range(6)]))
     assert torch.equal(one[torch.arange(6)], other[torch.arange(6)])
     assert sorted(made) == list(range(6))
+
+
+def test_a_batch_of_new_images_is_decoded_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    """What has no room in memory is in the file before the next few are decoded."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    spilled: list[int] = []
+
+    def read(index: int) -> Tensor:
+        spilled.append(images.bytes_spilled)
+        return picture(index)
+
+    images = DecodedImages(read, budget=0)
+    images.many(list(range(100)))
+    at_once = images.at_once
+    assert at_once == 8
+    # When image i is decoded, all but the last few before it are in the file.
+    assert all(held >= (number - at_once) * 192 for number, held in enumerate(spilled))
+    assert len(spilled) == 100 and spilled[-1] > 0
+
+
+def test_a_shared_file_is_new_and_its_owners_alone(tmp_path: Path):
+    create_shared_file(tmp_path / "shared", 6, 8)
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(RankFailure, match="File exists"):
+        create_shared_file(tmp_path / "shared", 6, 8)
+    (tmp_path / "victim").write_bytes(b"precious")
+    for target in ("victim", "absent"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / target)
+        with pytest.raises(RankFailure):
+            create_shared_file(tmp_path / "link", 6, 8)
+        with pytest.raises(RankFailure):
+            FittedImages(6, 8, picture, tmp_path / "link")
+    assert (tmp_path / "victim").read_bytes() == b"precious" and not (tmp_path / "absent").exists()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import struct
+import subprocess
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from pfedmma.data.pixels.decode import decode
+from pfedmma.data.pixels import decode as decoding
+from pfedmma.data.pixels.decode import FORMATS, MOST_PIXELS, ORDINARY, decode, is_image
 from pfedmma.system.errors import UserError
 from tests.support.pictures import picture, to_pil
 
@@ -92,3 +98,102 @@ def test_huge_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # PIL raises above twice that
     with pytest.raises(UserError, match=r"x\.png"):
         decode(tmp_path / "x.png")
+
+
+# Files of others
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 9 9
+(MARK) (w) file closefile showpage
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png", "x.eps", "x"])
+def test_no_other_program_is_started_for_an_image(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")  # as where Ghostscript is installed
+    for where in (subprocess, EpsImagePlugin.subprocess):
+        for starter in ("call", "check_call", "Popen", "run"):
+            monkeypatch.setattr(where, starter, lambda *args, **more: started.append(args))
+    (tmp_path / name).write_bytes(EPS)
+    assert not is_image(tmp_path / name)
+    with pytest.raises(UserError, match="cannot read the image") as error:
+        decode(tmp_path / name)
+    assert str(tmp_path / name) in str(error.value) and not started
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "IM", "FITS", "WMF", "GRIB", "HDF5", "SPIDER", "ICNS", "MPEG", "FLI", "XPM"])
+def test_the_list_of_formats_is_short(kind: str):
+    assert kind not in FORMATS
+
+
+def test_only_regular_files_are_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # opening it would wait for a writer
+    (tmp_path / "link.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "socket.jpg"))
+        for name in ("pipe.jpg", "link.jpg", "socket.jpg"):
+            assert not is_image(tmp_path / name)
+            with pytest.raises(UserError, match=rf"{name}: it is no regular file"):
+                decode(tmp_path / name)
+
+
+def png_of_size(path: Path, width: int, height: int) -> Path:
+    """A file of a few bytes that says it is as large as this."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("size", [(20_000, 9_000), (1 << 16, 1 << 12), (MOST_PIXELS + 1, 1)])
+@pytest.mark.parametrize("bound", [None, Image.MAX_IMAGE_PIXELS])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_many_pixels_are_refused_before_any_is_made(tmp_path: Path, size: tuple[int, int], bound: int | None, monkeypatch: Any):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)  # a program may have taken Pillow's own bound away
+    path = png_of_size(tmp_path / "x.png", *size)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels are made"))
+    with pytest.raises(UserError, match=r"x\.png"):
+        decode(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "I;16")]
+)
+def test_pictures_beyond_the_ordinary_are_halved(tmp_path: Path, kind: str, mode: str, monkeypatch: pytest.MonkeyPatch):
+    ramp = np.linspace(0, 255, 301 * 401).reshape(301, 401)
+    image = Image.fromarray((ramp * 257).astype(np.uint16)) if mode == "I;16" else Image.fromarray(ramp.astype(np.uint8)).convert(mode)
+    image.save(tmp_path / "x", kind)
+    whole = decode(tmp_path / "x")
+    assert whole.shape == (3, 301, 401)
+    for most, shape in ((301 * 401, (301, 401)), (301 * 401 - 1, (151, 201)), (20_000, (76, 101)), (2_000, (38, 51))):
+        monkeypatch.setattr(decoding, "ORDINARY", most)
+        small = decode(tmp_path / "x")
+        assert small.shape == (3, *shape)
+        if shape == (301, 401):
+            assert torch.equal(small, whole)
+        for corner in (0, -1):
+            assert abs(float(small[0, corner, corner]) - float(whole[0, corner, corner])) < 8
+
+
+def test_ordinary_photographs_come_as_they_are():
+    assert ORDINARY >= 4000 * 3000
+
+
+def test_a_large_jpeg_is_never_there_at_its_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.new("RGB", (640, 480)).save(tmp_path / "x.jpg")
+    monkeypatch.setattr(decoding, "ORDINARY", 10_000)
+    sizes: list[tuple[int, int]] = []
+    real = Image.Image.convert
+
+    def convert(image: Image.Image, *args: Any, **more: Any) -> Image.Image:
+        sizes.append(image.size)
+        return real(image, *args, **more)
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    assert decode(tmp_path / "x.jpg").shape == (3, 60, 80) and max(sizes) == (80, 60)

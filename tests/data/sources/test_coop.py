@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -405,3 +406,56 @@ def test_eurosat_names_are_those_of_the_real_split_file(real_data: Path):
     for rows in parts.values():
         for file, _, name in rows:
             assert renamed.get(file.split("/")[0], file.split("/")[0]) == name
+
+
+# Split files as people have them.
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_split_file_with_a_byte_order_mark(root: Path, encoding: str):
+    split_of(root).write_text(split_of(root).read_text(), encoding=encoding)
+    assert coop.load("caltech101", str(root)).class_names == NAMES
+
+
+@pytest.mark.parametrize("place", ["../{}", "{} (1)", "Copy of {}", "101_ObjectCategories/{}", "{}.txt", "lists/{}"])
+def test_a_split_that_was_made_up_is_said_and_what_lies_near(root: Path, place: str):
+    whole = split_of(root).name
+    name = place.format(whole) if not place.endswith(")") else place.format(whole.removesuffix(".json")) + ".json"
+    near = split_of(root).parent / name
+    near.parent.mkdir(exist_ok=True)
+    (root / "caltech-101" / "101_ObjectCategories" / "water_lilly" / "notes.txt").touch()
+    split_of(root).rename(near)
+    source = coop.load("caltech101", str(root))
+    assert source.made_split is not None and len(source.splits["train"].labels) == 9
+    made, left_out = source.notes
+    assert made.startswith(f"there is no {whole} in {root / 'caltech-101'}, so the split into train, val and test was made anew")
+    assert f"; is it {Path(os.path.normpath(near))}? Then move it to {split_of(root)}" in made
+    assert left_out.startswith("left out: 1 of 19 files (1 .txt)")
+
+
+def test_without_a_rule_what_lies_near_is_named(tmp_path: Path):
+    folder = imitation("stanford_cars", tmp_path)
+    near = (folder / "split_zhou_StanfordCars.json").rename(folder / "split_zhou_StanfordCars (1).json")
+    with pytest.raises(UserError, match="looked for") as error:
+        coop.load("stanford_cars", str(tmp_path))
+    assert f"; is it {near}? Then move it to {folder / 'split_zhou_StanfordCars.json'}" in str(error.value)
+
+
+def test_an_image_in_train_and_in_test_is_said(root: Path):
+    content = json.loads(split_of(root).read_text())
+    edit(root, test=[*content["test"], content["train"][0], content["val"][0]])
+    (told,) = coop.load("caltech101", str(root)).notes
+    path = root / "caltech-101" / "101_ObjectCategories" / content["train"][0][0]
+    assert told == f"the split file {split_of(root)} lists 2 images in two parts, first {path} in train and in test"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_image_under_two_labels_is_refused(root: Path, part: str):
+    content = json.loads(split_of(root).read_text())
+    file = content["train"][0][0]
+    edit(root, **{part: [*content[part], [f"./{file}", 2, NAMES[2]]]})
+    assert f"lists the image {root / 'caltech-101' / '101_ObjectCategories' / file} under two labels, 0 and 2" in refusal(root)
+
+
+def test_a_whole_split_has_nothing_to_say(root: Path):
+    assert coop.load("caltech101", str(root)).notes == ()

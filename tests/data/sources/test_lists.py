@@ -211,3 +211,53 @@ def test_domainnet_lines_of_another_form(domainnet: Path, line: str):
     assert refusal("domainnet", domainnet).endswith(
         f"real_train.txt must list <domain>/<class>/<image> and a label on each line, not '{line}'"
     )
+
+
+# Files as people have them.
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark(imagenet: Path, domainnet: Path, encoding: str):
+    assert imagenet == domainnet
+    for path in imagenet.rglob("*.txt"):
+        path.write_text(path.read_text(), encoding=encoding)
+    source = opened("imagenet", imagenet)
+    assert source.class_names == ("tench", "goldfish", "boxer dog") and labels(source)["train"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert labels(opened("domainnet", domainnet))["test"] == list(range(10)) * 6
+
+
+def test_imagenet_classes_without_an_image_are_left_out_by_name(imagenet: Path):
+    file = imagenet / "imagenet" / "classnames.txt"
+    file.write_text("n00000001 nothing\n" + file.read_text())
+    source = opened("imagenet", imagenet)
+    assert source.class_names == ("tench", "goldfish", "boxer dog") and labels(source)["test"] == [0, 1, 2]
+    assert source.notes == ("left out: the classes n00000001, of which there is no image",)
+
+
+def test_imagenet_says_which_classes_have_one_name(imagenet: Path):
+    (imagenet / "imagenet" / "classnames.txt").write_text("n01440764 missile\nn01443537 Missile\nn02108089 boxer\n")
+    (told,) = opened("imagenet", imagenet).notes
+    assert "which no prompt tells apart: missile" in told
+
+
+def test_domainnet_with_four_of_six_domains(domainnet: Path):
+    for path in [*(domainnet / "domainnet").glob("quickdraw*.txt"), *(domainnet / "domainnet").glob("real*.txt")]:
+        path.unlink()
+    assert "data.domains=[clipart, infograph, painting, sketch]" in refusal("domainnet", domainnet)
+    source = opened("domainnet", domainnet, domains=("sketch", "clipart"))
+    assert source.domains == ("sketch", "clipart") and len(source.splits["test"].labels) == 20
+    with pytest.raises(UserError, match=r"^data.domains: domainnet has no domain 'film'; it has clipart, "):
+        opened("domainnet", domainnet, domains=("film",))
+
+
+def test_an_image_in_two_parts_is_said_and_one_under_two_labels_is_refused(aircraft: Path):
+    folder = aircraft / "fgvc_aircraft"
+    first = (folder / "images_variant_train.txt").read_text().splitlines()[0]
+    with open(folder / "images_variant_test.txt", "a") as file:
+        file.write(f"{first}\n")
+    (told,) = opened("fgvc_aircraft", aircraft).notes
+    path = folder / "images" / f"{first.split()[0]}.jpg"
+    assert told == f"images_variant_*.txt lists 1 images in two parts, first {path} in train and in test"
+    with open(folder / "images_variant_test.txt", "a") as file:
+        file.write(f"{first.split()[0]} 707-320\n")
+    assert f"lists the image {path} under two labels" in refusal("fgvc_aircraft", aircraft)

@@ -1,0 +1,80 @@
+"""A folder for one run alone: nobody else reads it, and nothing of it outlives the next start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pfedmma.data.pixels.private_folder import new_private_folder
+from pfedmma.system.errors import RankFailure
+
+NAME, OTHER = f"pfedmma-{'0a' * 16}", f"pfedmma-{'1b' * 16}"
+HOLD = """
+import sys, time
+from pathlib import Path
+from pfedmma.data.pixels.private_folder import new_private_folder
+with new_private_folder(Path(sys.argv[1])):
+    (Path(sys.argv[1]) / "test").write_bytes(b"pixels")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """A process that has the folder, and keeps it until it is killed."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.wait(20)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_it_is_its_owners_alone_and_gone_at_the_end(tmp_path: Path):
+    with new_private_folder(tmp_path / NAME):
+        assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o700
+        (tmp_path / NAME / "test").touch()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ZeroDivisionError), new_private_folder(tmp_path / NAME):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_already_is_not_taken(tmp_path: Path):
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / "poison").touch()
+    os.utime(tmp_path / NAME)
+    (tmp_path / NAME / "in use").symlink_to("/dev/null")
+    with pytest.raises(RankFailure, match="cannot keep decoded test images"), new_private_folder(tmp_path / NAME):
+        pass
+    assert sorted(path.name for path in (tmp_path / NAME).iterdir()) == ["in use", "poison"]
+
+
+def test_that_of_a_killed_process_is_removed_at_the_next_start_and_no_other(tmp_path: Path):
+    dead, living = holder(tmp_path / NAME), holder(tmp_path / OTHER)
+    try:
+        kill(dead)
+        mine = ["pfedmma-notes", "pfedmma-123-test.pixels", "other"]
+        for name in mine:
+            (tmp_path / name).mkdir()
+        (tmp_path / f".pfedmma-{'2c' * 16}").mkdir()  # a draft, as another process has it for a moment
+        old = tmp_path / f".pfedmma-{'3d' * 16}"  # and one that nobody finishes
+        old.mkdir()
+        os.utime(old, (time.time() - 3600,) * 2)
+        assert (tmp_path / NAME / "test").exists()
+        with new_private_folder(tmp_path / f"pfedmma-{'4e' * 16}"):
+            left = sorted(path.name for path in tmp_path.iterdir())
+            assert left == sorted([*mine, OTHER, f"pfedmma-{'4e' * 16}", f".pfedmma-{'2c' * 16}"])
+        assert (tmp_path / OTHER / "test").read_bytes() == b"pixels"
+    finally:
+        kill(living)
