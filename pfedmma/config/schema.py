@@ -25,7 +25,7 @@ from pfedmma.records.checkpoint.write import CheckpointConfig
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import OUTSIDE, Raw, insert, merged, nested, read_yaml, section, setting, shown
+from pfedmma.system.options import OUTSIDE, Raw, insert, merged, nested, read_settings, section, setting, shown
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load(file: str | Path | Sequence[str | Path] | None = None, overrides: Seque
     """
     tree: dict[str, Any] = {}
     for path in [file] if isinstance(file, (str, Path)) else file or ():
-        tree = merged(tree, read_yaml(Path(path)))
+        tree = merged(tree, read_settings(Path(path)))
     return resolve(tree, overrides)
 
 

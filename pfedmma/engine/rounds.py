@@ -36,7 +36,7 @@ class FederationConfig:
     """Rounds of the federation, and how the clients of a rank share its memory."""
 
     rounds: int = setting(50, "communication rounds of the whole run", GOES_ON)
-    local_epochs: int = setting(2, "epochs over its own images that a participant trains in a round")
+    local_epochs: int = setting(2, "epochs over its own images that a participant trains in a round, at most 10,000")
     participation: float = setting(1.0, "share p of the K clients that train in a round, 0 < p <= 1: max(1, round(p K)) of them")
     batch_size: int = setting(32, "images of one client in a training step")
     clients_per_pass: str = setting(
@@ -53,8 +53,9 @@ class FederationConfig:
     host_gb: float = setting(16.0, "GB of the clients' own state that rest in host memory; the rest lies in a temporary file", SAME_RESULT)
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "local_epochs", "batch_size"):
-            checks.at_least(name, getattr(self, name), 1)
+        checks.between("rounds", self.rounds, 1, 10_000_000)
+        checks.between("local_epochs", self.local_epochs, 1, 10_000)  # their batches are drawn at the start of a round
+        checks.between("batch_size", self.batch_size, 1, 1_000_000)
         for name in ("stems_gb", "device_gb", "host_gb"):
             checks.at_least(name, getattr(self, name), 0)
         if self.clients_per_pass != "auto" and not (self.clients_per_pass.isdecimal() and int(self.clients_per_pass) >= 1):

@@ -10,15 +10,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
 from pfedmma.report import accuracy, clients, costs, html, markdown, setting
 from pfedmma.report.document import Document
 from pfedmma.report.runs import Report, minus, read_all, same_setting
 from pfedmma.report.wire import Wire
 from pfedmma.run.display import accuracy_table
-from pfedmma.system.console import megabytes, percent, printable, show
+from pfedmma.system.console import megabytes, percent, show
 from pfedmma.system.errors import ArgumentParser, UserError
 from pfedmma.system.files import write_atomically
 
@@ -72,8 +70,8 @@ def show_tables(runs: Sequence[Report]) -> None:
         for run in group:
             if not run.is_reference or not reference:
                 name = run.method if run.finished else f"{run.method}, {len(run.rounds)} rounds so far"
-                rows.append((escape(printable(name)), run.accuracy, "-" if run.up is None else megabytes(run.up)))
-        show(accuracy_table(escape(printable(title)), rows))
+                rows.append((name, run.accuracy, "-" if run.up is None else megabytes(run.up)))
+        show(accuracy_table(title, rows))
 
 
 def compose(runs: Sequence[Report], wire: Wire | None) -> Document:

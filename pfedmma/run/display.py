@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, RoundRow
-from pfedmma.system.console import ProgressBar, percent
+from pfedmma.system.console import ProgressBar, percent, printable
 
 
 def round_done(progress: ProgressBar, row: RoundRow) -> None:
@@ -22,11 +23,11 @@ def round_done(progress: ProgressBar, row: RoundRow) -> None:
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]]) -> Table:
     """Rows of (name, accuracy or None, bytes up per client and round)."""
-    table = Table(title=title)
+    table = Table(title=escape(printable(title)))
     table.add_column("method")
     for name in HEADLINE:
         table.add_column(TITLES[name], justify="right")
     table.add_column("up / client / round", justify="right")
     for method, accuracy, moved in rows:
-        table.add_row(method, *(percent(accuracy.score(name) if accuracy else None) for name in HEADLINE), moved)
+        table.add_row(escape(printable(method)), *(percent(accuracy.score(name) if accuracy else None) for name in HEADLINE), moved)
     return table

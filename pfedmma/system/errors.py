@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run_main(main: Callable[[], None]) -> None:
     """Run a program's ``main``; a `UserError` ends it with one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a class name shows that there is one
     try:
         with _full_disk_named():
             main()

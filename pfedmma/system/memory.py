@@ -13,6 +13,8 @@ from pfedmma.system.errors import RankFailure
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+# What torch and the C library say, besides the errors that have a type of their own.
+_SHORTAGE = ("can't allocate memory", "unable to mmap", "Cannot allocate memory", "can't start new thread")
 
 
 def keep_freed_memory() -> None:
@@ -38,8 +40,8 @@ def shortage_named() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(words in str(error) for words in _SHORTAGE):
             raise
         reason = " ".join(str(error).split())[:160] or "an allocation failed"
         raise RankFailure(

@@ -9,6 +9,7 @@ import math
 import reprlib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,10 +100,15 @@ def described(cls: type, prefix: str = "") -> list[Described]:
     return found
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file; a file that is missing, broken or no mapping is a `UserError`."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """Nested settings from a YAML file: values as they are written, names with dots taken apart. Errors as `read_yaml`."""
+    return dotted(read_yaml(path, Written))
+
+
+def read_yaml(path: Path, plain: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """A YAML mapping from a file; a file that is missing, broken or no mapping is a `UserError`. ``plain``: see `untrusted.parse_yaml`."""
     try:
-        tree = untrusted.read_yaml(path)
+        tree = untrusted.read_yaml(path, plain)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the config file {path}: {getattr(error, 'strerror', None) or error}") from None
     except ValueError as error:
@@ -110,7 +116,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"the config file {path} must hold 'key: value' lines, not a {type(tree).__name__}")
+        raise UserError(f"the config file {path} must hold 'key: value' lines, not {'a list' if isinstance(tree, list) else 'one value'}")
     return tree
 
 
@@ -166,6 +172,17 @@ class Raw(str):
     """Text from the command line: read as YAML unless the setting is a string."""
 
 
+class Written(Raw):
+    """A value from a file without quotes around it; as `Raw`, and nothing where YAML says nothing."""
+
+    @property
+    def nothing(self) -> bool:
+        return self in ("", "~", "null", "Null", "NULL")
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def insert(tree: dict[str, Any], dotted: str, value: Any) -> None:
     """Put ``value`` at a dotted name of a tree."""
     *parents, last = dotted.split(".")
@@ -205,7 +222,7 @@ def section(cls: type, tree: dict[str, Any], prefix: str = "", root: tuple[type,
                 full = f"{full}.{name}"
             raise _unknown(shown(full), *root)
         if is_section(kinds[name]):
-            if value is None:
+            if value is None or (isinstance(value, Written) and value.nothing):
                 value = {}
             if not isinstance(value, dict):
                 keys = [item.name for item in described(kinds[name], f"{full}.")]
@@ -223,11 +240,12 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     """``value`` as ``kind``, or a `UserError` that says what was expected."""
     if isinstance(value, Raw):
         if kind is str:
-            return _text(value, name)
+            return "" if isinstance(value, Written) and value.nothing else _text(value, name)
         try:
             value = untrusted.parse_yaml(value)
-        except ValueError:
-            raise UserError(f"{name}: cannot read the value '{shown(value)}'; {_wanted(kind)} is expected") from None
+        except ValueError as error:
+            reason = f" ({error})" if "too large" in str(error) else ""
+            raise UserError(f"{name}: cannot read the value '{shown(value)}'{reason}; {_wanted(kind)} is expected") from None
     if kind is str:
         # YAML reads a bare none/12 as something else; a setting that is a string keeps what was written.
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,17 @@ def _refuse_deep(value: Any, left: int) -> None:
             _refuse_deep(item, left - 1)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, plain: Callable[[str], Any] | None = None) -> Any:
     """The value of a YAML file. Raises OSError, or ValueError as `parse_yaml`."""
-    with open(path, encoding="utf-8") as file:
-        return parse_yaml(file.read(MOST_CHARACTERS + 1))  # it may be endless, as a device is
+    with open(path, encoding="utf-8-sig") as file:
+        return parse_yaml(file.read(MOST_CHARACTERS + 1), plain)  # it may be endless, as a device is
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; ValueError if it is not YAML, or goes beyond the bounds above. Tags make no objects."""
+def parse_yaml(text: str, plain: Callable[[str], Any] | None = None) -> Any:
+    """The value of a YAML text; ValueError if it is not YAML, or goes beyond the bounds above. Tags make no objects.
+
+    ``plain`` makes the values that are written without quotes, in place of YAML's guess: to it 0012 is ten, 12:30 is 750.
+    """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"it is longer than {MOST_CHARACTERS} characters")
     try:
@@ -90,6 +94,9 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _weigh(node, {}, ())
+        if plain is not None:
+            loader.plain = plain
+            loader.mark_plain(node, set())
         return loader.construct_document(node)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -98,7 +105,29 @@ def parse_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with whole numbers that int64 holds."""
+    """PyYAML's safe loader, with whole numbers that int64 holds, and unquoted values by ``plain`` where they are marked."""
+
+    plain: Callable[[str], Any] = str
+
+    def written(self, node: yaml.ScalarNode) -> Any:
+        return self.plain(node.value)
+
+    def mark_plain(self, node: yaml.Node, known: set[int]) -> None:
+        """Give values whose kind YAML would guess a tag of their own, and names the tag of text."""
+        if id(node) in known:
+            return
+        known.add(id(node))
+        if isinstance(node, yaml.ScalarNode):
+            guessed = self.resolve(yaml.ScalarNode, node.value, (True, False))
+            node.tag = _PLAIN if node.style is None and node.tag == guessed else node.tag
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self.mark_plain(item, known)
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    key.tag = "tag:yaml.org,2002:str"
+                self.mark_plain(value, known)
 
     def whole(self, node: yaml.ScalarNode) -> int:
         if len(str(node.value)) > 70 or abs(value := self.construct_yaml_int(node)) > LARGEST:
@@ -106,7 +135,9 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
+_PLAIN = "!plain"
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+_Loader.add_constructor(_PLAIN, _Loader.written)
 
 
 def _weigh(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:

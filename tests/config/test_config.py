@@ -163,7 +163,7 @@ def test_a_value_of_the_wrong_type_says_what_is_expected(setting: str, expected:
     assert f"{expected} is expected" in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["name: [a, b]", "name: {a: 1}", "name: yes"])
+@pytest.mark.parametrize("text", ["name: [a, b]", "name: {a: 1}", "name: !!bool 'yes'"])
 def test_text_is_not_a_list_a_mapping_or_a_truth_value(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"data\.name: text is expected"):
         from_file(tmp_path, f"data:\n  {text}\n")
@@ -323,7 +323,7 @@ def test_a_section_of_the_file_keeps_its_other_keys(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"- a\n- b\n", "not a list"),
-        (b"just text\n", "not a str"),
+        (b"just text\n", "not one value"),
         (b"a: [1, 2\n", "not valid YAML"),
         (b"\tseed: 1\n", "not valid YAML"),
         (b"seed: !!python/object/apply:os.getcwd []\n", "not valid YAML"),

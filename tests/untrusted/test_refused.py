@@ -79,7 +79,7 @@ YAML: dict[str, tuple[str, str]] = {
     "no number at all": ("seed: !!int ''", "is not valid YAML"),
     "no float": ("optimizer: {lr: !!float x}", "is not valid YAML"),
     "no truth": ("method: {rescale: !!bool x}", "is not valid YAML"),
-    "no date": ("run_dir: 2001-99-99", "is not valid YAML"),
+    "no date": ("seed: 2001-99-99", "seed: cannot read the value '2001-99-99'; a whole number is expected"),
     "no timestamp": ("run_dir: !!timestamp x", "is not valid YAML"),
     "a list as a key": ("? [1]\n: 2", "is not valid YAML"),
     "half a character": ('run_dir: "\\ud800"', r"run_dir: text in UTF-8 is expected, not '\\ud800'"),
@@ -382,7 +382,7 @@ def test_as_many_classes_as_images(tmp_path: Path):
     tree["train"].append(["cat/train.jpg", 5, "other"])
     assert "gives label 5 two class names" in refusal("split", tmp_path, json.dumps(tree).encode())
     tree["train"][-1] = ["cat/train.jpg", 20_000, "c0"]
-    assert "gives the class name 'c0' to two labels" in refusal("split", tmp_path, json.dumps(tree).encode())
+    assert "give the class name 'c0' to two classes" in refusal("split", tmp_path, json.dumps(tree).encode())
 
 
 @pytest.mark.parametrize("line", ["../../secret 707-320", "/etc/passwd 707-320", "sub/1 707-320"])
