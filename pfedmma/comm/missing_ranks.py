@@ -7,7 +7,10 @@ soon costs nothing. When a collective fails, whoever has entered fewer is missin
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
+
+from pfedmma.comm.patience import within
 
 _KEY = "pfedmma/rank-{}"
 
@@ -18,24 +21,33 @@ class RollCall:
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
 
-    def here(self, number: int) -> None:
-        """Say that this rank waits in the collective of that number."""
-        self.store.set(_KEY.format(self.rank), str(number))
+    def here(self, number: int, patience: float = 1.0) -> None:
+        """Say that this rank waits in the collective of that number.
+
+        Raises:
+            Silence: the store has not taken it within ``patience`` seconds.
+            RuntimeError: the store is gone.
+        """
+        within(patience, lambda: self.store.set(_KEY.format(self.rank), str(number)))
 
     def missing(self, number: int, patience: float) -> list[int]:
         """The ranks that have not come to collective ``number`` within ``patience`` seconds.
 
         Raises:
+            Silence: the store does not answer, because the process that keeps it hangs.
             RuntimeError: the store is gone, and with it the process that kept it.
         """
-        self.here(number)
-        left = set(range(self.size)) - {self.rank}
         deadline = time.monotonic() + patience
+        self.here(number, patience)
+        left = set(range(self.size)) - {self.rank}
         while True:
-            left = {rank for rank in left if self._last(rank) < number}
+            left = within(deadline - time.monotonic(), partial(self._behind, number, left))
             if not left or time.monotonic() >= deadline:
                 return sorted(left)
             time.sleep(0.05)
+
+    def _behind(self, number: int, ranks: set[int]) -> set[int]:
+        return {rank for rank in ranks if self._last(rank) < number}
 
     def _last(self, rank: int) -> int:
         key = _KEY.format(rank)

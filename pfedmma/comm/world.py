@@ -178,12 +178,12 @@ def _finished(work: dist.Work, backend: str) -> bool:
 
 def _raise_if_failed(work: Any, backend: Any) -> None:
     """Raise a RuntimeError if a collective of NCCL has not ended well. Which of these says so depends on the version of torch."""
-    work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))  # it is completed, nothing is waited for; raises what was found
     result = work.get_future_result() if hasattr(work, "get_future_result") else None
-    if result is None and (found := work.exception()) is not None:
-        raise RuntimeError(str(found))
-    if result is not None and result.done() and result.value() != 0:
-        raise RuntimeError("NCCL says that it has failed")
+    if result is None or (result.done() and result.value() != 0):
+        found = work.exception() if hasattr(work, "exception") else None  # deprecated, so newer versions are not asked before
+        if found is not None or result is not None:
+            raise RuntimeError(str(found or "NCCL says that it has failed"))
+    work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))  # it is completed, nothing is waited for; raises what was found
     # An error of the communicator is found after a while; what is asked of it from then on is called completed at once.
     state = backend.get_error() if hasattr(backend, "get_error") else None
     if state is not None and state.name != "SUCCESS":
@@ -256,8 +256,8 @@ def _meet(config: DistributedConfig, launch: Launch, backend: str, device: torch
     if backend == "nccl":
         if launch.size > 1:
             refuse_shared(store, launch.rank, launch.size, identity(device), patience)
-        # NCCL's own watchdog ends the process as soon as it finds an error, and this module would have had no time to say who is missing.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        # NCCL's own watchdog ends the process as soon as it finds an error, and leaves no time to say who is missing; torchrun asks for it.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         timeout = config.timeout
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.size, timeout=datetime.timedelta(seconds=timeout))
 
