@@ -263,7 +263,9 @@ def _meet(config: DistributedConfig, launch: Launch, backend: str, device: torch
 
 
 def _base_store(init_method: str, launch: Launch, timeout: datetime.timedelta) -> dist.Store:
-    """The store that a file, the launcher, or rank 0 keeps."""
+    """The store that a file, the launcher, or rank 0 keeps. A rank alone needs nobody's."""
+    if launch.size == 1:
+        return dist.HashStore()
     if init_method != "env://":
         return next(iter(dist.rendezvous(init_method, launch.rank, launch.size, timeout=timeout)))[0]
     host, port = store_address()

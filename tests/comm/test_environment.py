@@ -84,3 +84,11 @@ def test_a_mixed_precision_asked_of_accelerate(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == said
     assert all(f"mixed_precision '{asked}'" in line and "backbone.precision" in line for line in lines)
+
+
+def test_a_rank_alone_needs_no_address() -> None:
+    """A launcher's single rank, or one left over in a shell."""
+    code = "from pfedmma.comm.world import *; print(open_world(DistributedConfig(device='cpu')).size)"
+    env = {**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
