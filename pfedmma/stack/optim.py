@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pfedmma.stack import optim
 from pfedmma.system import checks
 from pfedmma.system.options import setting
 
@@ -90,16 +89,16 @@ class LossScale:
         return losses * self.factor[: len(losses)] if self.enabled else losses
 
     def guarded_step(
-        self, config: OptimizerConfig, params: Tensor, grads: Tensor, state: optim.OptimizerState, rates: Tensor | None = None
+        self, config: OptimizerConfig, params: Tensor, grads: Tensor, state: OptimizerState, rates: Tensor | None = None
     ) -> None:
         """An optimizer step on the unscaled gradients; without scaling, just the step."""
         if not self.enabled:
-            return optim.step(config, params, grads, state, rates)
+            return step(config, params, grads, state, rates)
         k = len(params)
         grads = grads / self.factor[:k, None]
         good = torch.isfinite(grads).all(dim=1, keepdim=True)
         before = {"": params.clone()} | {name: tensor.clone() for name, tensor in state.items()}
-        optim.step(config, params, torch.where(good, grads, 0.0), state, rates)
+        step(config, params, torch.where(good, grads, 0.0), state, rates)
         for name, tensor in ({"": params} | state).items():
             tensor.copy_(torch.where(good, tensor, before[name]))
         self.factor[:k] = torch.where(good[:, 0], self.factor[:k], self.factor[:k] / 2.0)
