@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.methods.adapters.multimodal import AdapterSpec
 from pfedmma.methods.registry import entry_of
 from pfedmma.portable import adapter_file
 from pfedmma.portable.client_file import ClientFile
+from pfedmma.portable.made_for import MadeFor
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -38,17 +40,19 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
     kept = KeptClient.from_run(folder, client)
-    method, backbone = kept.config.method, kept.config.backbone.name
+    method = kept.config.method
     entry = entry_of(method.name)
     if not entry.trains:
         raise UserError(f"the method of {folder.path} is {method.name}, which trains nothing; export a run of another method")
     tensors, others = kept.answer
+    classes = kept.classes.base + kept.classes.novel if kept.classes else ()
+    made_for = MadeFor(kept.config.backbone.name, FrozenWeights.from_json(kept.backbone), kept.template, classes)
     if entry.adapters:
         options = {"scale": method.scale, "activation": method.activation, "rescale": method.rescale}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        adapter_file.write(out, tensors, AdapterSpec.from_shapes(shapes, **options), backbone)
+        adapter_file.write(out, tensors, AdapterSpec.from_shapes(shapes, **options), made_for)
     else:
-        ClientFile(method, tensors, others, backbone, kept.template).write(out)
+        ClientFile(method, tensors, others, made_for).write(out)
     return kept.round
 
 

@@ -217,8 +217,11 @@ class TextTower(Tower):
         return torch.full((len(tokens),), 0 if self.pool_type == "first" else tokens.shape[1] - 1, device=tokens.device)
 
     def cut(self, tokens: Tensor) -> Tensor:
-        """Drop the columns after the last pooled token: under a causal mask nothing after it is ever read."""
-        if not self.causal or self.pool_type == "last":
+        """Drop the columns after the last pooled token: under a causal mask nothing after it is ever read.
+
+        On the meta device it is not known which these are, and all are kept.
+        """
+        if not self.causal or self.pool_type == "last" or tokens.is_meta:
             return tokens
         return tokens[:, : int(self.pool_index(tokens).max()) + 1]
 

@@ -33,8 +33,8 @@ class Weights:
 def read(path: str, allow_torchscript: bool) -> Weights:
     """The weights in a file: safetensors, or a checkpoint of ``torch.save``, of which tensors and plain values alone are read.
 
-    Safetensors are known by their content, whatever the suffix. A TorchScript archive (what OpenAI published) holds code and is taken only with
-    ``allow_torchscript``. Prefixes of wrappers are left out, and the layout of transformers becomes open_clip's.
+    Safetensors are known by their content, whatever the suffix. A TorchScript archive (what OpenAI published) holds code and is taken
+    only with ``allow_torchscript``. Prefixes of wrappers are left out, and the layout of transformers becomes open_clip's.
 
     Raises:
         UserError: a TorchScript archive that is not allowed.

@@ -10,21 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.backbone import PRECISIONS, Backbone, Prompts
 from pfedmma.methods.adapters.multimodal import TOWERS, AdapterSpec, adapted_features
 from pfedmma.portable import adapter_file
+from pfedmma.portable.made_for import MadeFor
 from pfedmma.system.errors import UserError
 
 
 class AdaptedCLIP(nn.Module):
     """CLIP with one client's adapters. Its parameters are the adapters alone, named as in the adapter file.
 
-    The open_clip model is used as it is: frozen, moved along by ``to``, and no part of ``state_dict``.
+    The open_clip model is used as it is: frozen, moved and converted along by ``to``, ``half`` and their kin, copied along by
+    ``copy.deepcopy``, and no part of ``state_dict``. Features have the module's precision. Matrix products are in fp16 or bf16 where
+    that is it, otherwise in fp32 (also after ``double``); layer norms and sums are always in fp32.
     """
 
-    def __init__(self, clip: Any, spec: AdapterSpec, tensors: Mapping[str, Tensor], backbone_name: str) -> None:
+    def __init__(self, clip: Any, spec: AdapterSpec, tensors: Mapping[str, Tensor], made_for: MadeFor) -> None:
         super().__init__()
-        self.spec, self.backbone_name = spec, backbone_name
+        self.spec, self.made_for = spec, made_for
         self.visual, self.text, self.shared = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for visual, text in spec.pairs:
             if spec.has("visual"):
@@ -43,11 +46,21 @@ class AdaptedCLIP(nn.Module):
         return self._clip[0]
 
     @property
+    def backbone_name(self) -> str:
+        """The name of the model that the adapters were made for, empty where it is not known."""
+        return self.made_for.backbone
+
+    @property
     def backbone(self) -> Backbone:
-        """The frozen towers on the device where the model is now."""
-        if self._frozen is None:
-            self._frozen = Backbone.freeze(self.clip, self.backbone_name)
+        """The frozen towers on the device and in the precision in which the model is now."""
+        precision = next((name for name, dtype in PRECISIONS.items() if dtype == self._dtype), "fp32")
+        if self._frozen is None or self._frozen.precision != precision:
+            self._frozen = Backbone.freeze(self.clip, self.backbone_name or "this model", precision)
         return self._frozen
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """[N,3,S,S] preprocessed images -> features [N,D]."""
@@ -64,9 +77,10 @@ class AdaptedCLIP(nn.Module):
         return self.encode_image(images, True), self.encode_text(text, True), self.backbone.logit_scale
 
     def _features(self, stem, tower: str, normalize: bool) -> Tensor:
-        tensors = {name: parameter.unsqueeze(0) for name, parameter in self.named_parameters()}
+        products = PRECISIONS[self.backbone.precision]
+        tensors = {name: parameter.unsqueeze(0).to(products) for name, parameter in self.named_parameters()}
         features = adapted_features(self.backbone, self.spec, tensors, stem, tower)[0]
-        return F.normalize(features, dim=-1) if normalize else features
+        return (F.normalize(features, dim=-1) if normalize else features).to(self._dtype)
 
     def _apply(self, fn, recurse: bool = True):
         # to(), cuda(), half(): the model underneath comes along, and the frozen view of it is made anew.
@@ -74,25 +88,32 @@ class AdaptedCLIP(nn.Module):
         self._frozen = None
         return super()._apply(fn, recurse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has a model of its own underneath, of which it makes its own frozen view.
+        return {**self.__dict__, "_frozen": None}
+
 
 def _adapter(width: int, dim: int) -> nn.ModuleDict:
     return nn.ModuleDict({"down": nn.Linear(width, dim), "up": nn.Linear(dim, width)})
 
 
-def load_adapter(clip: Any, path: str | Path) -> AdaptedCLIP:
+def load_adapter(clip: Any, path: str | Path, insist: bool = False) -> AdaptedCLIP:
     """Put the adapters of an adapter file on an open_clip model.
 
     Args:
         clip: any open_clip CLIP with plain transformer towers, on any device; it is frozen.
         path: a file written by ``python -m pfedmma.export`` or `save_adapter`.
+        insist: take a file although its adapters were trained on other frozen weights, or with another activation, than ``clip`` has.
 
     Raises:
-        UserError: an unusable file, or one made for towers of other width or depth.
+        UserError: an unusable file, one made for towers of other width or depth, or, without ``insist``, for other frozen weights.
     """
-    tensors, spec, name = adapter_file.read(path)
-    frozen = Backbone.freeze(clip.eval().requires_grad_(False), name or "this model")
-    refuse_misfit(path, spec, frozen, name)
-    return AdaptedCLIP(clip, spec, tensors, name)
+    tensors, spec, made_for = adapter_file.read(path)
+    frozen = Backbone.freeze(clip.eval().requires_grad_(False), made_for.backbone or "this model")
+    refuse_misfit(path, spec, frozen, made_for.backbone)
+    if not insist:
+        made_for.refuse_other(path, frozen)
+    return AdaptedCLIP(clip, spec, tensors, made_for)
 
 
 def refuse_misfit(path: str | Path, spec: AdapterSpec, frozen: Backbone, made_for: str) -> None:
@@ -109,4 +130,4 @@ def refuse_misfit(path: str | Path, spec: AdapterSpec, frozen: Backbone, made_fo
 def save_adapter(model: AdaptedCLIP, path: str | Path) -> None:
     """Write the adapters of ``model`` to an adapter file; `load_adapter` gives back the same model."""
     with torch.no_grad():
-        adapter_file.write(path, dict(model.named_parameters()), model.spec, model.backbone_name)
+        adapter_file.write(path, dict(model.named_parameters()), model.spec, model.made_for.on(model.backbone))

@@ -1,7 +1,8 @@
 """Adapter files: one client's adapters as safetensors, in the orientation of `torch.nn.Linear`.
 
 Tensors ``visual.{b}.down.weight|bias``, ``visual.{b}.up.*``, ``text.{b}.down.*``, ``text.{b}.up.*``, ``shared.{b}.*`` (b counts blocks
-from 1; ``shared`` goes by the visual tower's number); metadata ``format``, ``dim``, ``scale``, ``activation``, ``rescale``, ``backbone``.
+from 1; ``shared`` goes by the visual tower's number); metadata ``format``, ``dim``, ``scale``, ``activation`` (of the adapters),
+``rescale``, ``backbone``, and where they are known ``backbone.pretrained|activation|fingerprint``, ``template``, ``classes`` (JSON).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pfedmma.methods.adapters.multimodal import ACTIVATIONS, AdapterSpec
+from pfedmma.portable.made_for import MadeFor
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 from pfedmma.system.tensor_files import open_tensors, require_numbers
@@ -22,7 +24,7 @@ from pfedmma.system.tensor_files import open_tensors, require_numbers
 FORMAT = "pfedmma-adapter/1"
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, backbone: str) -> None:
+def write(path: str | Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, made_for: MadeFor) -> None:
     """Write one client's tensors {name: [*shape]}; an existing file is replaced as a whole."""
     metadata = {
         "format": FORMAT,
@@ -30,14 +32,13 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], spec: AdapterSpec, ba
         "scale": repr(spec.scale),
         "activation": spec.activation,
         "rescale": str(spec.rescale).lower(),
-        "backbone": backbone,
-    }
+    } | made_for.to_metadata()
     plain = {name: tensors[name].detach().cpu().contiguous() for name in spec.shapes()}
     write_atomically(Path(path), save(plain, metadata))
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], AdapterSpec, str]:
-    """(tensors, spec, name of the backbone) of an adapter file.
+def read(path: str | Path) -> tuple[dict[str, Tensor], AdapterSpec, MadeFor]:
+    """(tensors, spec, what it was made for) of an adapter file.
 
     Raises:
         UserError: no such file, not safetensors, another format, tensors or metadata that do not fit together.
@@ -51,7 +52,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], AdapterSpec, str]:
     if metadata.get("format") != FORMAT:
         found = str(metadata.get("format"))[:40]
         raise UserError(f"{path} has format '{found}', not '{FORMAT}'; write adapter files with python -m pfedmma.export")
-    return tensors, _spec(path, tensors, metadata), metadata.get("backbone", "")
+    return tensors, _spec(path, tensors, metadata), MadeFor.from_metadata(metadata)
 
 
 def _spec(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> AdapterSpec:

@@ -1,11 +1,13 @@
 """One client's model, of any method, on an ordinary open_clip model: from a file to a classifier.
 
 A client file is safetensors: the method's tensors by name, ``others.<name>`` [E, *shape] what the client reads of E other clients;
-metadata ``format``, ``version``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts).
+metadata ``format``, ``version``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts), and where they are
+known ``backbone.pretrained|activation|fingerprint`` and ``classes`` (JSON).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.portable import adapter_file
 from pfedmma.portable.adapted_clip import refuse_misfit
+from pfedmma.portable.made_for import MadeFor
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.stack.rules import POOL, State
 from pfedmma.system import options, tensor_files, untrusted
@@ -43,14 +46,13 @@ class ClientFile:
     method: MethodConfig
     tensors: State
     others: State
-    backbone: str
-    template: str
+    made_for: MadeFor
 
     def write(self, path: str | Path) -> None:
         """Write the file; an existing one is replaced as a whole."""
         own = {} if self.method.own is None else {self.method.name: options.nested(self.method.own)}
         settings = json.dumps({"name": self.method.name} | own)
-        metadata = {"format": FORMAT, "method": settings, "backbone": self.backbone, "template": self.template}
+        metadata = {"format": FORMAT, "method": settings} | self.made_for.to_metadata()
         named = {**self.tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in self.others.items()}}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_atomically(Path(path), save(plain, metadata | {"version": VERSION}))
@@ -60,36 +62,39 @@ class ClientFile:
         """From what the file at ``path`` holds. Raises a `UserError` if it does not say its method's settings."""
         tensors = {name: tensor for name, tensor in found.items() if not name.startswith(_OTHERS)}
         others = {name.removeprefix(_OTHERS): tensor for name, tensor in found.items() if name.startswith(_OTHERS)}
-        template = metadata.get("template", GENERIC_TEMPLATE)
-        return cls(_settings(path, metadata), tensors, others, metadata.get("backbone", ""), template)
+        return cls(_settings(path, metadata), tensors, others, MadeFor.from_metadata(metadata))
 
 
-def load_client(clip: Any, path: str | Path, template: str | None = None) -> PersonalCLIP:
+def load_client(clip: Any, path: str | Path, template: str | None = None, insist: bool = False) -> PersonalCLIP:
     """A client's model from a client file or an adapter file.
 
     Args:
         clip: the open_clip CLIP that the run was trained on, on any device; it is frozen.
         path: a file written by ``python -m pfedmma.export``.
         template: class prompt with {} for the name; by default the run's own.
+        insist: take a file although it was trained on other frozen weights, or with another activation, than ``clip`` has.
 
     Raises:
-        UserError: an unusable file or template, or one made for a model of another size.
+        UserError: an unusable file or template, one made for a model of another size, or, without ``insist``, for other frozen weights.
     """
     found, metadata = _read(path)
+    made_for = MadeFor.from_metadata(metadata)
     template = template or metadata.get("template", GENERIC_TEMPLATE)
     _require_template(path, template)
-    name = metadata.get("backbone") or "this model"
+    name = made_for.backbone or "this model"
     backbone = Backbone.freeze(clip.eval().requires_grad_(False), name, tokenizer=own_tokenizer(name))
     method: Method
     if metadata.get("format") == adapter_file.FORMAT:
-        tensors, spec, made_for = adapter_file.read(path)
-        refuse_misfit(path, spec, backbone, made_for)
+        tensors, spec, _ = adapter_file.read(path)
+        refuse_misfit(path, spec, backbone, made_for.backbone)
         method, others = MultiModalAdapters(backbone, spec, ("none",)), {}
     else:
         file = ClientFile.from_tensors(path, found, metadata)
         method, tensors, others = registry.build(file.method, backbone), dict(file.tensors), dict(file.others)
     _require(path, method, tensors, others)
-    return PersonalCLIP.from_tensors(method, tensors, others, template)
+    if not insist:
+        made_for.refuse_other(path, backbone)
+    return dataclasses.replace(PersonalCLIP.from_tensors(method, tensors, others, template), classes=made_for.classes)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

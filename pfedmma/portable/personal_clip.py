@@ -15,12 +15,16 @@ from pfedmma.stack.rules import Given, Others, State
 
 @dataclass(frozen=True)
 class PersonalCLIP:
-    """A client's model. ``state``: its tensors {name: [1, *shape]}; ``others``: what it reads of other clients."""
+    """A client's model. ``state``: its tensors {name: [1, *shape]}; ``others``: what it reads of other clients.
+
+    ``template`` is that of its class prompts, ``classes`` are those of its run where they are known.
+    """
 
     method: Method
     state: State
     others: Others | None
     template: str
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def from_tensors(cls, method: Method, tensors: State, read: State, template: str) -> PersonalCLIP:

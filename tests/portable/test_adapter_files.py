@@ -75,9 +75,9 @@ def test_saved_again_it_is_the_same(run_dir: Path, tmp_path: Path):
     path = exported(run_dir, 0, tmp_path)
     model = pfedmma.load_adapter(fresh_clip(), path)
     pfedmma.save_adapter(model, tmp_path / "again.safetensors")
-    (first, spec, name), (second, spec_again, name_again) = (adapter_file.read(p) for p in (path, tmp_path / "again.safetensors"))
+    (first, spec, made_for), (second, spec_again, made_for_again) = (adapter_file.read(p) for p in (path, tmp_path / "again.safetensors"))
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items()) and first.keys() == second.keys()
-    assert (spec, name) == (spec_again, name_again) and name == "tiny"
+    assert (spec, made_for) == (spec_again, made_for_again) and made_for.backbone == "tiny"
 
 
 def test_it_trains_and_moves(run_dir: Path, tmp_path: Path):

@@ -40,6 +40,7 @@ METHODS = ("promptfl", "pfedmoap", "pfedmma")
 CLIENT = 2
 NAMES = ("red circle", "blue_star", "a thing of several words")
 TEMPLATE = "this is {}, drawn."
+PER_CLASS = {"train": 4, "val": 1, "test": 1}
 PIXELS = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of each method in ``<method>``, and its client 2 in ``<method>.safetensors``."""
     root = tmp_path_factory.mktemp("personal")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+        patch.setattr(shapes, "PER_CLASS", PER_CLASS)
         for method in METHODS:
             more = [f"method.name={method}", "data.clients=4", "federation.participation=1.0", f"data.template={TEMPLATE}"]
             # Experts are to weigh in, and prompts to differ.
@@ -62,13 +63,15 @@ def fresh_clip() -> nn.Module:
     return create_model(BackboneConfig("tiny", "none"), seed=0)
 
 
-def engine_logits(run_dir: Path, client: int, template: str = TEMPLATE) -> Tensor:
+def engine_logits(run_dir: Path, client: int) -> Tensor:
     """Logits of `PIXELS` over `NAMES` by the run's own parts."""
-    run = assemble(configuration.load(run_dir / "config.yaml"), ALONE)
-    restore(run, RunFolder(run_dir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "PER_CLASS", PER_CLASS)
+        run = assemble(configuration.load(run_dir / "config.yaml"), ALONE)
+        restore(run, RunFolder(run_dir))
     method, answers = run.engine.training.method, run.engine.members.answers()
     state = answers.tensors([client])
-    stem = method.text_stem(run.backbone.prompts(template, NAMES))
+    stem = method.text_stem(run.backbone.prompts(TEMPLATE, NAMES))
     with torch.no_grad():
         state = state | method.fixed(state, Given(answers.others([client])), stem)
         return method.logits(state, method.image_features(state, method.image_stem(PIXELS)), method.text_features(state, stem))[0]
@@ -80,18 +83,16 @@ def engine_logits(run_dir: Path, client: int, template: str = TEMPLATE) -> Tenso
 @pytest.mark.parametrize("method", METHODS)
 def test_the_logits_of_the_file_are_those_of_the_run(folder: Path, method: str):
     model = load_client(fresh_clip(), folder / f"{method}.safetensors")
-    # An adapter file says nothing of prompts, and the prompt methods learn theirs.
-    template = "a photo of a {}." if method == "pfedmma" else TEMPLATE
-    assert model.template == template
+    assert model.template == TEMPLATE
     logits = model.classifier(NAMES)(PIXELS)
-    wanted = engine_logits(folder / method, CLIENT, template)
+    wanted = engine_logits(folder / method, CLIENT)
     assert logits.shape == (5, 3) and not logits.requires_grad
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
     # Equality means something: neither another client's nor the frozen model's are the same.
     if method != "promptfl":  # whose clients all have one prompt
-        assert not torch.allclose(logits, engine_logits(folder / method, 1, template), atol=1e-3)
+        assert not torch.allclose(logits, engine_logits(folder / method, 1), atol=1e-3)
     frozen = Backbone.freeze(fresh_clip())
-    images, texts = PIXELS, frozen.prompts(template, NAMES).tokens
+    images, texts = PIXELS, frozen.prompts(TEMPLATE, NAMES).tokens
     plain = frozen.logit_scale * fresh_clip().encode_image(images, normalize=True) @ fresh_clip().encode_text(texts, normalize=True).T
     assert not torch.allclose(logits, plain, atol=1e-3)
 
