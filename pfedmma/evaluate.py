@@ -10,11 +10,12 @@ from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.records.folder import RunFolder
+from pfedmma.run import display
 from pfedmma.run.assembly import assemble
 from pfedmma.run.display import accuracy_table
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
-from pfedmma.system.console import show
+from pfedmma.system.console import ProgressBar, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
 from pfedmma.system.memory import shortage_named
@@ -40,8 +41,12 @@ def evaluate(config: Config, folder: RunFolder, world: World) -> None:
     manifest = restore(run, folder)
     if manifest is None:
         raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
-    accuracy = run.engine.evaluate()
-    zero_shot = run.zero_shot()
+    with ProgressBar("testing", 2, silent=not world.is_main) as bar:
+        run.engine.told = display.testing(bar)
+        accuracy = run.engine.evaluate()
+        bar.advance()
+        zero_shot = run.zero_shot()
+        bar.advance()
     if world.is_main:
         rows = [("zeroshot", zero_shot.accuracy, ""), (config.method.name, accuracy, "")]
         show(accuracy_table(f"{folder.path} after round {manifest.round}, {config.evaluation.split} split (percent)", rows))

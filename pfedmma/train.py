@@ -21,6 +21,7 @@ from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import RunSummary
 from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
+from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.run.display import accuracy_table
 from pfedmma.run.recorder import Recorder
@@ -98,11 +99,12 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     done = manifest.round if manifest else 0
     if done > rounds:
         raise UserError(f"federation.rounds: {folder.path} has already done {done} rounds, more than {rounds}")
-    kept = manifest.progress if manifest and manifest.progress.split == run.config.evaluation.split else None  # else measured anew
+    kept = manifest.progress if manifest and manifest.progress.tested_on == run.config.evaluation.tested_on else None  # else measured anew
     zero_shot = Reference(kept.zero_shot, kept.zero_shot_table) if kept else Reference()
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
         bar.say(headline(run, done))
+        engine.told = display.testing(bar)
         if zero_shot.accuracy is None and run.config.evaluation.every:
             zero_shot = run.zero_shot()
         engine.interruption.rounds_begin()

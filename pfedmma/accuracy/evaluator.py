@@ -8,7 +8,7 @@ Shape legend: C clients of a pass, N test images of a batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,11 +37,25 @@ class EvaluationConfig:
     every: int = setting(5, "rounds between evaluations; the last round is always evaluated; 0: never", GOES_ON)
     split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
     batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
+    clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all", GOES_ON)
 
     def __post_init__(self) -> None:
         checks.at_least("every", self.every, 0)
         checks.one_of("split", self.split, ("test", "val"))
         checks.at_least("batch_size", self.batch_size, 1)
+        checks.at_least("clients", self.clients, 0)
+
+    @property
+    def tested_on(self) -> str:
+        """What an accuracy is of: two of different ones are not compared."""
+        return f"{self.split}, {self.clients} clients" if self.clients else self.split
+
+
+Told = Callable[[int, int], None]  # (how much of an evaluation is done, of how much)
+
+
+def in_silence(done: int, total: int) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +68,21 @@ class Evaluator:
     clients_per_pass: int
 
     @torch.no_grad()
-    def table(self, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache | None = None) -> Tensor:
+    def table(
+        self, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache | None = None, told: Told = in_silence
+    ) -> Tensor:
         """Accuracy in percent [C, 4] (columns `COLUMNS`, NaN where there is nothing to test), on the CPU, in fp64.
 
-        ``stems`` keeps what follows from the test images alone until the next evaluation of the same method.
+        ``stems`` keeps what follows from the test images alone until the next evaluation of the same method. ``told``: how far it has come.
         """
         table = torch.full((len(clients), len(COLUMNS)), float("nan"), dtype=torch.float64)
         stems = stems or StemCache(0.0)
         alike = self._alike(method, answers, clients)
-        for name in self.federated.sets():
+        sets = list(self.federated.sets())
+        for number, name in enumerate(sets):
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
+                told(number * len(alike) + start, len(sets) * len(alike))
                 correct = self._correct(name, method, answers, [clients[rows[0]] for rows in part], stems)
                 for rows, right in zip(part, correct, strict=True):
                     table[rows, COLUMNS.index(name)] = right.mean() * 100.0

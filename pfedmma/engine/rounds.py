@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
+from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, Told, in_silence
 from pfedmma.accuracy.metrics import summarise
 from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import WIRE_DTYPES, World
@@ -87,6 +87,7 @@ class Engine:
     seed: int
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
     interruption: Interruption = field(default_factory=Interruption)
+    told: Told = in_silence  # how far an evaluation has come
     table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
 
     @property
@@ -151,12 +152,14 @@ class Engine:
         return summarise(table, [client.domain for client in self.clients])
 
     def evaluate_all(self, method: Method, members: Members, stems: StemCache | None = None) -> Tensor:
-        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all."""
-        hosted = self.hosted(range(len(self.clients)))
-        own = self.evaluator.table(method, members.answers(), hosted, stems)
+        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of clients that are not tested."""
+        tested = participation.tested(len(self.clients), self.evaluation.clients, self.seed)
+        hosted = self.hosted(tested)
+        own = self.evaluator.table(method, members.answers(), hosted, stems, self.told)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
         table[[client.id for client in hosted]] = own
-        return self.world.sum(table.flatten(), "metrics").view(table.shape)
+        table = self.world.sum(table.flatten(), "metrics").view(table.shape)
+        return table if len(tested) == len(table) else torch.full_like(table, torch.nan).index_copy(0, torch.tensor(tested), table[tested])
 
     def record(self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, accuracy: Accuracy | None) -> RoundRow:
         """The round's object in ``metrics.jsonl``; ``read``: parameters of others that the participants were sent."""

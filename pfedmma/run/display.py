@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
 
+from pfedmma.accuracy.evaluator import Told
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, RoundRow
 from pfedmma.system.console import ProgressBar, percent, printable
 
@@ -31,3 +33,21 @@ def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]])
     for method, accuracy, moved in rows:
         table.add_row(escape(printable(method)), *(percent(accuracy.score(name) if accuracy else None) for name in HEADLINE), moved)
     return table
+
+
+SILENCE = 30.0  # seconds without a sign of life, where there is no terminal
+
+
+def testing(bar: ProgressBar) -> Told:
+    """Says how far an evaluation has come: behind the bar at a terminal, else with a line now and then."""
+    last = [time.monotonic()]
+
+    def told(done: int, total: int) -> None:
+        text = f"testing, {done} of {total}"
+        if bar.live:
+            bar.state(text)
+        elif time.monotonic() - last[0] > SILENCE:
+            last[0] = time.monotonic()
+            bar.say(text)
+
+    return told

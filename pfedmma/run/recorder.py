@@ -64,7 +64,7 @@ class Recorder:
             answers=engine.training.method.answers,
             zero_shot=self.zero_shot.accuracy,
             zero_shot_table=self.zero_shot.table,
-            split=self.run.config.evaluation.split,
+            tested_on=self.run.config.evaluation.tested_on,
             data=self.run.fingerprint,
             torch_version=torch.__version__,
             classes=Classes.from_data(self.run.federated),

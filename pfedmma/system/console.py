@@ -87,6 +87,10 @@ class ProgressBar:
         """One more is done."""
         self._progress.advance(self._task)
 
+    def state(self, text: str) -> None:
+        """What is being done stands behind the bar."""
+        self._progress.update(self._task, state=text)
+
     def update(self, done: int, state: str) -> None:
         """So many are done by now; ``state`` stands behind the bar."""
         self._progress.update(self._task, completed=done, state=state)

@@ -84,7 +84,7 @@ def test_a_result_stands_for_other_settings_only_if_it_does_not_depend_on_them(i
 def test_what_may_change() -> None:
     names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
-    evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size"]
+    evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size", "evaluation.clients"]
     assert names[GOES_ON] == ["federation.rounds", *evaluation]
     assert {name.partition(".")[0] for name in names[SAME_RESULT]} == {"backbone", "data", "federation", "checkpoint", "distributed"}
 

@@ -103,11 +103,11 @@ class Progress:
 
     - ``config``: the settings that identify the run, by dotted name. ``ledger``: its totals. ``template``: of the class prompts.
     - ``reads``: of how many others a client reads. ``answers``: see `pfedmma.stack.rules`.
-    - ``zero_shot``: accuracies of CLIP as it comes, and ``zero_shot_table`` [clients, 4] those of each client, both on the images of
-      ``split``; None where nothing is evaluated.
+    - ``zero_shot``: accuracies of CLIP as it comes, and ``zero_shot_table`` [clients, 4] those of each client, both of what
+      ``tested_on`` says (split and clients); None where nothing is evaluated.
     - ``data``: their fingerprint, see `pfedmma.data.fingerprint`. ``torch_version``: what the run was made with.
 
-    ``split``, ``data``, ``torch_version`` and ``classes`` are None in checkpoints of version 0.1.0.
+    ``tested_on``, ``data``, ``torch_version`` and ``classes`` are None in checkpoints of version 0.1.0.
     ``backbone``: what tells its frozen weights from others, see `pfedmma.clip.fingerprint`; None in old checkpoints, too.
     """
 
@@ -118,7 +118,7 @@ class Progress:
     answers: str
     zero_shot: Accuracy | None
     zero_shot_table: Tensor | None
-    split: str | None
+    tested_on: str | None
     data: dict[str, Any] | None
     torch_version: str | None
     classes: Classes | None
@@ -135,7 +135,7 @@ class Progress:
             "answers": self.answers,
             "zero_shot": self.zero_shot and self.zero_shot.to_json(),
             "zero_shot_clients": None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode(),
-            "split": self.split,
+            "tested_on": self.tested_on,
             "data": self.data,
             "torch": self.torch_version,
             "classes": self.classes and self.classes.to_json(),
@@ -152,9 +152,9 @@ class Progress:
         answers, clients = value.get("answers", SERVERS), value["config"].get("data.clients")
         if answers not in ANSWERS or type(clients) is not int or clients < 1:
             raise Damaged("the progress in manifest.json does not say how many clients there are, or what they answer with")
-        table, classes, split = value.get("zero_shot_clients"), value.get("classes"), value.get("split")
-        if split is not None and not isinstance(split, str):
-            raise Damaged("the progress in manifest.json does not say on which split its accuracies are")
+        table, classes, tested_on = value.get("zero_shot_clients"), value.get("classes"), value.get("tested_on")
+        if tested_on is not None and not isinstance(tested_on, str):
+            raise Damaged("the progress in manifest.json does not say what its accuracies are of")
         backbone = value.get("backbone")
         if backbone is not None and not (isinstance(backbone, dict) and all(isinstance(text, str) for text in backbone.values())):
             raise Damaged("the progress in manifest.json does not say what its frozen weights are")
@@ -175,7 +175,7 @@ class Progress:
             answers=answers,
             zero_shot=zero_shot,
             zero_shot_table=accuracies,
-            split=split,
+            tested_on=tested_on,
             data=value.get("data"),
             torch_version=value.get("torch"),
             classes=known,
