@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +71,21 @@ def test_the_world_says_how_many_ranks_share_the_cores(monkeypatch: pytest.Monke
     _, pixels = load(config, 0, "test", Preprocess(8, (0.5,) * 3, (0.5,) * 3), world)
     pixels.training(torch.arange(16), torch.Generator())
     assert len(names) == 2
+
+
+def test_what_is_to_be_said_of_the_data_is_said_by_one_rank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setitem(DATA_SETS, "shapes", lambda wanted: dataclasses.replace(toy(), notes=("left out: much", "made up: more")))
+    config = DataConfig(protocol="iid", clients=1, shots=0)
+    for rank, told in ((0, "warning: left out: much\nwarning: made up: more\n"), (1, "")):
+        world = World(0, 1, CPU)
+        world.rank = rank
+        load(config, 0, "test", Preprocess(8, (0.5,) * 3, (0.5,) * 3), world)
+        assert capsys.readouterr().err == told
+
+
+def test_domains_and_class_names_reach_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[Wanted] = []
+    monkeypatch.setitem(DATA_SETS, "domainnet", lambda wanted: asked.append(wanted) or dataclasses.replace(toy(), domains=("x", "y")))
+    (tmp_path / "names").write_text("a ape\nb bear\n")
+    source = open_source(DataConfig(name="domainnet", domains=("y", "x"), class_names=str(tmp_path / "names")), 0, 32)
+    assert asked[0].domains == ("y", "x") and source.class_names == ("ape", "bear")

@@ -23,7 +23,7 @@ from pfedmma.data.sources.base import Unreadable
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO", "ICO", "PCX", "QOI", "SGI", "TGA")
 UNMARKED = ("TGA", "PCX")  # begin as many a file might, so they are looked for under their own suffix alone
 MOST_PIXELS = 178_956_970  # of a picture in a file; where Pillow itself draws the line
-ORDINARY = 1 << 24  # pixels; a picture of more is halved as it is decoded, until it has no more
+ORDINARY = 1 << 23  # pixels; a picture of more is halved as it is decoded, until it has no more
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -215,15 +215,17 @@ def listed_twice(parts: Mapping[str, Sequence[Entry]], where: str) -> tuple[str,
     twice: list[tuple[Path, str, str]] = []
     for part, entries in parts.items():
         for path, label, _ in entries:
-            before, known = seen.setdefault(path, (part, label))
+            if path not in seen:
+                seen[path] = part, label
+                continue
+            before, known = seen[path]
             if known != label:
                 raise UserError(f"data.root: {where} lists the image {path} under two labels, {known} and {label}; keep the right one")
-            if before != part:
-                twice.append((path, before, part))
+            twice.append((path, before, part))
     if not twice:
         return ()
     path, before, part = twice[0]
-    return (f"{where} lists {len(twice)} images in two parts, first {path} in {before} and in {part}",)
+    return (f"{where} lists {len(twice)} images more than once, first {path} in {before} and in {part}",)
 
 
 def _require_images(parts: dict[str, list[Entry]], root: Path, layout: str) -> None:

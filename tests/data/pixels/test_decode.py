@@ -16,7 +16,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from pfedmma.data.pixels import decode as decoding
-from pfedmma.data.pixels.decode import FORMATS, MOST_PIXELS, ORDINARY, decode, is_image
+from pfedmma.data.pixels.decode import FORMATS, MOST_PIXELS, decode, is_image
 from pfedmma.system.errors import UserError
 from tests.support.pictures import picture, to_pil
 
@@ -181,8 +181,11 @@ def test_pictures_beyond_the_ordinary_are_halved(tmp_path: Path, kind: str, mode
             assert abs(float(small[0, corner, corner]) - float(whole[0, corner, corner])) < 8
 
 
-def test_ordinary_photographs_come_as_they_are():
-    assert ORDINARY >= 4000 * 3000
+def test_ordinary_photographs_come_as_they_are_and_those_of_cameras_bounded(tmp_path: Path):
+    Image.new("RGB", (3264, 2448)).save(tmp_path / "8.jpg")
+    assert decode(tmp_path / "8.jpg").shape == (3, 2448, 3264)
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "12.jpg")
+    assert decode(tmp_path / "12.jpg").shape == (3, 1500, 2000)
 
 
 def test_a_large_jpeg_is_never_there_at_its_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

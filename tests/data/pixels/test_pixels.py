@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import open_clip
@@ -13,8 +14,10 @@ from pfedmma.clip import tiny
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.partition.camera import camera
+from pfedmma.data.pixels import pixels as pixels_module
 from pfedmma.data.pixels.crop import fit
 from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.pixels.resample import crop_resize
 from tests.support.pictures import CLIP, picture, pixels_of, to_pil
 
 
@@ -92,3 +95,31 @@ def test_normalise_sees_through_each_clients_camera():
             torch.testing.assert_close(seen[client, i], expected.permute(2, 0, 1), atol=1e-5, rtol=0)
     gray = torch.full((3, 3, 4, 4), 77, dtype=torch.uint8)
     torch.testing.assert_close(pixels.normalise(gray, cameras), pixels.normalise(gray), atol=1e-5, rtol=0)
+
+
+def test_a_batch_of_photographs_is_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch):
+    pixels = pixels_of([picture(20, 30, i) for i in range(40)], "crop", None, Preprocess(8, CLIP.mean, CLIP.std))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    asked: list[int] = []
+    real = pixels.decoded.many
+    monkeypatch.setattr(pixels.decoded, "many", lambda indices: asked.append(len(indices)) or real(indices))
+    whole = pixels.training(torch.arange(40), torch.Generator().manual_seed(0))
+    assert asked == [8] * 5 and whole.shape == (40, 3, 8, 8)
+
+
+@pytest.mark.parametrize("large", [0, 1 << 22])
+def test_a_gpu_is_given_parts_of_images_or_where_these_are_too_large_what_the_host_made_of_them(
+    large: int, monkeypatch: pytest.MonkeyPatch
+):
+    pixels = pixels_of([picture(60 + i, 50, i) for i in range(6)], "crop", None, Preprocess(8, CLIP.mean, CLIP.std))
+    draws, flips = pixels.draws(6, torch.Generator().manual_seed(0))
+    on_cpu = pixels.stage(torch.arange(6), draws, flips).images
+    pixels.device = torch.device("cuda")  # staging is the host's part
+    monkeypatch.setattr(pixels_module, "LARGE", large)
+    staged = pixels.stage(torch.arange(6), draws, flips)
+    assert staged.boxes is not None and staged.flips is not None
+    made = crop_resize(staged.images, staged.boxes, staged.flips, 8)
+    assert (made.int() - on_cpu.int()).abs().max() <= 2
+    monkeypatch.setattr(pixels_module, "MOST_STAGED", 1000)
+    small = pixels.stage(torch.arange(6), draws, flips)
+    assert small.boxes is None and torch.equal(small.images, on_cpu)

@@ -441,12 +441,19 @@ def test_without_a_rule_what_lies_near_is_named(tmp_path: Path):
     assert f"; is it {near}? Then move it to {folder / 'split_zhou_StanfordCars.json'}" in str(error.value)
 
 
+def test_an_image_twice_in_one_part_is_said(root: Path):
+    content = json.loads(split_of(root).read_text())
+    edit(root, train=[*content["train"], content["train"][1]])
+    (told,) = coop.load("caltech101", str(root)).notes
+    assert "lists 1 images more than once" in told and told.endswith(f"{content['train'][1][0]} in train and in train")
+
+
 def test_an_image_in_train_and_in_test_is_said(root: Path):
     content = json.loads(split_of(root).read_text())
     edit(root, test=[*content["test"], content["train"][0], content["val"][0]])
     (told,) = coop.load("caltech101", str(root)).notes
     path = root / "caltech-101" / "101_ObjectCategories" / content["train"][0][0]
-    assert told == f"the split file {split_of(root)} lists 2 images in two parts, first {path} in train and in test"
+    assert told == f"the split file {split_of(root)} lists 2 images more than once, first {path} in train and in test"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
