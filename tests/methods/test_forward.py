@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import pfedmma
 from pfedmma import evaluate, export, predict, rng, train
@@ -25,6 +26,7 @@ from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.engine.batches import by_steps
 from pfedmma.engine.cohort import PassWidth, train_cohort
 from pfedmma.methods import registry
+from pfedmma.methods.base import Method, per_client
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
 from pfedmma.portable.personal_clip import PersonalCLIP
@@ -87,20 +89,33 @@ def test_the_driver_is_the_parts_by_hand(tiny_clip: nn.Module, name: str, precis
         assert not torch.equal(wanted, by_hand(tiny_clip, name, "fp32")[0])  # it is another precision
 
 
+class Mapped(Method):
+    """A trained map of image features, which goes into a matrix product as it is."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        width = self.backbone.visual.projection.shape[1]
+        return {"map": (width, width)}
+
+    def image_features(self, state: State, stem: Any) -> Tensor:
+        return F.normalize(torch.bmm(per_client(state, stem.value), state["map"]).float(), dim=-1)
+
+
 def test_no_copy_of_trained_tensors_is_left_for_the_next_pass(tiny_clip: nn.Module) -> None:
-    """In bf16, too, a tensor that has changed in place is seen by the very next pass; mixed precision ends with each."""
-    forward, state, _ = begin(tiny_clip, "pfedmma", "bf16")
-    state = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
-    images = forward.image_stem(pixels(len(CLIENTS) * IMAGES))
-    labels = in_turn(len(CLIENTS) * IMAGES).view(len(CLIENTS), IMAGES)
-    weights = torch.full(labels.shape, 1 / IMAGES)
-    before = forward.losses(state, images, labels, weights)
+    """In bf16 a tensor that has changed in place is seen by the very next pass: mixed precision ends with each."""
+    forward = Forward.from_prompts(Mapped(Backbone.freeze(tiny_clip, "tiny", "bf16")), GENERIC_TEMPLATE, NAMES)
+    state = {"map": torch.eye(*forward.method.shapes["map"]).repeat(2, 1, 1).requires_grad_()}
+    images, labels, weights = forward.image_stem(pixels(4)), torch.tensor([[0, 1], [2, 3]]), torch.full((2, 2), 0.5)
+
+    def passes() -> list[Tensor]:
+        logits = forward.logits(state, images, forward.text_features(state))
+        return [logits, forward.losses(state, images, labels, weights)]
+
+    before = passes()
     with torch.no_grad():
-        for tensor in state.values():
-            tensor.mul_(-1.0)
-    after = forward.losses(state, images, labels, weights)
-    fresh = {name: tensor.detach().clone().requires_grad_() for name, tensor in state.items()}
-    assert torch.equal(after, forward.losses(fresh, images, labels, weights)) and not torch.equal(after, before)
+        state["map"].mul_(-1.0)
+    logits, losses = passes()
+    assert torch.equal(logits, -before[0]) and not torch.equal(losses, before[1])
     assert not torch.is_autocast_enabled("cpu")
 
 
