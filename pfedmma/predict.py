@@ -112,7 +112,8 @@ def find_images(given: Sequence[str]) -> list[Path]:
         if os.path.isdir(path):
             searched.append(images.find(path))
             if not searched[-1].images:
-                raise UserError(f"there is no image in the folder {name}; looked for {', '.join(sorted(images.SUFFIXES))} and what is one inside")
+                looked = ", ".join(sorted(images.SUFFIXES))
+                raise UserError(f"there is no image in the folder {name}; looked for {looked} and what is one inside")
             paths += searched[-1].images
         elif os.path.exists(path):
             paths.append(path)
