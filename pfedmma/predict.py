@@ -32,6 +32,7 @@ from pfedmma.methods.prompts import cut_prompts
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
+from pfedmma.run.weights import refuse_other_weights
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import ProgressBar
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = KeptClient.from_run(folder, args.client)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
     backbone = loading.load(kept.config.backbone, kept.config.seed, device)
+    refuse_other_weights(folder, kept.backbone, backbone)
     model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), *kept.answer, kept.template)
     if cut := cut_prompts(backbone, kept.template, names):
         print(f"warning: {cut}", file=sys.stderr, flush=True)

@@ -29,6 +29,8 @@ ELSEWHERE = (
     "report.html",
     "caltech-101/",
     "split_zhou_*.json",
+    "val/",
+    "valid/",
 )  # in run folders and data sets
 FOLDERS = ("launch/", "benchmarks/", "configs/", "tests/", "pfedmma/")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")

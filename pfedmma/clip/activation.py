@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import open_clip
-from open_clip.transformer import QuickGELU
 from torch import nn
 
 from pfedmma.system import untrusted
+from pfedmma.system.lazy import Library
+
+open_clip, transformer = Library("open_clip"), Library("open_clip.transformer")
 
 GELU, QUICK_GELU = "gelu", "quick_gelu"
 SPOKEN = {GELU: "GELU", QUICK_GELU: "quick GELU"}
@@ -22,7 +23,7 @@ def of_module(module: Any) -> str:
     """The name of a block's activation: `GELU`, `QUICK_GELU`, or that of its class."""
     if isinstance(module, nn.GELU) and module.approximate == "none":
         return GELU
-    return QUICK_GELU if isinstance(module, QuickGELU) else type(module).__name__.lower()
+    return QUICK_GELU if isinstance(module, transformer.QuickGELU) else type(module).__name__.lower()
 
 
 def spoken(activation: str) -> str:

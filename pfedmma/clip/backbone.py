@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
-from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.clip.stems import Features, TowerStem
 from pfedmma.clip.towers import TextTower, VisualTower
 from pfedmma.system.errors import UserError
+from pfedmma.system.lazy import Library
+
+if TYPE_CHECKING:
+    import open_clip
+else:
+    open_clip = Library("open_clip")
+parts = Library("open_clip.transformer")
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -119,11 +124,11 @@ def refuse_unsupported(model: Any, name: str) -> None:
     visual = getattr(model, "visual", None)
     text = model if hasattr(model, "transformer") else getattr(model, "text", None)
     kind = type(visual).__name__
-    if not isinstance(visual, VisionTransformer):
+    if not isinstance(visual, parts.VisionTransformer):
         raise UserError(f"backbone.name: the image tower of {name} is a {kind}; adapters need a plain ViT such as ViT-B-16")
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg") or visual.proj is None:
         raise UserError(f"backbone.name: the image tower of {name} pools by attention; adapters need a plain ViT such as ViT-B-16")
-    if not (isinstance(text, TextTransformer) or (text is model and hasattr(model, "token_embedding"))):
+    if not (isinstance(text, parts.TextTransformer) or (text is model and hasattr(model, "token_embedding"))):
         raise UserError(f"backbone.name: the text tower of {name} is a {type(text).__name__}; adapters need CLIP's own transformer")
     if (getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")) == "none":
         raise UserError(f"backbone.name: the text tower of {name} pools no token; adapters need CLIP's own transformer")
@@ -134,5 +139,5 @@ def refuse_unsupported(model: Any, name: str) -> None:
     if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
         raise UserError(f"backbone.name: the text tower of {name} has a class token of its own; adapters need CLIP's own transformer")
     for tower, transformer in (("image", visual.transformer), ("text", text.transformer)):
-        if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
+        if any(type(block) is not parts.ResidualAttentionBlock for block in transformer.resblocks):
             raise UserError(f"backbone.name: the {tower} tower of {name} has custom blocks; adapters need plain CLIP blocks")

@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 
-import open_clip
-from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from torch import Tensor, nn
 
 from pfedmma.clip.file_kinds import NoWeights
 from pfedmma.clip.tensor_names import SCALE, shown
+from pfedmma.system.lazy import Library
+
+open_clip, modules = Library("open_clip"), Library("open_clip.model")
 
 _MOST = 4  # names in a message
 
@@ -24,12 +25,12 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     """
     own, state = model.state_dict(), dict(tensors)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-        state = convert_to_custom_text_state_dict(state)
+        state = modules.convert_to_custom_text_state_dict(state)
     if SCALE in state and state[SCALE].numel() == 1:  # one number, with or without an axis of its own
         state[SCALE] = state[SCALE].reshape(own[SCALE].shape)
     _refuse_misfit(own, state, name)
-    resize_pos_embed(state, model)
-    resize_text_pos_embed(state, model)
+    modules.resize_pos_embed(state, model)
+    modules.resize_text_pos_embed(state, model)
     model.load_state_dict(state)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip
 import torch
 from torch import nn
 
@@ -24,7 +23,10 @@ from pfedmma.clip.file_kinds import NoWeights
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
+from pfedmma.system.lazy import Library
 from pfedmma.system.options import SAME_RESULT, setting
+
+open_clip = Library("open_clip")
 
 
 @dataclass(frozen=True)

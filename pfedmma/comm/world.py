@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from torch import Tensor
 
 from pfedmma.comm.devices import identity, own_gpu, refuse_shared
@@ -27,7 +26,10 @@ from pfedmma.comm.patience import Silence, within
 from pfedmma.comm.rendezvous import bound_socket, fresh_name
 from pfedmma.system import checks
 from pfedmma.system.errors import RankFailure, UserError
+from pfedmma.system.lazy import Library
 from pfedmma.system.options import SAME_RESULT, setting
+
+accelerate = Library("accelerate")
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LONGEST_TIMEOUT = 1e6  # seconds, more than a week
@@ -156,7 +158,7 @@ class World:
             # would wait for that thread with the lock in its hand.
             time.sleep(0.1)
             dist.destroy_process_group()
-            PartialState._reset_state()
+            accelerate.PartialState._reset_state()
 
 
 def waiting_time(timeout: float) -> float:
@@ -215,7 +217,7 @@ def open_world(config: DistributedConfig) -> World:
     try:
         if launch:
             within(config.timeout, lambda: _meet(config, launch, backend, device))
-        state = PartialState(cpu=not gpu, **({"backend": backend} if launch else {}))
+        state = accelerate.PartialState(cpu=not gpu, **({"backend": backend} if launch else {}))
     except Silence as error:
         raise _nobody_met(config, f"{keeper}, which keeps the store where the ranks meet, does not answer") from error
     except (RuntimeError, ValueError) as error:

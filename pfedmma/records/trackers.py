@@ -17,15 +17,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from typing import TYPE_CHECKING, Any
 
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import RoundRow, RunSummary
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import to_json, write_atomically
+from pfedmma.system.lazy import Library
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+tracking = Library("accelerate.tracking")
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 PROJECT = "pfedmma"  # of Weights & Biases, and experiment of MLflow
@@ -160,7 +164,7 @@ def _tensorboard(home: Path, name: str, id_: str, done: int) -> Series:
     known = any((home / "tensorboard").glob("events.out.tfevents.*"))
     scalars = events.Reload().Tags()["scalars"] if known else ()
     # Whatever it has after round `done` is done again: the reader of the files forgets it.
-    tracker = TensorBoardTracker("tensorboard", home, purge_step=done + 1)
+    tracker = tracking.TensorBoardTracker("tensorboard", home, purge_step=done + 1)
     last = {tag: max(e.step for e in events.Scalars(tag)) if tag in scalars else 0 for tag in ("loss", FINAL)}
     return Series(_started(tracker), "tensorboard", min(done, last["loss"]), last[FINAL] if last[FINAL] <= done else 0, settled=bool(id_))
 
@@ -169,7 +173,7 @@ def _wandb(home: Path, name: str, id_: str, done: int) -> Series:
     ours = {"dir": str(home), "name": name, "id": id_ or secrets.token_hex(6), "resume": "allow"}
     theirs = {"dir": "WANDB_DIR", "name": "WANDB_NAME", "id": "WANDB_RUN_ID", "resume": "WANDB_RESUME"}
     options = {option: value for option, value in ours.items() if not os.environ.get(theirs[option])}
-    tracker = _started(WandBTracker(os.environ.get("WANDB_PROJECT") or PROJECT, **options))
+    tracker = _started(tracking.WandBTracker(os.environ.get("WANDB_PROJECT") or PROJECT, **options))
     run = tracker.tracker
     # Online, the server knows the step that comes next. Offline nothing is known: each part of the run holds all rounds up to its
     # end, and the last one is all there is to `wandb sync`.
@@ -190,7 +194,7 @@ def _mlflow(home: Path, name: str, id_: str, done: int) -> Series:
         artifacts = (own / "artifacts").as_uri()
         mlflow.set_tracking_uri(f"sqlite:///{own / 'mlflow.db'}")
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # where it leaves a copy, which would look like the user's next time
-    tracker = _started(MLflowTracker(PROJECT, artifacts, run_id=id_ or None, run_name=name))
+    tracker = _started(tracking.MLflowTracker(PROJECT, artifacts, run_id=id_ or None, run_name=name))
     run, client = tracker.tracker.info.run_id, mlflow.MlflowClient()
     last = {tag: max((metric.step for metric in client.get_metric_history(run, tag)), default=0) for tag in ("loss", FINAL)}
     return Series(tracker, run, last["loss"], last[FINAL], settled=bool(id_))

@@ -18,6 +18,7 @@ from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, fold
 from pfedmma.records.checkpoint.read import checked, misfit, read_rows, warn
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import Run
+from pfedmma.run.weights import refuse_other_weights
 from pfedmma.system.errors import UserError
 
 
@@ -40,6 +41,7 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
         made = f"{folder.path} was made with torch {manifest.progress.torch_version}"
         print(f"warning: {made}, this is {torch.__version__}: last digits may differ", file=sys.stderr, flush=True)
     _refuse_other_data(run, manifest)
+    refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
     run.engine.world.ledger.restore(manifest.progress.ledger)

@@ -6,11 +6,8 @@ import platform
 from collections.abc import Sequence
 from dataclasses import replace
 
-import accelerate
 import numpy
-import open_clip
 import torch
-import torchvision
 
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import WIRE_DTYPES
@@ -95,5 +92,9 @@ def throughput(rounds: Sequence[RoundRow], epochs: int) -> Throughput:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
+    import accelerate
+    import open_clip
+    import torchvision
+
     modules = {m.__name__: m.__version__ for m in (torch, torchvision, open_clip, accelerate, numpy)}
     return {"python": platform.python_version(), "pfedmma": VERSION} | modules

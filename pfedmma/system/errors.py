@@ -45,7 +45,7 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         # The launcher stops every rank as soon as one ends. Ranks that fail together should say so once:
         # the others leave rank 0 the time to speak, and speak themselves if it had nothing to say.
-        if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankFailure):
+        if (os.environ.get("RANK") or "0") != "0" and not isinstance(error, RankFailure):
             time.sleep(5.0)
         with contextlib.suppress(OSError):  # what they go to may be full, or gone
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from pfedmma.clip.preprocess import Preprocess
+from pfedmma.system.lazy import Library
+
+transforms, tv = Library("torchvision.transforms"), Library("torchvision.transforms.v2.functional")
 
 MOST_PIXELS = 1 << 25  # of a picture resized for the centre crop
 CROP_SCALE = (0.08, 1.0)  # of the image's area
@@ -42,7 +43,7 @@ def fit(image: Tensor, preprocess: Preprocess) -> Tensor:
     size = preprocess.size
     if image.shape[1:] == (size, size):
         return image
-    mode = InterpolationMode(preprocess.interpolation)
+    mode = transforms.InterpolationMode(preprocess.interpolation)
     if preprocess.resize_mode != "squash":
         image = _middle(image, size)
     picture = tv.to_pil_image(image)
@@ -75,7 +76,7 @@ def random_crop(image: Tensor, preprocess: Preprocess, draws: Tensor, flip: bool
     """
     top, left, height, width = crop_box(image.shape[1], image.shape[2], draws)
     size = [preprocess.size, preprocess.size]
-    mode = InterpolationMode(preprocess.interpolation)
+    mode = transforms.InterpolationMode(preprocess.interpolation)
     part = tv.resized_crop(image, top, left, height, width, size, interpolation=mode, antialias=True)
     return part.flip(-1) if flip else part
 

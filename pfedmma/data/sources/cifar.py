@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from pfedmma.data.sources.base import Open, Source, Split
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
+from pfedmma.system.lazy import Library
+
+datasets = Library("torchvision.datasets")
 
 SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -37,7 +39,7 @@ SUPERCLASSES = {
 }
 
 
-KINDS = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
+KINDS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100"}  # torchvision's classes
 
 
 def load(name: str, root: str, download: bool) -> Source:
@@ -46,7 +48,7 @@ def load(name: str, root: str, download: bool) -> Source:
     Raises:
         UserError: a file is missing or is not the one whose hash torchvision knows.
     """
-    kind = KINDS[name]
+    kind = getattr(datasets, KINDS[name])
     if not root:
         raise UserError(f"data.root: give the folder that holds {kind.base_folder}/")
     try:
