@@ -25,7 +25,7 @@ def python(folder: Path, *arguments: str) -> str:
     """Run Python in ``folder``; what it printed."""
     command = [sys.executable, *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=env)
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=small.PATIENCE, env=env)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 

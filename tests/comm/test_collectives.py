@@ -14,7 +14,7 @@ import torch.distributed as dist
 import pfedmma
 from pfedmma.comm import world
 from pfedmma.config import schema
-from pfedmma.engine.local import Trainer
+from pfedmma.engine.local import LocalTraining
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
 from tests.support import small
@@ -118,9 +118,9 @@ def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict
     resolved = schema.load(None, [*meeting, *settings])
     seen = record()
     run = assemble(resolved, world.open_world(resolved.distributed))
-    exchanged = run.engine.trainer.layout.exchanged_size
+    exchanged = run.engine.training.layout.exchanged_size
 
-    def train_stack(self: Trainer, clients: Any, params: torch.Tensor, state: Any, round_: int, others: Any) -> torch.Tensor:
+    def train_stack(self: LocalTraining, clients: Any, params: torch.Tensor, *args: Any) -> torch.Tensor:
         for row, client in enumerate(clients):
             params[row, exchanged:] = (1000.0 + client.id) * (2 if variant == "private" else 1)
             params[row, :exchanged] = client.id * (2 if variant == "shared" else 1)
@@ -133,14 +133,14 @@ def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict
         def checkpoint_due(self, round_: int) -> bool:
             return False
 
-    Trainer.train = train_stack
+    LocalTraining.train = train_stack
     listener = Listener()
     run.engine.run(2, listener)
     return {
         "clients": list(listener.row.clients),
         "seen": seen,
-        "shared": run.engine.store.shared.tolist(),
-        "private": {client: tensor[0].item() for client, tensor in run.engine.store.private.items()},
+        "shared": run.engine.server.shared.tolist(),
+        "private": {client: tensor[0].item() for client, tensor in run.engine.states.own.items()},
     }
 
 

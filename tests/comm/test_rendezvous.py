@@ -39,7 +39,7 @@ def meet(store: Store, size: int, late: int) -> set[str]:
 
     def come(rank: int) -> str:
         time.sleep(0.2 * (rank == late))
-        return fresh_name(store, rank, size, 10.0)
+        return fresh_name(store, rank, size, 600.0)
 
     with ThreadPoolExecutor(size) as threads:
         return set(threads.map(come, range(size)))
@@ -84,7 +84,7 @@ def meet_through_the_launcher(meeting: list[str], port: int, generation: int) ->
     os.environ.update(launcher)
     if generation == 2 and os.environ["RANK"] == "1":
         time.sleep(1.0)
-    world = open_world(DistributedConfig(device="cpu", timeout=10.0))
+    world = open_world(DistributedConfig(device="cpu", timeout=600.0))
     total = float(world.sum(torch.ones(1), "metrics"))
     if generation == 1:
         os._exit(9)

@@ -15,8 +15,8 @@ import torch
 from pfedmma.config import schema
 from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.sources import shapes
-from pfedmma.engine.batches import Batch, StagedBatch
-from pfedmma.engine.local import Trainer
+from pfedmma.engine.batches import Batch, Batches, StagedBatch
+from pfedmma.engine.local import LocalTraining
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
@@ -220,24 +220,24 @@ def test_a_loss_that_is_not_finite_in_the_first_round(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_names_client_round_and_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Clients 4, 5 and 6 are trained together in round 2; the second batch of client 5 turns bad.
-    real_stage, real_on_device = Trainer.stage, Trainer.on_device
+    real_stage, real_on_device = Batches.stage, Batches.on_device
     marked: list[StagedBatch] = []
 
-    def stage(self: Trainer, clients, chosen, round_: int, number: int, pixels: bool) -> StagedBatch:
+    def stage(self: Batches, clients, chosen, round_: int, number: int, pixels: bool) -> StagedBatch:
         staged = real_stage(self, clients, chosen, round_, number, pixels)
         if (round_, number) == (2, 1):
             marked.append(staged)
         return staged
 
-    def on_device(self: Trainer, clients, staged: StagedBatch, kept) -> Batch:
+    def on_device(self: Batches, clients, staged: StagedBatch, kept) -> Batch:
         result = real_on_device(self, clients, staged, kept)
         if any(staged is each for each in marked):
             row = [client.id for client in clients].index(5)
             result.images.unflatten(0, (len(clients), -1))[row] = torch.nan
         return result
 
-    monkeypatch.setattr(Trainer, "stage", stage)
-    monkeypatch.setattr(Trainer, "on_device", on_device)
+    monkeypatch.setattr(Batches, "stage", stage)
+    monkeypatch.setattr(Batches, "on_device", on_device)
     with pytest.raises(UserError, match="loss of client 5 in round 2, batch 2 is nan"):
         main(small.settings(tmp_path / "run", "federation.stems_gb=0"))  # batches are pixels
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]  # what was run stays
@@ -248,14 +248,14 @@ def test_a_client_that_diverges_in_its_last_batch_is_named_before_it_reaches_the
 ) -> None:
     # One batch a client: every loss of round 1 is finite, but the last step of client 1 overflows. Averaged, its tensors would make
     # everyone's worthless, and round 2 would blame whichever client comes first.
-    real = Trainer.step
+    real = LocalTraining.step
 
-    def step(self: Trainer, params: torch.Tensor, *args) -> torch.Tensor:
+    def step(self: LocalTraining, params: torch.Tensor, *args) -> torch.Tensor:
         losses = real(self, params, *args)
         params[0] = torch.inf  # round 1 trains clients 1, 2 and 5, in this order
         return losses
 
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(LocalTraining, "step", step)
     with pytest.raises(UserError, match=r"client 1 .*round 1"):
         main(small.settings(tmp_path / "run", "federation.rounds=1", "federation.batch_size=64"))
 
@@ -281,7 +281,7 @@ def test_the_program_ends_with_one_line_and_status_2(tmp_path: Path, case: str) 
         "unreadable picture": caltech(tmp_path / "images"),
     }[case]
     command = [sys.executable, "-m", "pfedmma.train", *small.settings(tmp_path / "run", *wrong)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=small.PATIENCE)
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
     assert len(lines) == 1, ended.stderr

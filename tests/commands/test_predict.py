@@ -15,12 +15,12 @@ from PIL import Image
 
 from pfedmma import rng
 from pfedmma.data.drawn.drawing import COLOURS, SHAPES, STYLES, draw_random
-from pfedmma.predict import find_images
+from pfedmma.predict import LABEL_SPACES, find_images
 from pfedmma.predict import main as predict
-from pfedmma.records.checkpoint import read
 from pfedmma.system.errors import UserError
 from pfedmma.train import main as train
 from tests.support import painted, small
+from tests.support.specimens import with_digest
 
 METHODS = ("zeroshot", "pfedmma", "promptfl", "pfedmoap", "fedotp")
 CLIENTS = 3
@@ -257,23 +257,33 @@ def test_runs_that_cannot_answer(tmp_path: Path, pictures: Path, run_of: Callabl
         answers(whole, 0, picture, "--classes", "novel")
 
 
-@pytest.mark.parametrize("change", [{"classes": None}, {"classes": {}}, {"classes": {"base": ["a"], "novel": [1], "held": "4A=="}}])
-def test_a_run_without_its_classes_asks_for_names(
-    tmp_path: Path, pictures: Path, run_of: Callable[..., Path], answers: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+def with_classes(run: Path, copy: Path, classes: Any) -> Path:
+    """A copy of a run whose checkpoint says these classes."""
+    shutil.copytree(run, copy)
+    (file,) = (copy / "checkpoints").glob("round-*/manifest.json")
+    tree = json.loads(file.read_text())
+    file.write_bytes(with_digest(tree | {"progress": tree["progress"] | {"classes": classes}}))
+    return copy
+
+
+def test_a_run_without_its_classes_asks_for_names(tmp_path: Path, pictures: Path, run_of: Callable[..., Path], answers: Any) -> None:
+    """As checkpoints are that were written before they said them."""
+    run, picture = with_classes(run_of("zeroshot"), tmp_path / "run", None), pictures / "test" / "red_circle" / "0.png"
+    for space in LABEL_SPACES:
+        with pytest.raises(UserError, match=rf"the checkpoint in {run} does not say the run's classes; name some by --names"):
+            answers(run, 0, picture, "--classes", space)
+    assert len(answers(run, 0, picture, "--names", "cat,dog")[0]["top"]) == 2
+
+
+@pytest.mark.parametrize(
+    "classes", [{}, [], "cat", {"base": ["a"], "novel": [1], "held": "4A=="}, {"base": ["a"], "novel": [], "held": "4AAA"}]
+)
+def test_a_run_with_classes_that_are_none_is_damaged(
+    tmp_path: Path, pictures: Path, run_of: Callable[..., Path], answers: Any, classes: Any
 ) -> None:
-    real = read.newest_good
-
-    def newest_good(root: Path, world: Any) -> Any:
-        found = real(root, world)
-        assert found is not None
-        found[1]["progress"].update(change)
-        return found
-
-    monkeypatch.setattr(read, "newest_good", newest_good)
-    picture = pictures / "test" / "red_circle" / "0.png"
-    with pytest.raises(UserError, match=r"does not say the run's classes .*name some by --names"):
-        answers(run_of("zeroshot"), 0, picture)
-    assert len(answers(run_of("zeroshot"), 0, picture, "--names", "cat,dog")[0]["top"]) == 2
+    run, picture = with_classes(run_of("zeroshot"), tmp_path / "run", classes), pictures / "test" / "red_circle" / "0.png"
+    with pytest.raises(UserError, match="no good checkpoint"):
+        answers(run, 0, picture, "--names", "cat,dog")
 
 
 def test_file_names_of_any_bytes(tmp_path: Path, pictures: Path, run_of: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:

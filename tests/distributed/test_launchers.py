@@ -28,7 +28,9 @@ def launch(launcher: str, settings: list[str]) -> subprocess.CompletedProcess[st
     accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
     options = {"torchrun": torchrun, "accelerate": accelerate}[launcher]
     command = [sys.executable, "-m", *options, "-m", "pfedmma.train", *settings]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=small.PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("images")
     small.write_caltech(folder, classes=6)
     data = ["data.name=caltech101", f"data.root={folder}", "data.clients=3", "federation.participation=0.67"]
-    return [*data, "evaluation.every=2", "distributed.device=cpu", "distributed.timeout=60"]
+    return [*data, "evaluation.every=2", "distributed.device=cpu"]
 
 
 @pytest.fixture(scope="module")

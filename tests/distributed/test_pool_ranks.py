@@ -39,5 +39,5 @@ def test_the_runs_say_something(runs: dict[str, Path]) -> None:
     rows = small.metrics(runs["1"])
     assert rows[-1]["comm"]["downlink_bytes"] == 3 * rows[-1]["comm"]["uplink_bytes"]  # experts are read
     tensors = small.final_tensors(runs["1"])
-    pool = {name: tensor for name, tensor in tensors.items() if name.endswith(".pool")}
-    assert len(pool) >= 4 and all(not torch.equal(tensor, tensors["shared"]) for tensor in pool.values())
+    pool = {name: tensor for name, tensor in tensors.items() if name.startswith("server.pool.")}
+    assert len(pool) >= 4 and all(not torch.equal(tensor, tensors["server.shared"]) for tensor in pool.values())

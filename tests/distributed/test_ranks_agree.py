@@ -56,7 +56,7 @@ def test_same_accuracies(runs: dict[int, Path], size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES[1:])
 def test_same_final_tensors(runs: dict[int, Path], size: int) -> None:
-    assert {"shared", "5.private", "5.optimizer.momentum"} <= small.final_tensors(runs[1]).keys()
+    assert {"server.shared", "5.private", "5.optimizer.momentum"} <= small.final_tensors(runs[1]).keys()
     small.assert_same_tensors(runs[size], runs[1])
 
 

@@ -23,7 +23,7 @@ from pfedmma.stack import offload
 from pfedmma.system import files
 from pfedmma.system.errors import RankFailure, UserError
 from tests.support import small
-from tests.support.disks import PAGE, fill, make_read_only, small_disk
+from tests.support.disks import PAGE, fill, make_read_only, make_writable, small_disk
 from tests.support.ranks import run_ranks
 from tests.support.reported import round_row
 
@@ -142,7 +142,7 @@ def test_read_only_in_the_middle(straight: Path, disk: Path, monkeypatch: pytest
         when_writing("server.safetensors", 3, patch, lambda: make_read_only(disk))
         with pytest.raises(UserError, match=rf"^cannot write {disk}/run/.*: Read-only file system$"):
             train.main(small.settings(disk / "run", *THREE_ROUNDS))
-    make_read_only(disk, False)
+    make_writable(disk)
     assert manifest.rounds(disk / "run" / "checkpoints") == [2]
     goes_on(disk / "run", straight)
 

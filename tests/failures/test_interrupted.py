@@ -14,6 +14,7 @@ import pytest
 
 from pfedmma.comm import world
 from pfedmma.engine import rounds
+from pfedmma.records.folder import RunFolder
 from pfedmma.system.signals import Interruption
 from pfedmma.train import main as train_main
 from tests.support import small
@@ -70,7 +71,7 @@ def start(run_dir: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + small.PATIENCE
     while not (run_dir / "metrics.jsonl").exists() or not small.metrics(run_dir):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr
         time.sleep(0.05)
@@ -80,7 +81,7 @@ def start(run_dir: Path) -> subprocess.Popen[str]:
 def test_the_process_ends_well_and_says_how_to_go_on(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=small.PATIENCE)
     assert process.returncode == 0, err
     done = len(small.metrics(tmp_path / "run"))
     assert f"interrupted by SIGTERM after round {done} of 100000, to be continued: resume=auto" in out
@@ -88,14 +89,14 @@ def test_the_process_ends_well_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_before_the_rounds_it_ends_at_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pfedmma.train", *small.settings(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGTERM
-    assert "Traceback" not in err
-    assert not (tmp_path / "run").exists()
+    asked = "import os, signal, sys; from pfedmma import train; real = train.assemble\n"
+    asked += "train.assemble = lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1]; train.main(sys.argv[1:])"
+    command = [sys.executable, "-c", asked, *small.settings(tmp_path / "run")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=small.PATIENCE)
+    assert ended.returncode == -signal.SIGTERM
+    assert ended.stderr == ""
+    assert not RunFolder(tmp_path / "run").holds_a_run, "but for the lock, which ends with the process"
+    train_main(small.settings(tmp_path / "run", "federation.rounds=1"))
 
 
 def test_a_batch_systems_signal_counts_from_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from pfedmma import evaluate
 from pfedmma.accuracy import evaluator
 from pfedmma.data.pixels import pixels
-from pfedmma.engine import local
+from pfedmma.engine import batches, local, server
 from pfedmma.run import assembly
 from pfedmma.system.errors import RankFailure
 from pfedmma.train import main
@@ -39,8 +39,8 @@ def raising(error: BaseException) -> Any:
         (evaluator.Evaluator, "_image_stem", CPU),
         (pixels.Pixels, "stage", CPU),  # in the thread that prepares batches
         (pixels.Pixels, "stage", MemoryError()),
-        (local.Trainer, "whole_stem", CPU),
-        (assembly.Engine, "exchange", GPU),
+        (batches.Batches, "whole_stem", CPU),
+        (server.Server, "round", GPU),
     ],
     ids=["load", "evaluation", "stem of test images", "batches", "batches, Python", "stem of training images", "exchange"],
 )
@@ -53,7 +53,7 @@ def test_wherever_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ow
 
 
 def test_one_client_is_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.Trainer, "step", raising(GPU))
+    monkeypatch.setattr(local.LocalTraining, "step", raising(GPU))
     with pytest.raises(RankFailure, match=r"^out of memory with 1 clients? in a pass; lower federation.batch_size or federation.stems_gb$"):
         main(small.settings(tmp_path / "run", "federation.clients_per_pass=1"))
 

@@ -46,7 +46,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def train_and_die(meeting: list[str], settings: list[str], seed: int, mark: str) -> None:
-    dying.arm(dying.Moment.of(seed), Path(mark))
+    dying.arm(dying.Moment.from_seed(seed), Path(mark))
     train(meeting, settings)
 
 
@@ -54,8 +54,8 @@ def train_and_die(meeting: list[str], settings: list[str], seed: int, mark: str)
 def test_started_again(unbroken: Path, tmp_path: Path, seed: int) -> None:
     settings, mark = small.settings(tmp_path / "run", *dying.SETTINGS, "resume=auto"), tmp_path / "mark"
     ended = run_ranks(tmp_path / "meet", 2, train_and_die, settings, seed, str(mark))
-    assert mark.exists(), f"{dying.Moment.of(seed)} never came"
-    victim = dying.Moment.of(seed).victim
+    assert mark.exists(), f"{dying.Moment.from_seed(seed)} never came"
+    victim = dying.Moment.from_seed(seed).victim
     assert ended[victim].status == -signal.SIGKILL
     survivor = ended[1 - victim]
     if survivor.status == 0:
@@ -74,9 +74,9 @@ def test_torchrun_starts_again(unbroken: Path, tmp_path: Path, seed: int) -> Non
     command = [*launcher, dying.__file__, str(seed), str(mark), *settings]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=small.PATIENCE)
     assert ended.returncode == 0, ended.stderr
-    assert mark.exists(), f"{dying.Moment.of(seed)} never came"
+    assert mark.exists(), f"{dying.Moment.from_seed(seed)} never came"
     assert len((tmp_path / "mark.starts").read_text()) == 4, "each rank was started again once: the new ones meet at the first try"
     assert "forcefully exiting" not in ended.stderr, "the rank that was left ends by itself, before the launcher loses patience"
     as_unbroken(tmp_path / "run", unbroken)

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @contextlib.contextmanager
 def launched(run: Path) -> Iterator[subprocess.Popen[str]]:
     """A launcher of two ranks that have done a round, in a process group of its own, as a shell starts it."""
-    settings = small.settings(run, "federation.rounds=100000", "checkpoint.every=0", "resume=auto", "distributed.timeout=20")
+    settings = small.settings(run, "federation.rounds=100000", "checkpoint.every=0", "resume=auto")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
     nobody_dies = run.with_name("mark")
     nobody_dies.touch()
@@ -36,7 +36,7 @@ def launched(run: Path) -> Iterator[subprocess.Popen[str]]:
         process_group=0,
     )
     try:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + small.PATIENCE
         while not (run / "metrics.jsonl").exists() or not small.metrics(run):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -71,7 +71,7 @@ def test_a_launcher_is_asked_to_end(tmp_path: Path, send: Callable[[int, int], N
     with launched(run) as process:
         assert len(processes_of(run)) == 3
         send(process.pid, number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=small.PATIENCE)
         assert processes_of(run) == [], "none is left behind"
     rounds = [row["round"] for row in small.metrics(run)]
     done = len(rounds)

@@ -22,7 +22,8 @@ def small_disk(place: Path, pages: int) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        while os.path.ismount(place):
+            subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
@@ -34,8 +35,14 @@ def fill(disk: Path, leave: int = 0) -> Path:
     return filler
 
 
-def make_read_only(disk: Path, yes: bool = True) -> None:
-    assert _mount("-o", f"remount,{'ro' if yes else 'rw'}", str(disk)) == 0
+def make_read_only(disk: Path) -> None:
+    """Whoever has a file open may still write to it, as after an error of a real disk: the disk is covered by a read-only view of it."""
+    assert _mount("--bind", str(disk), str(disk)) == 0 and _mount("-o", "remount,bind,ro", str(disk)) == 0
+
+
+def make_writable(disk: Path) -> None:
+    """The inverse of `make_read_only`."""
+    subprocess.run(["umount", str(disk)], check=True)
 
 
 def _mount(*options: str) -> int:

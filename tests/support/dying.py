@@ -39,7 +39,6 @@ SETTINGS = (
     "checkpoint.keep=1",
     "evaluation.every=2",
     "optimizer.state=persist",
-    "distributed.timeout=10",
 )
 # How often each rank comes to a place in a run of `SETTINGS`; 0: never.
 CALLS = {
@@ -70,7 +69,7 @@ class Moment:
     seconds: float
 
     @classmethod
-    def of(cls, seed: int) -> Moment:
+    def from_seed(cls, seed: int) -> Moment:
         """Ten seeds in a row are one of each place; both ranks die."""
         draw = random.Random(seed)
         place = PLACES[seed % len(PLACES)]
@@ -90,7 +89,7 @@ def arm(moment: Moment, mark: Path) -> None:
     if moment.place in sums:
         bomb.put(comm_world.World, "sum", lambda world, flat, purpose: purpose == sums[moment.place])
     elif moment.place == "training":
-        bomb.put(local.Trainer, "step")
+        bomb.put(local.LocalTraining, "step")
     elif moment.place == "evaluation":
         bomb.put(evaluator.Evaluator, "_image_stem")
     elif moment.place == "file":
@@ -168,5 +167,5 @@ if __name__ == "__main__":
     where = Path(sys.argv[2])
     with open(where.with_name(f"{where.name}.starts"), "a") as starts:
         starts.write(".")
-    arm(Moment.of(int(sys.argv[1])), where)
+    arm(Moment.from_seed(int(sys.argv[1])), where)
     run_main(lambda: main(sys.argv[3:]))

@@ -19,10 +19,12 @@ import torch
 from pfedmma.data.sources import shapes
 from pfedmma.system.errors import run_main
 from pfedmma.train import main
+from tests.support.small import PATIENCE
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "open_clip", "accelerate", "pfedmma.train"])
-LIMIT = 120.0  # seconds; a rank that is still alive then hangs
+LIMIT = PATIENCE  # seconds; a rank that is still alive then hangs
+TIMEOUT = 0.8 * LIMIT  # seconds of `distributed.timeout`, where a test says nothing else: before that a rank says for whom it waits
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def run_ranks(folder: Path, size: int, work: Callable[..., Any], *args: Any) -> 
     ``work`` must be a function of a module. A `UserError` ends a rank as it ends the program: one line on stderr, status 2.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    meeting = [f"distributed.init_method=file://{(folder / 'rendezvous').resolve()}", "distributed.timeout=60"]
+    meeting = [f"distributed.init_method=file://{(folder / 'rendezvous').resolve()}", f"distributed.timeout={TIMEOUT}"]
     channels, processes = [], []
     for rank in range(size):
         receive, send = CONTEXT.Pipe(duplex=False)
@@ -50,14 +52,16 @@ def run_ranks(folder: Path, size: int, work: Callable[..., Any], *args: Any) -> 
         channels.append(receive)
         processes.append(process)
     deadline = time.monotonic() + LIMIT
-    values = [_receive(channel, deadline) for channel in channels]
-    ended = []
-    for rank, process in enumerate(processes):
-        process.join(max(0.0, deadline - time.monotonic()))
-        status = process.exitcode
-        process.kill()
-        ended.append(Ended(status, values[rank], (folder / f"stderr-{rank}").read_text()))
-    return ended
+    try:
+        values = [_receive(channel, deadline) for channel in channels]
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        statuses = [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = [(folder / f"stderr-{rank}").read_text() for rank in range(size)]
+    return [Ended(*each) for each in zip(statuses, values, said, strict=True)]
 
 
 def values_of(ended: Sequence[Ended]) -> list[Any]:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pfedmma.records.checkpoint import manifest, read
 
+PATIENCE = 1500.0  # seconds for what a test waits for: a quiet machine needs a hundredth, and only what hangs takes as long
+
 # Random weights serve as well as trained ones wherever a test compares runs. Strong adapters and a large step make every
 # client's state visible in the losses. 60 base classes over 7 clients are six runs of 9 and one of 6 classes: 18 and 12 images.
 SETTINGS = [
@@ -50,7 +52,7 @@ def timeless(value: Any) -> Any:
 
 
 def final_tensors(run_dir: Path) -> dict[str, Tensor]:
-    """All tensors of the newest checkpoint: "server.shared", "<client id>.private", "<client id>.optimizer.<name>"."""
+    """All tensors of the newest checkpoint: "initial", "server.<name>", "<client id>.private", "<client id>.optimizer.<name>"."""
     root = run_dir / "checkpoints"
     newest = manifest.read_manifest(manifest.folder_of(root, manifest.rounds(root)[0]))
     rows = read.read_rows(root, newest, range(100))

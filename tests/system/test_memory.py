@@ -35,7 +35,7 @@ print(faults() - begin)
 def test_page_faults() -> None:
     counts = {}
     for mode in ("default", "keep"):
-        ended = subprocess.run([sys.executable, "-c", COUNT, mode], capture_output=True, text=True, timeout=120, check=True)
+        ended = subprocess.run([sys.executable, "-c", COUNT, mode], capture_output=True, text=True, timeout=small.PATIENCE, check=True)
         counts[mode] = int(ended.stdout)
     assert counts["default"] > 19 * PAGES, "by default each tensor is mapped anew"
     assert counts["keep"] < PAGES / 10
@@ -71,9 +71,11 @@ def test_a_real_shortage(tmp_path: Path) -> None:
         "def too_much(*args):\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"
         "    return cohort.torch.ones(2**33)\n"
-        "cohort.train_group = too_much\n"
+        "cohort._train_group = too_much\n"
         "run_main(lambda: train.main(sys.argv[1:]))\n"
     )
-    ended = subprocess.run([sys.executable, "-c", script, *small.settings(tmp_path / "run")], capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *small.settings(tmp_path / "run")], capture_output=True, text=True, timeout=small.PATIENCE
+    )
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: out of memory (") and len(ended.stderr.splitlines()) == 1

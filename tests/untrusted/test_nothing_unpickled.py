@@ -30,6 +30,7 @@ from pfedmma import train
 from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.data.sources import cifar, coop_splits
 from pfedmma.system.errors import UserError
+from tests.support import small
 from tests.support.specimens import SPECIMENS
 
 
@@ -279,6 +280,6 @@ print("FOUND", json.dumps(during))
 
 def test_a_run_unpickles_nothing(tmp_path: Path):
     command = [sys.executable, "-c", RUN, str(tmp_path), str(Path(__file__).resolve().parents[2])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=small.PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "FOUND []"
