@@ -37,15 +37,31 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
     if manifest.format == EARLIER:  # which took another wire for the same run, and did not keep it
         saved = saved | {"distributed.wire": run.config.distributed.wire}
     refuse_other_config(run.config, saved)
-    if run.engine.world.is_main and manifest.progress.torch_version not in (None, torch.__version__):
-        made = f"{folder.path} was made with torch {manifest.progress.torch_version}"
-        print(f"warning: {made}, this is {torch.__version__}: last digits may differ", file=sys.stderr, flush=True)
+    if run.engine.world.is_main:
+        _warn_of_another_version(run, manifest)
     _refuse_other_data(run, manifest)
     refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
     run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
+
+
+def _warn_of_another_version(run: Run, manifest: Manifest) -> None:
+    made, data = manifest.progress.torch_version, run.config.data
+    if made not in (None, torch.__version__):
+        print(
+            f"warning: {run.config.run_dir} was made with torch {made}, this is {torch.__version__}: last digits may differ",
+            file=sys.stderr,
+            flush=True,
+        )
+    if manifest.format == EARLIER and data.protocol == "dirichlet" and not data.partition_file:
+        print(
+            f"warning: {run.config.run_dir} is of version 0.1.0, which rounded Dirichlet shares otherwise: its clients hold a few other "
+            "images now; data.partition_file with what describe --out of 0.1.0 writes keeps them",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _refuse_other_data(run: Run, manifest: Manifest) -> None:

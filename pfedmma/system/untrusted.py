@@ -15,6 +15,8 @@ from typing import Any
 
 import yaml
 
+from pfedmma.system.files import read_text
+
 DEEPEST = 50  # lists and mappings in one another
 LARGEST = 2**63 - 1  # whole number, as int64 holds it
 MOST_CHARACTERS = 1 << 17  # of a YAML file
@@ -24,7 +26,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises OSError, or ValueError as `parse_json`."""
-    return parse_json(path.read_text(encoding="utf-8"))
+    return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from pfedmma.run import recorder
+from pfedmma.config import schema
+from pfedmma.records.checkpoint.manifest import EARLIER
+from pfedmma.run import recorder, resume
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
@@ -29,3 +32,14 @@ def test_another_wire_is_another_run(tmp_path: Path) -> None:
     main(small.settings(run, "federation.rounds=1"))
     with pytest.raises(UserError, match=r"of another configuration: distributed\.wire \(was fp32, is bf16\)$"):
         main([f"resume={run}", "federation.rounds=2", "distributed.wire=bf16"])
+
+
+@pytest.mark.parametrize("setting", ["", "data.protocol=iid", "data.partition_file=who.json"])
+def test_dirichlet_shares_of_the_first_version_are_warned_of(setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = schema.load(None, ["data.protocol=dirichlet", *filter(None, [setting])])
+    saved = SimpleNamespace(format=EARLIER, progress=SimpleNamespace(torch_version=None))
+    resume._warn_of_another_version(SimpleNamespace(config=config), saved)
+    said = capsys.readouterr().err
+    assert bool(said) == (not setting)
+    if said:
+        assert "0.1.0, which rounded Dirichlet shares otherwise" in said
