@@ -5,8 +5,10 @@ A file in this folder that ends in ``ENTRIES`` is found by itself; `register` ad
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from pfedmma.methods.adapters.multimodal import ACTIVATIONS, TOWERS
 from pfedmma.methods.base import Entry, Method
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import Open, setting
+from pfedmma.system.options import Open, setting, shown
 
 _MODULES = [info.name for info in pkgutil.iter_modules(pfedmma.methods.__path__) if info.name != "registry"]
 BUILT_IN: Mapping[str, Entry] = {
@@ -95,9 +97,13 @@ def register(name: str, build: Callable[..., Method], optimizer: Mapping[str, An
         settings: a dataclass of its own settings, which become ``method.<name>.*``; see `pfedmma.system.options.setting`.
 
     Raises:
-        UserError: the name is one of the methods here.
+        UserError: the name is one of the methods here, or of the settings of `MethodConfig`, or cannot be written in a setting.
     """
     if name in BUILT_IN:
         raise UserError(f"'{name}' is a method of pfedmma; register your own under another name")
+    if name in {item.name for item in dataclasses.fields(MethodConfig)}:
+        raise UserError(f"'{name}' has a meaning of its own in the section method; register your method under another name")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UserError(f"'{shown(name)}' is no name for a method; use letters, digits, _ and - alone")
     whole = build if settings is not None else lambda _, backbone: build(backbone)
     REGISTERED[name] = Entry(name, whole, settings, dict(optimizer or {}))
