@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its example of a method is run as it stands there."""
+"""What the page about methods shows is what happens: its example of a method is run as it stands there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from tests.support import small
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[1] / "pfedmma" / "methods" / "README.md").read_text(encoding="utf-8")
 
 
 def example(containing: str) -> str:
-    """The one Python block of the README in which the words stand."""
+    """The one Python block of the page in which the words stand."""
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in block]
     return block
 
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example of a method of one's own, trained there by two ranks."""
     folder = tmp_path_factory.mktemp("gains")
     (folder / "gains.py").write_text(example("class Gains"))
-    settings = ["method.name=gains", "run_dir=run", "data.clients=4", "data.shots=2", "federation.rounds=4", "evaluation.every=4"]
+    settings = ["method.name=gains", "method.gains.start=0.1", "run_dir=run", "data.clients=4", "data.shots=2", "federation.rounds=4", "evaluation.every=4"]
     python(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "gains.py", *settings)
     return folder
 
@@ -47,7 +47,7 @@ def test_a_method_of_ones_own_learns_and_exchanges_what_it_says(folder: Path) ->
     assert summary["trained_parameters"] == 2 * summary["shared_parameters"]
     assert summary["bytes_per_client_round"] == 4 * summary["shared_parameters"] > 0
     assert summary["comm"]["uplink_bytes"] == 4 * 4 * summary["bytes_per_client_round"]  # rounds x clients
-    assert summary["config"]["optimizer.lr"] == 1.0
+    assert (summary["config"]["optimizer.lr"], summary["config"]["method.gains.start"]) == (1.0, 0.1)
 
 
 def test_its_clients_are_exported_and_loaded(folder: Path) -> None:

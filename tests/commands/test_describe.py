@@ -145,7 +145,7 @@ def test_impossible_requests(arguments: list[str], told: str):
 
 def test_the_command_ends_with_one_line_and_status_2():
     command = [sys.executable, "-m", "pfedmma.describe", "data.name=imagefolder", "data.root=absent"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: data.root: there is no folder 'absent'\n"
 
@@ -211,7 +211,7 @@ def test_the_help_says_what_goes_in_and_what_comes_out(capsys: pytest.CaptureFix
 
 def test_the_earlier_name_of_the_command_works():
     command = [sys.executable, "-m", "pfedmma.data", "describe", *SHAPES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "60 classes" in done.stdout, done.stderr
 
 

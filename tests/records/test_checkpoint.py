@@ -21,6 +21,7 @@ from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
 
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 3 rounds with a checkpoint after each; tests work on copies."""
