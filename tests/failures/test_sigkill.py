@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -23,11 +24,34 @@ SEEDS = range(20) if SLOW else (1, 2, 4, 6, 7, 9)
 TOTALS = ("payload_bytes", "uplink_bytes", "downlink_bytes", "ring_bytes_per_rank", "collectives")
 
 
+class Unbroken(NamedTuple):
+    """A run in which nobody dies, and how often each rank came to each place."""
+
+    run: Path
+    calls: dict[str, tuple[int, int]]
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def counted(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     folder = tmp_path_factory.mktemp("unbroken")
-    values_of(run_ranks(folder / "meet", 2, train, small.settings(folder / "run", *dying.SETTINGS)))
-    return folder / "run"
+    ranks = values_of(run_ranks(folder / "meet", 2, train_and_count, small.settings(folder / "run", *dying.SETTINGS)))
+    return Unbroken(folder / "run", {place: (ranks[0][place], ranks[1][place]) for place in ranks[0]})
+
+
+@pytest.fixture(scope="module")
+def unbroken(counted: Unbroken) -> Path:
+    return counted.run
+
+
+def train_and_count(meeting: list[str], settings: list[str]) -> dict[str, int]:
+    bombs = dying.count()
+    train(meeting, settings)
+    return {place: bomb.calls for place, bomb in bombs.items()}
+
+
+def test_moments_are_drawn_over_the_whole_run(counted: Unbroken) -> None:
+    """From the first time that a rank comes to a place to the last."""
+    assert counted.calls == dying.CALLS
 
 
 def as_unbroken(run: Path, unbroken: Path) -> None:

@@ -368,10 +368,11 @@ def test_a_run_records_every_round(straight: Straight) -> None:
     rows = small.metrics(straight.folder)
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
     for row in rows:
-        assert row.keys() == {"round", "clients", "samples", "loss", "seconds", "comm", "accuracy"}
+        assert row.keys() == {"round", "clients", "samples", "loss", "seconds", "comm", "accuracy", "split"}
         assert math.isfinite(row["loss"]) and row["loss"] >= 0
         assert len(set(row["clients"])) == painted.PARTICIPANTS
         assert (row["accuracy"] is None) == (row["round"] == 1)
+        assert row["split"] == (None if row["accuracy"] is None else "test")
     final = small.summary(straight.folder)["accuracy"]
     for accuracy in (rows[1]["accuracy"], rows[2]["accuracy"], final):
         assert accuracy.keys() == ACCURACY
