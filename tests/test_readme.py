@@ -35,7 +35,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example of a method of one's own, trained there by two ranks."""
     folder = tmp_path_factory.mktemp("gains")
     (folder / "gains.py").write_text(example("class Gains"))
-    settings = ["method.name=gains", "method.gains.start=0.1", "run_dir=run", "data.clients=4", "data.shots=2", "federation.rounds=4", "evaluation.every=4"]
+    settings = [
+        "method.name=gains",
+        "method.gains.start=0.1",
+        "run_dir=run",
+        "data.clients=4",
+        "data.shots=2",
+        "federation.rounds=4",
+        "evaluation.every=4",
+    ]
     python(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "gains.py", *settings)
     return folder
 

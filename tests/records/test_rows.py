@@ -117,7 +117,9 @@ def test_what_0_1_0_wrote_is_read_whole(name: str) -> None:
     written, read = small.summary(folder.path), folder.read_summary()
     assert (read.format, read.version) == (0, "")
     assert json.dumps(read.to_json()) == json.dumps(written | {"split": "test", "format": 0, "version": ""})
-    assert [json.dumps(row.to_json()) for row in folder.read_metrics()] == [json.dumps(row | {"split": None}) for row in small.metrics(folder.path)]
+    assert [json.dumps(row.to_json()) for row in folder.read_metrics()] == [
+        json.dumps(row | {"split": None}) for row in small.metrics(folder.path)
+    ]
 
 
 def test_the_report_reads_what_0_1_0_wrote(tmp_path: Path) -> None:
