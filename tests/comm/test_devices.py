@@ -29,7 +29,7 @@ class Machine:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "set_device", self.set_device)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"GPU-{device.index}"))
-        monkeypatch.setattr(world, "PartialState", self.state)
+        monkeypatch.setattr(world.accelerate, "PartialState", self.state)
 
     def state(self, **options: Any) -> SimpleNamespace:
         """As accelerate's without a launcher: a device without an index."""
@@ -128,7 +128,7 @@ def test_the_word_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_accelerate_is_told(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own state names the same device."""
     machine.shows(2)
-    monkeypatch.setattr(world, "PartialState", PartialState)
+    monkeypatch.setattr(world.accelerate, "PartialState", PartialState)
     monkeypatch.setattr("accelerate.state.check_cuda_p2p_ib_support", lambda: True)
     PartialState._reset_state()
     try:
