@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.support.small import PATIENCE
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "open_clip", "accelerate", "pfedmma.train"])
 LIMIT = PATIENCE  # seconds; a rank that is still alive then hangs
+GRACE = 200.0  # seconds; what is still alive so long after another rank has failed will not end by itself
 TIMEOUT = 0.8 * LIMIT  # seconds of `distributed.timeout`, where a test says nothing else: before that a rank says for whom it waits
 
 
@@ -51,11 +53,8 @@ def run_ranks(folder: Path, size: int, work: Callable[..., Any], *args: Any) -> 
         send.close()
         channels.append(receive)
         processes.append(process)
-    deadline = time.monotonic() + LIMIT
     try:
-        values = [_receive(channel, deadline) for channel in channels]
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        values = _values(processes, channels)
         statuses = [process.exitcode for process in processes]
     finally:
         for process in processes:
@@ -75,11 +74,21 @@ def train(meeting: list[str], settings: list[str]) -> None:
     main([*meeting, *settings])
 
 
-def _receive(channel: Any, deadline: float) -> Any:
-    try:
-        return channel.recv() if channel.poll(max(0.0, deadline - time.monotonic())) else None
-    except EOFError:  # the rank ended without a word
-        return None
+def _values(processes: Sequence[Any], channels: Sequence[Any]) -> list[Any]:
+    """What each rank sends, None if nothing, once all have ended; or `GRACE` after one has failed, or after `LIMIT`."""
+    values: list[Any] = [None] * len(processes)
+    deadline = time.monotonic() + LIMIT
+    while (open_ := [channel for channel in channels if not channel.closed]) and time.monotonic() < deadline:
+        for channel in connection.wait(open_, timeout=1.0):
+            try:
+                values[channels.index(channel)] = channel.recv()
+            except EOFError:  # the rank has ended, and said all
+                channel.close()
+        if any(process.exitcode not in (None, 0) for process in processes):
+            deadline = min(deadline, time.monotonic() + GRACE)
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    return values
 
 
 def _rank(rank: int, size: int, stderr: Path, channel: Any, work: Callable[..., Any], args: tuple[Any, ...]) -> None:
