@@ -90,12 +90,15 @@ class RunFolder:
             rows.append(Fields(row, f"{self.metrics}: round {row['round']}"))
         return rows
 
+    def require_known_rounds(self) -> None:
+        """Raise a `UserError` if a later version recorded rounds here."""
+        for fields in self._rounds():
+            require_known_format(fields)
+
     def keep_rounds(self, last: int) -> None:
         """Drop what was recorded after round ``last``: a resumed run records those rounds again."""
-        rounds = self._rounds()
-        for fields in rounds:
-            require_known_format(fields)
-        kept = [fields.values for fields in rounds if fields.values["round"] <= last]  # as they were written
+        self.require_known_rounds()
+        kept = [fields.values for fields in self._rounds() if fields.values["round"] <= last]  # as they were written
         _write(self.metrics, "".join(to_json(row) + "\n" for row in kept).encode())
         self.summary.unlink(missing_ok=True)
 

@@ -43,6 +43,7 @@ class Recorder:
         display.round_done(self.bar, row)
 
     def _start(self) -> None:
+        self.folder.require_known_rounds()  # before anything is written
         self.folder.create(schema.dump(self.run.config))
         self.folder.keep_rounds(self.done)
         if (made := self.run.made_split) is not None:

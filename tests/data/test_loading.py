@@ -27,7 +27,7 @@ def toy(read_by: set[str] | None = None, barrier: threading.Barrier | None = Non
     def read(index: int) -> torch.Tensor:
         if read_by is not None and barrier is not None:
             read_by.add(threading.current_thread().name)
-            barrier.wait(timeout=20)
+            barrier.wait(timeout=600)
         return torch.full((3, 16, 16), index, dtype=torch.uint8)
 
     splits = {name: Split(torch.arange(16) % 2, read) for name in ("train", "test")}

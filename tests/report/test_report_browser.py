@@ -31,7 +31,7 @@ def test_nothing_is_wider_than_a_phone(tmp_path: Path):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [str(BROWSER), *options, "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     widths = re.search(r"widths (\d+) (\d+)", done.stdout)
     assert widths, done.stderr[-500:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,3 +44,16 @@ def test_dirichlet_shares_of_the_first_version_are_warned_of(setting: str, capsy
     assert bool(said) == (not setting)
     if said:
         assert "0.1.0, which rounded Dirichlet shares otherwise" in said
+
+
+def test_rounds_of_a_later_version_are_left_with_all_that_lies_beside_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = small.settings(run, "federation.rounds=1", "checkpoint.every=0")
+    main(settings)
+    row = small.metrics(run)[0] | {"format": 99, "version": "9.9.9"}
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"is of format 99, written by pfedmma 9\.9\.9"):
+        main([*settings, "resume=auto"])
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before

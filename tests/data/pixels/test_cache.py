@@ -62,7 +62,7 @@ def test_the_ranks_of_a_machine_share_its_cores_for_decoding(ranks: int, threads
 
     def read(index: int) -> Tensor:
         names.add(threading.current_thread().name)
-        together.wait(timeout=20)  # fewer threads would never come together
+        together.wait(timeout=600)  # fewer threads would never come together
         return picture(index)
 
     DecodedImages(read, 1e9, ranks).many(range(24))

@@ -25,7 +25,7 @@ def test_prefetched_ends_its_thread_when_left_early():
     for item in prefetched:
         if item == 3:
             break
-    prefetched._thread.join(timeout=5)
+    prefetched._thread.join(timeout=600)
     assert not prefetched._thread.is_alive()
 
 
