@@ -7,6 +7,7 @@ is a `World.sum`, and each is entered in the `Ledger` with its purpose.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from pfedmma.comm.devices import identity, own_gpu, refuse_shared
 from pfedmma.comm.environment import Launch, forget_empty, keeps_store, store_address, unused_precision, whole_number
@@ -32,6 +34,7 @@ from pfedmma.system.options import SAME_RESULT, setting
 accelerate = Library("accelerate")
 
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LIBUV_TAKES_SOCKETS = "2.14"  # torch from which that backend of the store is known to serve at a socket it is given; 2.6 refuses
 LONGEST_TIMEOUT = 1e6  # seconds, more than a week
 SAY_SO_AFTER = 1.0  # seconds of waiting, and again after each as many, a rank says for the others that it is here
 
@@ -273,7 +276,7 @@ def _base_store(init_method: str, launch: Launch, timeout: datetime.timedelta) -
     host, port = store_address()
     if launch.rank > 0 or keeps_store():
         return dist.TCPStore(host, port, is_master=False, timeout=timeout)
-    bound = bound_socket(host, port)
-    return dist.TCPStore(
-        host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=bound.detach() if bound else None
-    )
+    keep = functools.partial(dist.TCPStore, host, port, is_master=True, timeout=timeout, wait_for_workers=False)
+    if (bound := bound_socket(host, port)) is None:
+        return keep()
+    return keep(master_listen_fd=bound.detach(), use_libuv=TorchVersion(torch.__version__) >= LIBUV_TAKES_SOCKETS)
