@@ -34,7 +34,7 @@ from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
 from pfedmma.run.weights import refuse_other_weights
 from pfedmma.system.arguments import positive
-from pfedmma.system.console import ProgressBar
+from pfedmma.system.console import ProgressBar, warn
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import expanded, read_text, to_json
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_other_weights(folder, kept.backbone, backbone)
     model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), *kept.answer, kept.template)
     if cut := cut_prompts(backbone, kept.template, names):
-        print(f"warning: {cut}", file=sys.stderr, flush=True)
+        warn(cut)
     answers = predict(model, names, paths, args.batch_size)
     if not args.json:
         print(f"client {args.client} of {folder.path} after round {kept.round} ({kept.config.method.name}), {len(names)} classes")
@@ -122,7 +122,7 @@ def find_images(given: Sequence[str]) -> list[Path]:
         else:
             raise UserError(f"there is no image {name}")
     if note := images.left_out_note(searched):
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        warn(note)
     return paths
 
 

@@ -79,11 +79,12 @@ class Evaluator:
         stems = stems or StemCache(0.0)
         alike = self._alike(method, answers, clients)
         sets = list(self.federated.sets())
-        for number, name in enumerate(sets):
+        for number, name in enumerate(sets if alike else ()):
+            forward = Forward.from_prompts(method, self.federated.template, self.federated.sets()[name].classes)
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
                 told(number * len(alike) + start, len(sets) * len(alike))
-                correct = self._correct(name, method, answers, [clients[rows[0]] for rows in part], stems)
+                correct = self._correct(name, forward, answers, [clients[rows[0]] for rows in part], stems)
                 for rows, right in zip(part, correct, strict=True):
                     table[rows, COLUMNS.index(name)] = right.mean() * 100.0
                     if name == "base":
@@ -101,11 +102,10 @@ class Evaluator:
             groups.setdefault(client.id if own else -1, []).append(row)
         return list(groups.values())
 
-    def _correct(self, name: str, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache) -> Tensor:
+    def _correct(self, name: str, forward: Forward, answers: Answers, clients: Sequence[Client], stems: StemCache) -> Tensor:
         """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``."""
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        forward = Forward.from_prompts(method, self.federated.template, images.classes)
         states = [self._state(forward, answers, group) for group in groups]
         texts = [forward.text_features(state) for state in states]
         correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64)

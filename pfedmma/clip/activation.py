@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pfedmma.system import untrusted
+from pfedmma.system.console import warn
+from pfedmma.system.errors import speaks_for_all
 from pfedmma.system.lazy import Library
 
 open_clip, transformer = Library("open_clip"), Library("open_clip.transformer")
@@ -59,7 +59,7 @@ def _of_transformers(config: Any) -> str:
 
 def warn_where_unknown(path: str, said: str, name: str, has: str) -> None:
     """A line on rank 0 where weights may not have been trained with what the model ``name`` ``has``: it cannot be known, or differs."""
-    if os.environ.get("RANK", "0") not in ("", "0"):
+    if not speaks_for_all():
         return
     quick = f"{name.replace('/', '-')}-quickgelu"
     if said and said != has:
@@ -71,4 +71,4 @@ def warn_where_unknown(path: str, said: str, name: str, has: str) -> None:
         )
     else:
         return
-    print(f"warning: backbone.pretrained: {line}", file=sys.stderr)
+    warn(f"backbone.pretrained: {line}")

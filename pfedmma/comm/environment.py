@@ -84,6 +84,4 @@ def unused_precision() -> str:
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
     if asked in ("", "no"):
         return ""
-    return (
-        f"warning: accelerate's mixed_precision '{asked}' changes nothing here; backbone.precision decides, as in backbone.precision=bf16"
-    )
+    return f"accelerate's mixed_precision '{asked}' changes nothing here; backbone.precision decides, as in backbone.precision=bf16"

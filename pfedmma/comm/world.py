@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import functools
 import os
-import sys
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +26,7 @@ from pfedmma.comm.missing_ranks import RollCall
 from pfedmma.comm.patience import Silence, within
 from pfedmma.comm.rendezvous import bound_socket, fresh_name
 from pfedmma.system import checks
+from pfedmma.system.console import warn
 from pfedmma.system.errors import RankFailure, UserError
 from pfedmma.system.lazy import Library
 from pfedmma.system.options import SAME_RESULT, setting
@@ -229,7 +229,7 @@ def open_world(config: DistributedConfig) -> World:
         raise _nobody_met(config, str(error).splitlines()[0][:200]) from error
     rank, size = (launch.rank, launch.size) if launch else (state.process_index, state.num_processes)
     if rank == 0 and (line := unused_precision()):
-        print(line, file=sys.stderr, flush=True)
+        warn(line)
     return World(rank, size, device, backend, config.timeout, keeper)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 
 from pfedmma.clip.preprocess import Preprocess
@@ -18,6 +17,7 @@ from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Wanted, template
 from pfedmma.data.sources.names import renamed
 from pfedmma.data.sources.registry import DATA_SETS, NAMES
 from pfedmma.system import checks
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
 from pfedmma.system.options import SAME_RESULT, setting
@@ -92,7 +92,7 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
 def say(source: Source) -> None:
     """Tell the user, on stderr, what of the data set was left out, made up or read in an unusual way."""
     for note in source.notes:
-        print(f"warning: {note}", file=sys.stderr, flush=True)
+        warn(note)
 
 
 def open_source(config: DataConfig, seed: int, size: int) -> Source:

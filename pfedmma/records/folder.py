@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pfedmma.records.rows import RoundRow, RunSummary, require_known_format
 from pfedmma.system import untrusted
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from pfedmma.system.files import to_json, write_atomically
@@ -69,7 +69,7 @@ class RunFolder:
         """
         rows = [RoundRow.from_fields(fields) for fields in self._rounds()]
         if odd := odd_rounds([row.round for row in rows]):
-            print(f"warning: {self.metrics} {odd}; another run may have written there", file=sys.stderr, flush=True)
+            warn(f"{self.metrics} {odd}; another run may have written there")
         return rows
 
     def _rounds(self) -> list[Fields]:
@@ -90,15 +90,16 @@ class RunFolder:
             rows.append(Fields(row, f"{self.metrics}: round {row['round']}"))
         return rows
 
-    def require_known_rounds(self) -> None:
-        """Raise a `UserError` if a later version recorded rounds here."""
-        for fields in self._rounds():
-            require_known_format(fields)
-
     def keep_rounds(self, last: int) -> None:
-        """Drop what was recorded after round ``last``: a resumed run records those rounds again."""
-        self.require_known_rounds()
-        kept = [fields.values for fields in self._rounds() if fields.values["round"] <= last]  # as they were written
+        """Drop what was recorded after round ``last``: a resumed run records those rounds again.
+
+        Raises:
+            UserError: a later version recorded rounds here; nothing is changed then.
+        """
+        rounds = self._rounds()
+        for fields in rounds:
+            require_known_format(fields)
+        kept = [fields.values for fields in rounds if fields.values["round"] <= last]  # as they were written
         _write(self.metrics, "".join(to_json(row) + "\n" for row in kept).encode())
         self.summary.unlink(missing_ok=True)
 

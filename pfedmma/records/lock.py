@@ -8,13 +8,13 @@ import fcntl
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from pfedmma.system import untrusted
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
 NAME = ".lock"
@@ -77,8 +77,7 @@ def _lock(handle: int, folder: Path) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
-            reason = f"{folder} lies on a file system without locks ({error.strerror}); make sure that no other run writes there"
-            print(f"warning: {reason}", file=sys.stderr, flush=True)
+            warn(f"{folder} lies on a file system without locks ({error.strerror}); make sure that no other run writes there")
             return False
         raise UserError(f"run_dir: {folder} is in use by {_owner(folder / NAME)}; wait for it, end it, or choose another run_dir") from None
     return True

@@ -13,7 +13,6 @@ import math
 import os
 import re
 import secrets
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import RoundRow, RunSummary
 from pfedmma.system import untrusted
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import to_json, write_atomically
 from pfedmma.system.lazy import Library
@@ -119,7 +119,7 @@ class Trackers:
         except Exception as error:  # a tracker raises whatever it likes
             (self.series or {}).pop(name, None)
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            print(f"warning: trackers: {name} failed ({reason}); the run goes on without it", file=sys.stderr, flush=True)
+            warn(f"trackers: {name} failed ({reason}); the run goes on without it")
 
     def _read_ids(self) -> dict[str, str]:
         try:

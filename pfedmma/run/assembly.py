@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pfedmma import rng
@@ -11,6 +11,7 @@ from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.clip import loading as clip
 from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import World
 from pfedmma.config.schema import Config
@@ -29,9 +30,11 @@ from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
+from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget
+from pfedmma.system.console import warn
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
 
@@ -49,6 +52,16 @@ class Run:
     skipped_images: int = 0  # unreadable ones that were left out
     made_split: dict[str, Any] | None = None  # where the data came without one
     fingerprint: Fingerprint | None = None  # of the data
+
+    @cached_property
+    def classes(self) -> Classes:
+        """What every checkpoint says of the classes."""
+        return Classes.from_data(self.federated)
+
+    @cached_property
+    def weights(self) -> FrozenWeights:
+        """What every checkpoint says of the frozen weights."""
+        return FrozenWeights.from_backbone(self.backbone, self.config.backbone.pretrained)
 
     def zero_shot(self) -> Reference:
         """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
@@ -75,7 +88,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     if config.evaluation.every and world.local_size > 1:
         make_test_images(federated, pixels, world)
     if world.is_main and (cut := cut_prompts(backbone, federated.template, pixels.source.class_names)):
-        print(f"warning: {cut}", file=sys.stderr, flush=True)
+        warn(cut)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
     work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)

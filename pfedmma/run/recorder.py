@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from pfedmma.accuracy.zero_shot import Reference
-from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.config import schema
 from pfedmma.config.identity import comparable
 from pfedmma.engine.rounds import due
-from pfedmma.records.checkpoint.manifest import Classes, Progress
+from pfedmma.records.checkpoint.manifest import Progress
 from pfedmma.records.checkpoint.write import Snapshot, save_checkpoint
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import RoundRow
@@ -43,9 +42,8 @@ class Recorder:
         display.round_done(self.bar, row)
 
     def _start(self) -> None:
-        self.folder.require_known_rounds()  # before anything is written
+        self.folder.keep_rounds(self.done)  # refuses those of a later version, before anything is written
         self.folder.create(schema.dump(self.run.config))
-        self.folder.keep_rounds(self.done)
         if (made := self.run.made_split) is not None:
             self.folder.keep_split(made)
         self.trackers.start(self.done)
@@ -68,8 +66,8 @@ class Recorder:
             tested_on=self.run.config.evaluation.tested_on,
             data=self.run.fingerprint,
             torch_version=torch.__version__,
-            classes=Classes.from_data(self.run.federated),
-            backbone=FrozenWeights.from_backbone(self.run.backbone, self.run.config.backbone.pretrained).to_json(),
+            classes=self.run.classes,
+            backbone=self.run.weights.to_json(),
         )
         if engine.world.is_main:
             self.folder.sync_metrics()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from pfedmma.config.schema import load as load_config
 from pfedmma.data.fingerprint import first_difference
 from pfedmma.engine.cohort import Members
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
-from pfedmma.records.checkpoint.read import checked, misfit, read_rows, warn
+from pfedmma.records.checkpoint.read import checked, misfit, read_rows, say_damaged
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import Run
 from pfedmma.run.weights import refuse_other_weights
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
 
@@ -50,17 +50,11 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
 def _warn_of_another_version(run: Run, manifest: Manifest) -> None:
     made, data = manifest.progress.torch_version, run.config.data
     if made not in (None, torch.__version__):
-        print(
-            f"warning: {run.config.run_dir} was made with torch {made}, this is {torch.__version__}: last digits may differ",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"{run.config.run_dir} was made with torch {made}, this is {torch.__version__}: last digits may differ")
     if manifest.format == EARLIER and data.protocol == "dirichlet" and not data.partition_file:
-        print(
-            f"warning: {run.config.run_dir} is of version 0.1.0, which rounded Dirichlet shares otherwise: its clients hold a few other "
-            "images now; data.partition_file with what describe --out of 0.1.0 writes keeps them",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"{run.config.run_dir} is of version 0.1.0, which rounded Dirichlet shares otherwise: its clients hold a few other images now; "
+            "data.partition_file with what describe --out of 0.1.0 writes keeps them"
         )
 
 
@@ -93,7 +87,7 @@ def newest_good(root: Path, world: World) -> Manifest | None:
         try:
             manifest = checked(root, round_, world.rank, world.size)
         except Damaged as error:
-            warn(round_, error)
+            say_damaged(round_, error)
         if float(world.sum(torch.tensor([float(manifest is None)]), "resume")) == 0.0:
             return manifest
 

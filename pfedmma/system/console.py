@@ -29,6 +29,11 @@ def megabytes(count: float) -> str:
     return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count:.0f} B"
 
 
+def warn(text: str) -> None:
+    """A line on stderr about what a person should know and what does not end the program."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)

@@ -45,7 +45,7 @@ def run_main(main: Callable[[], None]) -> None:
     except UserError as error:
         # The launcher stops every rank as soon as one ends. Ranks that fail together should say so once:
         # the others leave rank 0 the time to speak, and speak themselves if it had nothing to say.
-        if (os.environ.get("RANK") or "0") != "0" and not isinstance(error, RankFailure):
+        if not speaks_for_all() and not isinstance(error, RankFailure):
             time.sleep(5.0)
         with contextlib.suppress(OSError):  # what they go to may be full, or gone
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -54,6 +54,11 @@ def run_main(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         os._exit(130)
+
+
+def speaks_for_all() -> bool:
+    """Whether this process is rank 0, or alone, as far as the environment says."""
+    return (os.environ.get("RANK") or "0") == "0"
 
 
 @contextlib.contextmanager

@@ -96,14 +96,18 @@ def _refuse_huge(image: Image.Image) -> None:
 
 def _reduced(image: Image.Image) -> Image.Image:
     """The picture with at most `ORDINARY` pixels; a JPEG is never there at its full size."""
-    factor = next((f for f in (1, 2, 4) if image.width * image.height <= ORDINARY * f * f), 8)
+    factor = _too_large(image)
     if factor == 1:
         return image
     image.draft(None, (image.width // factor, image.height // factor))  # decoded to a part of its size, where its format allows that
-    left = next((f for f in (1, 2, 4) if image.width * image.height <= ORDINARY * f * f), 8)
-    if left > 1:
+    if (left := _too_large(image)) > 1:
         return image.convert("I" if image.mode.startswith("I") else "RGB").reduce(left)
     return image
+
+
+def _too_large(image: Image.Image) -> int:
+    """By which of 1, 2, 4 and 8 its sides have to be divided."""
+    return next((f for f in (1, 2, 4) if image.width * image.height <= ORDINARY * f * f), 8)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from pfedmma.comm.world import World
 from pfedmma.data.partition.federated import FederatedData, without
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import Unreadable
+from pfedmma.system.console import warn
 
 
 def leave_out_unreadable(federated: FederatedData, pixels: Pixels, world: World) -> tuple[FederatedData, int]:
@@ -43,6 +42,6 @@ def _undecodable(pixels: Pixels, split: str, positions: Tensor) -> Tensor:
             else:
                 pixels.fitted(split, torch.tensor([position]))
         except Unreadable as error:
-            print(f"warning: left out: {error}", file=sys.stderr)
+            warn(f"left out: {error}")
             bad.append(position)
     return torch.tensor(bad, dtype=torch.long)

@@ -189,8 +189,20 @@ def _sizes(paths: Sequence[Path]) -> tuple[tuple[str, int], ...]:
     """(path, counted from the folder that holds all of them; size in bytes) of each file; size -1 of one that is not there."""
     if not paths:
         return ()
-    top = os.path.commonpath([path.parent for path in paths])
-    return tuple((Path(os.path.relpath(path, top)).as_posix(), path.stat().st_size if path.exists() else -1) for path in paths)
+    apart = [os.path.split(path) for path in paths]
+    folders = {folder for folder, _ in apart}
+    top = os.path.commonpath(list(folders))
+    below = {folder: os.path.relpath(folder, top) for folder in folders}  # once a folder: there may be a million files
+    return tuple(
+        (os.path.normpath(os.path.join(below[folder], name)), _size(path)) for (folder, name), path in zip(apart, paths, strict=True)
+    )
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def require(entries: list[Entry], listed_in: str, folder: Path) -> list[Entry]:

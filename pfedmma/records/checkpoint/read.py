@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, fold
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import OWN, POOL
+from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
 _POOLED = "server.pool."
@@ -34,7 +34,7 @@ def newest_good(root: Path) -> Manifest | None:
         try:
             return checked(root, round_)
         except Damaged as error:
-            warn(round_, error)
+            say_damaged(round_, error)
     return None
 
 
@@ -46,8 +46,8 @@ def checked(root: Path, round_: int, part: int = 0, parts: int = 1) -> Manifest:
     return manifest
 
 
-def warn(round_: int, error: Damaged) -> None:
-    print(f"warning: the checkpoint of round {round_} is damaged ({error})", file=sys.stderr)
+def say_damaged(round_: int, error: Damaged) -> None:
+    warn(f"the checkpoint of round {round_} is damaged ({error})")
 
 
 class Row(NamedTuple):
