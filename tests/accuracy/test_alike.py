@@ -215,3 +215,21 @@ def test_rows_are_in_the_order_of_the_clients_given(tiny_clip: nn.Module) -> Non
     clients, order = evaluator.federated.clients, [5, 2, 0, 4, 6, 1, 3]
     table = evaluator.table(method, answers, clients)
     assert_same(evaluator.table(method, answers, [clients[i] for i in order]), table[order])
+
+
+def test_prompts_are_encoded_once_for_each_test_set(tiny_clip: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    """However many passes the clients take: what frozen blocks make of prompts is the same for all of them."""
+    monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 1)
+    method = new_method(tiny_clip, "pfedmma")
+    encoded: list[int] = []
+    kind = type(method)
+    text_stem = kind.text_stem
+
+    def counted(self: Method, prompts: Any) -> Any:
+        encoded.append(len(prompts.names))
+        return text_stem(self, prompts)
+
+    monkeypatch.setattr(kind, "text_stem", counted)
+    evaluator = new_evaluator(method)
+    evaluator.table(method, new_answers(method, range(CLIENTS)), evaluator.federated.clients)
+    assert encoded == [len(stacks.NAMES), len(stacks.NOVEL)]

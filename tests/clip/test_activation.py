@@ -10,12 +10,11 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pfedmma.clip.loading import BackboneConfig, create_model
 from tests.clip.test_weight_files import in_transformers_layout
-
-OPENAI = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16), "vocab_size": torch.tensor(49408)}
+from tests.support.scripted import OPENAI, scripted
 
 
 def activation(path: Path | str, name: str = "tiny", allow: bool = False) -> type:
@@ -23,21 +22,6 @@ def activation(path: Path | str, name: str = "tiny", allow: bool = False) -> typ
     kinds = {type(block.mlp.gelu) for tower in (model.visual, model) for block in tower.transformer.resblocks}
     assert len(kinds) == 1
     return kinds.pop()
-
-
-def scripted(state: dict[str, Tensor], path: Path) -> Path:
-    """A TorchScript archive of these tensors, as OpenAI's are."""
-    tree = nn.Module()
-    for name, tensor in state.items():
-        place = tree
-        *parents, last = name.split(".")
-        for parent in parents:
-            if not hasattr(place, parent):
-                place.add_module(parent, nn.Module())
-            place = getattr(place, parent)
-        place.register_buffer(last, tensor)
-    torch.jit.script(tree).save(str(path))
-    return path
 
 
 def test_an_archive_of_openai(tiny_clip: nn.Module, tmp_path: Path):

@@ -19,26 +19,18 @@ from pfedmma.records import lock
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
+from tests.support.holders import holder, kill
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from pfedmma.records import lock
 with lock.owned(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(600)
 """
 
 
-def holder(folder: Path) -> subprocess.Popen[str]:
-    """Another process that holds the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "held\n"
-    return process
-
-
 def test_the_second_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
-    first = holder(tmp_path / "run")
+    first = holder(HOLD, tmp_path / "run")
     try:
         for settings in (small.settings(tmp_path / "run"), small.settings(tmp_path / "run", "resume=auto")):
             with pytest.raises(
@@ -47,14 +39,12 @@ def test_the_second_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None
                 main(settings)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [lock.NAME]
     finally:
-        first.kill()
-        first.wait()
+        kill(first)
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
-    first = holder(tmp_path / "run")
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first = holder(HOLD, tmp_path / "run")
+    kill(first)
     assert (tmp_path / "run" / lock.NAME).exists()  # the file alone
     main(small.settings(tmp_path / "run", "federation.rounds=1"))
     assert not (tmp_path / "run" / lock.NAME).exists() and len(small.metrics(tmp_path / "run")) == 1

@@ -31,6 +31,7 @@ from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.data.sources import cifar, coop_splits
 from pfedmma.system.errors import UserError
 from tests.support import small
+from tests.support.scripted import OPENAI, scripted
 from tests.support.specimens import SPECIMENS
 
 
@@ -181,21 +182,9 @@ def test_as_a_file_of_cifar(kind: type, bad: str, mark: Path, tmp_path: Path, mo
 
 
 @pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory, tiny_clip: nn.Module) -> Path:
+def of_openai(tmp_path_factory: pytest.TempPathFactory, tiny_clip: nn.Module) -> Path:
     """The weights of the tiny CLIP as OpenAI published its own: a TorchScript archive, with three numbers that are no weights."""
-    tree = nn.Module()
-    extra = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16), "vocab_size": torch.tensor(49408)}
-    for name, tensor in (tiny_clip.state_dict() | extra).items():
-        place = tree
-        *parents, last = name.split(".")
-        for parent in parents:
-            if not hasattr(place, parent):
-                place.add_module(parent, nn.Module())
-            place = getattr(place, parent)
-        place.register_buffer(last, tensor)
-    path = tmp_path_factory.mktemp("scripted") / "ViT.pt"
-    torch.jit.script(tree).save(str(path))
-    return path
+    return scripted(tiny_clip.state_dict() | OPENAI, tmp_path_factory.mktemp("scripted") / "ViT.pt")
 
 
 def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
@@ -204,15 +193,15 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in one.state_dict().items())
 
 
-def test_a_torchscript_archive_is_taken_when_it_is_allowed(scripted: Path, tiny_clip: nn.Module):
+def test_a_torchscript_archive_is_taken_when_it_is_allowed(of_openai: Path, tiny_clip: nn.Module):
     with pytest.raises(UserError, match=r"is a TorchScript archive, .*set backbone\.allow_torchscript=true"):
-        create_model(BackboneConfig("tiny", str(scripted)), seed=5)
-    assert_same_weights(create_model(BackboneConfig("tiny", str(scripted), allow_torchscript=True), seed=5), tiny_clip)
+        create_model(BackboneConfig("tiny", str(of_openai)), seed=5)
+    assert_same_weights(create_model(BackboneConfig("tiny", str(of_openai), allow_torchscript=True), seed=5), tiny_clip)
 
 
-def test_the_main_job_says_how_to_allow_it(scripted: Path, tmp_path: Path):
+def test_the_main_job_says_how_to_allow_it(of_openai: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"backbone\.allow_torchscript=true"):
-        train.main([f"run_dir={tmp_path / 'run'}", f"backbone.pretrained={scripted}"])
+        train.main([f"run_dir={tmp_path / 'run'}", f"backbone.pretrained={of_openai}"])
     assert not (tmp_path / "run").exists()
 
 

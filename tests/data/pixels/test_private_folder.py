@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,31 +10,16 @@ import pytest
 
 from pfedmma.data.pixels.private_folder import new_private_folder
 from pfedmma.system.errors import RankFailure
+from tests.support.holders import holder, kill
 
 NAME, OTHER = f"pfedmma-{'0a' * 16}", f"pfedmma-{'1b' * 16}"
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from pfedmma.data.pixels.private_folder import new_private_folder
 with new_private_folder(Path(sys.argv[1])):
     (Path(sys.argv[1]) / "test").write_bytes(b"pixels")
-    print("ready", flush=True)
-    time.sleep(60)
 """
-
-
-def holder(folder: Path) -> subprocess.Popen[str]:
-    """A process that has the folder, and keeps it until it is killed."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    return process
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.send_signal(signal.SIGKILL)
-    process.wait(20)
-    assert process.stdout is not None
-    process.stdout.close()
 
 
 def test_it_is_its_owners_alone_and_gone_at_the_end(tmp_path: Path):
@@ -61,7 +43,7 @@ def test_what_is_there_already_is_not_taken(tmp_path: Path):
 
 
 def test_that_of_a_killed_process_is_removed_at_the_next_start_and_no_other(tmp_path: Path):
-    dead, living = holder(tmp_path / NAME), holder(tmp_path / OTHER)
+    dead, living = holder(HOLD, tmp_path / NAME), holder(HOLD, tmp_path / OTHER)
     try:
         kill(dead)
         mine = ["pfedmma-notes", "pfedmma-123-test.pixels", "other"]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data.loading import DataConfig, divide, open_source
+from pfedmma.data.loading import DataConfig, divide
 from pfedmma.data.sources import folders
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source
 from pfedmma.data.sources.folders import OFFICE
-from pfedmma.system.errors import UserError
+from tests.support.opened import opened, refusal
 
 # The names that Office-Caltech10 (Gong et al. 2012) gives its class folders.
 OFFICE_CLASSES = (
@@ -32,18 +32,6 @@ def classes_in(root: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         fill(root / name, count)
     return root
-
-
-def opened(name: str, root: Path | str, seed: int = 0, **settings: object) -> Source:
-    return open_source(DataConfig(name=name, root=str(root), **settings), seed, 224)  # type: ignore[arg-type]
-
-
-def refusal(name: str, root: Path | str) -> str:
-    with pytest.raises(UserError) as error:
-        opened(name, root)
-    message = str(error.value)
-    assert message.startswith("data.root: ") and "\n" not in message
-    return message
 
 
 def shades(source: Source, part: str) -> list[int]:

@@ -8,27 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pfedmma.data.loading import DataConfig, divide, open_source
+from pfedmma.data.loading import DataConfig, divide
 from pfedmma.data.sources import lists
 from pfedmma.data.sources.base import Source
 from pfedmma.system.errors import UserError
+from tests.support.opened import opened, refusal
 
 
 def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 8)).save(path)
-
-
-def opened(name: str, root: Path | str, **settings: object) -> Source:
-    return open_source(DataConfig(name=name, root=str(root), **settings), 0, 224)  # type: ignore[arg-type]
-
-
-def refusal(name: str, root: Path | str) -> str:
-    with pytest.raises(UserError) as error:
-        opened(name, root)
-    message = str(error.value)
-    assert message.startswith("data.root: ") and "\n" not in message
-    return message
 
 
 def labels(source: Source) -> dict[str, list[int]]:
