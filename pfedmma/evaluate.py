@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     folder = RunFolder(args.run)
     folder.require_run()
-    config = configuration.load(folder.config, [*args.settings, f"run_dir={args.run}"])
+    config = configuration.load_run(args.run, args.settings)
     world = open_world(config.distributed)
     with shortage_named():
         evaluate(config, folder, world)

@@ -90,7 +90,7 @@ def parse(argv: list[str] | None) -> Config:
     given = [s for s in args.settings if not s.startswith("resume=")]
     if any(s.startswith("run_dir=") for s in given):
         raise UserError(f"run_dir: resume={config.resume} goes on in that folder; leave run_dir out, or copy the folder first")
-    return configuration.load(folder.config, [*given, f"run_dir={config.resume}", "resume=auto"])
+    return configuration.load_run(config.resume, [*given, "resume=auto"])
 
 
 def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
 from tests.support import small
 
@@ -30,21 +33,16 @@ def python(folder: Path, *arguments: str) -> str:
     return ended.stdout
 
 
+SETTINGS = ["method.gains.start=0.1", "data.clients=4", "data.shots=2", "federation.rounds=4", "evaluation.every=4"]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example of a method of one's own, trained there by two ranks."""
     folder = tmp_path_factory.mktemp("gains")
     (folder / "gains.py").write_text(example("class Gains"))
-    settings = [
-        "method.name=gains",
-        "method.gains.start=0.1",
-        "run_dir=run",
-        "data.clients=4",
-        "data.shots=2",
-        "federation.rounds=4",
-        "evaluation.every=4",
-    ]
-    python(folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "gains.py", *settings)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pfedmma.train"]
+    python(folder, *launch, "plugins=gains.py", "method.name=gains", "run_dir=run", *SETTINGS)
     return folder
 
 
@@ -58,15 +56,31 @@ def test_a_method_of_ones_own_learns_and_exchanges_what_it_says(folder: Path) ->
     assert (summary["config"]["optimizer.lr"], summary["config"]["method.gains.start"]) == (1.0, 0.1)
 
 
-def test_its_clients_are_exported_and_loaded(folder: Path) -> None:
+def test_every_command_works_with_it(folder: Path) -> None:
+    """Each in a process of its own that starts elsewhere and is told of nothing but the run."""
+    elsewhere, run = folder / "elsewhere", str(folder / "run")
+    elsewhere.mkdir()
+    found = json.loads(python(elsewhere, "-m", "pfedmma.evaluate", run).splitlines()[-1])
+    assert found["accuracy"]["local"] == pytest.approx(small.summary(folder / "run")["accuracy"]["local"], abs=1e-9)
+    Image.new("RGB", (40, 32), "red").save(elsewhere / "red.png")
+    assert json.loads(python(elsewhere, "-m", "pfedmma.predict", run, "--client", "3", "--json", "red.png"))["top"]
+    python(elsewhere, "-m", "pfedmma.export", run, "--client", "3", "--out", "client3.safetensors")
+    python(elsewhere, "-m", "pfedmma.report", run)
+    assert "gains" in (folder / "run" / "report.html").read_text()
     script = (
-        "import gains, open_clip, torch, pfedmma\n"
-        "from pfedmma import export\n"
-        "from pfedmma.config import schema as config\n"
+        "import sys; sys.path.append('..'); import gains, pfedmma, torch\n"
         "from pfedmma.clip import loading\n"
-        "export.main(['run', '--client', '3', '--out', 'client3.safetensors'])\n"
-        "clip = loading.create_model(config.Config().backbone, 0)\n"
+        "from pfedmma.config.schema import Config\n"
+        "clip = loading.create_model(Config().backbone, 0)\n"
         "classify = pfedmma.load_client(clip, 'client3.safetensors').classifier(['red circle', 'blue star'])\n"
         "print(tuple(classify(torch.rand(3, 3, 32, 32)).shape))\n"
     )
-    assert python(folder, "-c", script).splitlines()[-1] == "(3, 2)"
+    assert python(elsewhere, "-c", script).splitlines()[-1] == "(3, 2)"
+
+
+def test_a_comparison_starts_runs_with_it(folder: Path) -> None:
+    settings = {"plugins": ["gains.py"], "data": {"clients": 4, "shots": 2}, "federation": {"rounds": 1}}
+    (folder / "both.yaml").write_text(yaml.safe_dump({"settings": settings, "methods": ["gains", "zeroshot"]}))
+    python(folder, "-m", "pfedmma.compare", "both.yaml")
+    table = (folder / "runs" / "compare" / "both" / "table.md").read_text()
+    assert "`gains`" in table and "`zeroshot`" in table

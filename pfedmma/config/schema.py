@@ -17,6 +17,7 @@ import yaml
 from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.clip.loading import BackboneConfig
 from pfedmma.comm.world import DistributedConfig
+from pfedmma.config import plugins
 from pfedmma.data.loading import DataConfig
 from pfedmma.engine.rounds import FederationConfig
 from pfedmma.methods.registry import MethodConfig, entry_of
@@ -25,7 +26,8 @@ from pfedmma.records.checkpoint.write import CheckpointConfig
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import OUTSIDE, Raw, insert, merged, nested, read_settings, section, setting, shown
+from pfedmma.system.files import expanded
+from pfedmma.system.options import OUTSIDE, SAME_RESULT, Raw, converted, insert, merged, nested, read_settings, section, setting, shown
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Config:
         OUTSIDE,
     )
     trackers: tuple[str, ...] = setting((), "who else is told of every round: a list of tensorboard, wandb, mlflow", OUTSIDE)
+    plugins: tuple[str, ...] = setting((), "files or modules of your own that register methods, a list such as [mine.py]", SAME_RESULT)
+    plugin_hashes: tuple[str, ...] = setting((), "SHA-256 of each plugin; the run fills it in")
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
@@ -66,6 +70,11 @@ def load(file: str | Path | Sequence[str | Path] | None = None, overrides: Seque
     return resolve(tree, overrides)
 
 
+def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The settings of the run in ``folder``, and ``overrides`` on top; it lies where it is found, whatever it says itself."""
+    return load(expanded(folder) / "config.yaml", [*overrides, f"run_dir={folder}"])
+
+
 def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     """As `load`, from nested plain values instead of a file."""
     tree = copy.deepcopy(tree)
@@ -74,12 +83,20 @@ def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
         if not equals:
             raise UserError(f"'{shown(item)}' is no setting; write key=value, for example federation.rounds=10")
         insert(tree, name.strip(), Raw(raw))
+    tree |= _plugins(tree)
     config = section(Config, tree)
     if own := entry_of(config.method.name).optimizer:
         config = section(Config, merged({"optimizer": dict(own)}, tree))
     if config.run_dir:
         return config
     return dataclasses.replace(config, run_dir=f"runs/{config.data.name}-{config.method.name}-seed{config.seed}")
+
+
+def _plugins(tree: dict[str, Any]) -> dict[str, Any]:
+    """Import the plugins that the settings name, before anything is read that they may register; how the settings name them then."""
+    names, hashes = (converted(tree.get(name, ()), tuple[str, ...], name) for name in ("plugins", "plugin_hashes"))
+    found = plugins.load(names, hashes, converted(tree.get("run_dir", ""), str, "run_dir"))
+    return {"plugins": found.names, "plugin_hashes": found.hashes} if names or hashes else {}
 
 
 def dump(config: Config) -> str:

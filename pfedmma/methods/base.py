@@ -110,7 +110,7 @@ class Entry:
     ``build``: from its settings and the backbone. ``settings``: the dataclass of its own section ``method.<name>``; None where it reads the
     adapters' settings in ``method`` itself, or none. ``optimizer``: its published defaults where they differ from the common ones (SGD, see
     `pfedmma.stack.optim.OptimizerConfig`). ``adapters``: what it trains are multi-modal adapters, which have a file format of their own.
-    ``trains``: False for a method that trains nothing.
+    ``trains``: False for a method that trains nothing. ``origin``: the file of a method from outside this package.
     """
 
     name: str
@@ -119,6 +119,7 @@ class Entry:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     adapters: bool = False
     trains: bool = True
+    origin: str = ""
 
 
 def count(state: State) -> int:

@@ -63,7 +63,7 @@ class MultiModalAdapters(Method):
 
     @classmethod
     def from_settings(cls, config: Any, backbone: Backbone) -> MultiModalAdapters:
-        """The method that a `pfedmma.methods.registry.MethodConfig` describes."""
+        """The method that a `pfedmma.methods.registry.MethodConfig` describes; one without a preset exchanges S."""
         depth = min(backbone.visual.depth, backbone.text.depth)
         blocks = config.blocks or (8 if depth >= 12 else max(1, depth // 2))
         if blocks > depth:
@@ -71,7 +71,7 @@ class MultiModalAdapters(Method):
         spec = AdapterSpec.for_backbone(
             backbone, blocks, config.towers, dim=config.dim, scale=config.scale, activation=config.activation, rescale=config.rescale
         )
-        what = config.exchange or PRESETS[config.name]
+        what = config.exchange or PRESETS.get(config.name, PRESETS["pfedmma"])
         exchange_of(what, spec)  # refuses what cannot be
         return cls(backbone, spec, what)
 

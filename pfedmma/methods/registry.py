@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,17 +89,27 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
     return entry_of(config.name).build(config if config.own is None else config.own, backbone)
 
 
-def register(name: str, build: Callable[..., Method], optimizer: Mapping[str, Any] | None = None, settings: type | None = None) -> None:
-    """Make a method of your own known as ``method.name=<name>`` in this process, before its ``main`` reads the settings.
+def register(
+    name: str,
+    build: Callable[..., Method],
+    optimizer: Mapping[str, Any] | None = None,
+    settings: type | None = None,
+    adapters: bool = False,
+    trains: bool = True,
+) -> None:
+    """Make a method of your own known as ``method.name=<name>``: in a file that the setting ``plugins`` names, or before ``train.main``.
 
     Args:
-        build: the method on a frozen backbone, or of its settings and a backbone where it has ``settings``; a subclass of `Method`
-            without fields of its own is one.
+        build: the method on a frozen backbone, or of its settings and a backbone where it has ``settings`` or ``adapters``; a subclass of
+            `Method` without fields of its own is one.
         optimizer: its defaults for the settings ``optimizer.*``.
-        settings: a dataclass of its own settings, which become ``method.<name>.*``; see `pfedmma.system.options.setting`.
+        settings: a dataclass of its settings, all with defaults, which become ``method.<name>.*``; see `pfedmma.system.options.setting`.
+        adapters: what it trains are multi-modal adapters with the settings of the section ``method``, and exported as an adapter file.
+        trains: False for a method that trains nothing.
 
     Raises:
-        UserError: the name is one of the methods here, or of the settings of `MethodConfig`, or cannot be written in a setting.
+        UserError: the name is one of the methods here, of another plugin, or of the settings of `MethodConfig`, or cannot be written in a
+            setting; ``settings`` are no dataclass with a default for each field.
     """
     if name in BUILT_IN:
         raise UserError(f"'{name}' is a method of pfedmma; register your own under another name")
@@ -105,5 +117,23 @@ def register(name: str, build: Callable[..., Method], optimizer: Mapping[str, An
         raise UserError(f"'{name}' has a meaning of its own in the section method; register your method under another name")
     if not re.fullmatch(r"[\w-]+", name):
         raise UserError(f"'{shown(name)}' is no name for a method; use letters, digits, _ and - alone")
-    whole = build if settings is not None else lambda _, backbone: build(backbone)
-    REGISTERED[name] = Entry(name, whole, settings, dict(optimizer or {}))
+    if settings is not None and not _has_defaults(settings):
+        raise UserError(f"the settings of '{name}' must be a dataclass in which each field has a default")
+    if name in REGISTERED and REGISTERED[name].origin != _origin(build):
+        raise UserError(
+            f"'{name}' is registered twice, by {REGISTERED[name].origin} and by {_origin(build)}; give one of them another name"
+        )
+    whole = build if settings is not None or adapters else lambda _, backbone: build(backbone)
+    REGISTERED[name] = Entry(name, whole, settings, dict(optimizer or {}), adapters, trains, _origin(build))
+
+
+def _has_defaults(settings: type) -> bool:
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else None
+    return fields is not None and all((item.default, item.default_factory) != (none, none) for item in fields)
+
+
+def _origin(build: Callable[..., Method]) -> str:
+    """The file that a method comes from; the same method registered again from there, as in a notebook, takes the place of the first."""
+    file = getattr(sys.modules.get(getattr(build, "__module__", "")), "__file__", None)
+    return os.path.realpath(file) if file else "the program itself"

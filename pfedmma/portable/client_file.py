@@ -2,7 +2,7 @@
 
 A client file is safetensors: the method's tensors by name, ``others.<name>`` [E, *shape] what the client reads of E other clients;
 metadata ``format``, ``version``, ``method`` (its settings as JSON), ``backbone``, ``template`` (of the class prompts), and where they are
-known ``backbone.pretrained|activation|fingerprint`` and ``classes`` (JSON).
+known ``backbone.pretrained|activation|fingerprint``, ``classes`` (JSON), and ``plugin``, the file that registers its method.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from pfedmma.stack.rules import POOL, State
 from pfedmma.system import options, tensor_files, untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
+from pfedmma.system.options import shown
 from pfedmma.version import VERSION
 
 FORMAT = "pfedmma-client/1"
@@ -53,6 +54,8 @@ class ClientFile:
         own = {} if self.method.own is None else {self.method.name: options.nested(self.method.own)}
         settings = json.dumps({"name": self.method.name} | own)
         metadata = {"format": FORMAT, "method": settings} | self.made_for.to_metadata()
+        if origin := registry.entry_of(self.method.name).origin:
+            metadata["plugin"] = Path(origin).name
         named = {**self.tensors, **{f"{_OTHERS}{name}": tensor for name, tensor in self.others.items()}}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         write_atomically(Path(path), save(plain, metadata | {"version": VERSION}))
@@ -117,6 +120,8 @@ def _settings(path: str | Path, metadata: Mapping[str, str]) -> MethodConfig:
             raise ValueError("no mapping")
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} does not say its method's settings ({error}); write client files with python -m pfedmma.export") from None
+    if (plugin := metadata.get("plugin")) and tree.get("name") not in {**registry.BUILT_IN, **registry.REGISTERED}:
+        raise UserError(f"{path} is of the method '{shown(tree.get('name'))}', which {shown(plugin)} registers; import that file first")
     try:
         return options.section(MethodConfig, tree, "method.")
     except UserError as error:

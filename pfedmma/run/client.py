@@ -27,7 +27,7 @@ class KeptClient:
     def from_run(cls, folder: RunFolder, client: int) -> KeptClient:
         """Raises a `UserError`: no run, no such client, no good checkpoint."""
         folder.require_run()
-        config = schema.load(folder.config)
+        config = schema.load_run(folder.path)
         if not 0 <= client < config.data.clients:
             raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
         manifest = newest_good(folder.checkpoints)

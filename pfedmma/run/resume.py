@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pfedmma.comm.world import World
 from pfedmma.config.identity import comparable, refuse_other_config
-from pfedmma.config.schema import load as load_config
+from pfedmma.config.schema import load_run
 from pfedmma.data.fingerprint import first_difference
 from pfedmma.engine.cohort import Members
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
@@ -31,7 +31,7 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
     manifest = newest_good(folder.checkpoints, run.engine.world)
     if manifest is None:
         if folder.config.exists():  # it ended before its first checkpoint: begin again, but only the same run
-            refuse_other_config(run.config, comparable(load_config(folder.config)))
+            refuse_other_config(run.config, comparable(load_run(folder.path)))
         return None
     saved = manifest.progress.config
     if manifest.format == EARLIER:  # which took another wire for the same run, and did not keep it

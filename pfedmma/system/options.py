@@ -229,15 +229,15 @@ def section(cls: type, tree: dict[str, Any], prefix: str = "", root: tuple[type,
                 raise UserError(f"'{full}' is a section; " + (f"set one of its keys, for example {keys[0]}" if keys else "it has no keys"))
             values[name] = section(kinds[name], value, f"{full}.", root)
         else:
-            values[name] = _convert(value, kinds[name], full)
+            values[name] = converted(value, kinds[name], full)
     try:
         return cls.from_values(values) if issubclass(cls, Open) else cls(**values)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from None
 
 
-def _convert(value: Any, kind: Any, name: str) -> Any:
-    """``value`` as ``kind``, or a `UserError` that says what was expected."""
+def converted(value: Any, kind: Any, name: str) -> Any:
+    """``value`` as ``kind``, the type of the setting ``name``, or a `UserError` that says what was expected."""
     if isinstance(value, Raw):
         if kind is str:
             return "" if isinstance(value, Written) and value.nothing else _text(value, name)
@@ -272,11 +272,11 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         if value is None:
             value = []
         if isinstance(value, (list, tuple)):
-            return tuple(_convert(item, typing.get_args(kind)[0], name) for item in value)
+            return tuple(converted(item, typing.get_args(kind)[0], name) for item in value)
     elif isinstance(kind, types.UnionType):
         if value is None:
             return None
-        return _convert(value, next(k for k in typing.get_args(kind) if k is not type(None)), name)
+        return converted(value, next(k for k in typing.get_args(kind) if k is not type(None)), name)
     raise UserError(f"{name}: {_wanted(kind)} is expected, not '{shown(value)}'")
 
 

@@ -17,6 +17,8 @@ from pfedmma.system.options import ANOTHER_RUN, CHANGES, GOES_ON, OUTSIDE, SAME_
 WRITTEN = Path(__file__).resolve().parents[1] / "records" / "written_by_0_1_0"
 ALL = described(Config)
 each_setting = pytest.mark.parametrize("item", ALL, ids=lambda item: item.name)
+# What plugins make of a run follows from their content: see test_plugins.
+each_alone = pytest.mark.parametrize("item", [item for item in ALL if not item.name.startswith("plugin")], ids=lambda item: item.name)
 
 
 def base_of(item: Described) -> list[str]:
@@ -64,7 +66,7 @@ def test_every_setting_says_what_another_value_makes_of_a_run(item: Described) -
     assert change_of()[item.name] == item.change
 
 
-@each_setting
+@each_alone
 def test_resume_accepts_another_value_unless_it_makes_another_run(item: Described) -> None:
     before = saved(comparable(load(None, base_of(item))))
     after = changed(item)
@@ -75,7 +77,7 @@ def test_resume_accepts_another_value_unless_it_makes_another_run(item: Describe
         refuse_other_config(after, before)
 
 
-@each_setting
+@each_alone
 def test_a_result_stands_for_other_settings_only_if_it_does_not_depend_on_them(item: Described) -> None:
     before, after = saved(settings(load(None, base_of(item)))), settings(changed(item))
     assert (relevant(before) == relevant(after)) == (item.change in (SAME_RESULT, OUTSIDE))
@@ -86,7 +88,8 @@ def test_what_may_change() -> None:
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
     evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size", "evaluation.clients"]
     assert names[GOES_ON] == ["federation.rounds", *evaluation]
-    assert {name.partition(".")[0] for name in names[SAME_RESULT]} == {"backbone", "data", "federation", "checkpoint", "distributed"}
+    sections = {name.partition(".")[0] for name in names[SAME_RESULT]}
+    assert sections == {"plugins", "backbone", "data", "federation", "checkpoint", "distributed"}
 
 
 def test_settings_leave_out_where_the_run_lies_and_other_methods() -> None:
