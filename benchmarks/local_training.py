@@ -47,9 +47,9 @@ from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.client_state import ClientStates
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import LossScale, OptimizerConfig
 from pfedmma.stack.pool import Pool
+from pfedmma.stack.start import Start
 from pfedmma.system.console import show
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.memory import keep_freed_memory
@@ -79,7 +79,7 @@ class Bench:
         clip = create_model(BackboneConfig(setting.model, "none"), seed=0).to(self.device)
         self.backbone = Backbone.freeze(clip, setting.model, setting.precision)
         self.method = MultiModalAdapters.from_settings(MethodConfig(), self.backbone)
-        self.layout = Layout(self.method.shapes, self.method.exchange)
+        self.layout = self.method.layout
         self.optimizer = OptimizerConfig()
         names = class_names(2 * setting.classes)
         self.base, self.novel = names[: setting.classes], names[setting.classes : 2 * setting.classes - 1]
@@ -97,7 +97,7 @@ class Bench:
     def answers(self) -> Answers:
         """Every client with its own random adapters; what is exchanged is the first client's."""
         packed = [self.layout.pack(self.method.initial(rng.generator(0, "state", i))) for i in range(self.setting.clients)]
-        states = ClientStates(self.layout, packed[0], self.optimizer, self.device)
+        states = ClientStates(self.layout, Start(packed[0]), self.optimizer, self.device)
         states.scatter(range(len(packed)), torch.stack(packed).to(self.device))
         return Answers(states, states.initial[: self.layout.exchanged_size], Pool(), reads=0)
 

@@ -35,6 +35,7 @@ from pfedmma.run.assembly import assemble
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import MEAN
+from pfedmma.stack.start import Start
 from pfedmma.system.errors import UserError, run_main
 
 EXCHANGED, PRIVATE = 8_448, 666_112  # parameters of pFedMMA on ViT-B/16: 8 blocks of 32 x 32 + 32, and the projections around them
@@ -139,7 +140,7 @@ def idle(engine: Engine) -> None:
 def measure_overhead(world: World, device: str, registered: int, participants: int, warmup: int, rounds: int) -> dict[str, Any]:
     engine = new_engine(world, device, registered, participants)
     layout, batches = Layout({"shared": (EXCHANGED,), "own": (PRIVATE,)}, {"shared": MEAN}), engine.training.batches
-    states = ClientStates(layout, torch.zeros(layout.size), batches.work.optimizer, world.device)
+    states = ClientStates(layout, Start(torch.zeros(layout.size)), batches.work.optimizer, world.device)
     engine.members = Members(states, Server(layout, {SHARED: torch.zeros(EXCHANGED)}, world))
     engine.training = Idle(layout, batches)
     work(engine, 1, warmup)

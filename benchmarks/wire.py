@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import platform
 import signal
 import tempfile
@@ -143,7 +142,7 @@ def private_bytes(run_dir: Path) -> int:
     """Bytes (fp32) of the tensors that a client keeps to itself, by the run's newest checkpoint."""
     root = run_dir / "checkpoints"
     manifest = checkpoints.read_manifest(checkpoints.folder_of(root, checkpoints.rounds(root)[0]))
-    return 4 * sum(math.prod(shape) for name, shape in manifest.layout.items() if name not in manifest.exchange)
+    return 4 * (manifest.layout.private.stop - manifest.layout.private.start)
 
 
 def account(readings: Sequence[Sequence[Reading]], ends: Sequence[dict[str, int]], comm: dict[str, Any], rounds: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.methods.adapters.multimodal import AdapterSpec
 from pfedmma.methods.registry import entry_of
@@ -31,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
 def export(folder: RunFolder, client: int, out: Path) -> int:
     """Write the model that ``client`` has in the newest good checkpoint; returns that checkpoint's round.
 
-    Needs neither data nor backbone: names, shapes and starting values are in the checkpoint.
+    Needs no data, and no backbone but for a client that has not trained in a run with ``method.private_init=own``: for all others names,
+    shapes and values are in the checkpoint.
 
     Raises:
         UserError: no run, no good checkpoint, no such client, a method that trains nothing, an unwritable file.
@@ -44,7 +47,7 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
     entry = entry_of(method.name)
     if not entry.trains:
         raise UserError(f"the method of {folder.path} is {method.name}, which trains nothing; export a run of another method")
-    tensors, others = kept.answer
+    tensors, others, _ = kept.answer(lambda: kept.load_backbone(folder, torch.device("cpu")))
     classes = kept.classes.base + kept.classes.novel if kept.classes else ()
     made_for = MadeFor(kept.config.backbone.name, FrozenWeights.from_json(kept.backbone), kept.template, classes)
     if entry.adapters:

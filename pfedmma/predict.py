@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pfedmma.clip import loading
 from pfedmma.data.pixels.crop import fit
 from pfedmma.data.pixels.decode import decode
 from pfedmma.data.pixels.pixels import Pixels
@@ -32,7 +31,6 @@ from pfedmma.methods.prompts import cut_prompts
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
-from pfedmma.run.weights import refuse_other_weights
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import ProgressBar, warn
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -49,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     device = device_of(args.device)
     kept = KeptClient.from_run(folder, args.client)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
-    backbone = loading.load(kept.config.backbone, kept.config.seed, device)
-    refuse_other_weights(folder, kept.backbone, backbone)
-    model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), *kept.answer, kept.template)
+    backbone = kept.load_backbone(folder, device)
+    tensors, others, _ = kept.answer(lambda: backbone)
+    model = PersonalCLIP.from_tensors(registry.build(kept.config.method, backbone), tensors, others, kept.template)
     if cut := cut_prompts(backbone, kept.template, names):
         warn(cut)
     answers = predict(model, names, paths, args.batch_size)

@@ -3,7 +3,7 @@
 All clients of the stack go through the one frozen backbone together; each has its own parameters, optimizer state, batches and loss. A
 client that has run out of batches costs nothing, and its slice, momentum included, is not touched.
 
-Shape legend: C clients in the stack, k of them still training, B images a client, P parameters of one client.
+Shape legend: C clients in the stack, k of them still training, B images a client, P parameters of one client, T of them trained.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class LocalTraining:
         """
         work = self.batches.work
         if state is None:
-            state = optim.initial_state(work.optimizer, len(params), params.shape[1], params.device)
+            state = optim.initial_state(work.optimizer, len(params), self.layout.trained_size, params.device)
         counts = [steps(client, work) for client in clients]
         losses = torch.zeros(max(counts), len(clients), device=params.device)
         scale = LossScale(len(clients), params.device, enabled=self.method.backbone.precision == "fp16")
@@ -83,26 +83,28 @@ class LocalTraining:
 
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
         """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
-        leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(params).items()}
-        losses = self.forward.losses({**leaves, **fixed, SEEDS: batch.seeds}, batch.images, batch.labels, batch.weights)
+        views = self.layout.views(params)
+        leaves = {name: view.detach().requires_grad_() for name, view in views.items() if name not in self.layout.frozen}
+        losses = self.forward.losses({**views, **leaves, **fixed, SEEDS: batch.seeds}, batch.images, batch.labels, batch.weights)
         if losses.requires_grad:  # a method without trained tensors has no gradient
             # A client's gradient comes from its own loss alone, so the sum serves all of them.
             total = scale.scaled(losses).sum()
             found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            grads = torch.empty_like(params)
-            torch._foreach_copy_(list(self.layout.views(grads).values()), list(found))
-            scale.guarded_step(self.batches.work.optimizer, params, grads, state, self.rates)
+            own = params[:, : self.layout.trained_size]
+            grads = torch.empty_like(own)
+            torch._foreach_copy_(list(self.layout.trained(grads).values()), list(found))
+            scale.guarded_step(self.batches.work.optimizer, own, grads, state, self.rates)
         return losses.detach()
 
     @cached_property
     def rates(self) -> Tensor | None:
-        """The learning rate of each parameter [P], if the method wants other ones than ``optimizer.lr`` for some."""
+        """The learning rate of each trained parameter [T], if the method wants other ones than ``optimizer.lr`` for some."""
         own = self.method.learning_rates
         if not own:
             return None
         lr = self.batches.work.optimizer.lr
         each = {name: torch.full(shape, own.get(name, lr)) for name, shape in self.layout.shapes.items()}
-        return self.layout.pack(each).to(self.forward.device)
+        return self.layout.pack(each)[: self.layout.trained_size].to(self.forward.device)
 
 
 def _name_first_bad(losses: Tensor, finite: Tensor, clients: Sequence[Client], round_: int) -> None:

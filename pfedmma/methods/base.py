@@ -9,7 +9,7 @@ Shape legend: C clients, B images a client, K classes, D embedding, E other clie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.stems import Stem
+from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import MEAN as MEAN
 from pfedmma.stack.rules import POOL as POOL
 from pfedmma.stack.rules import SERVERS, Given, State
@@ -31,21 +32,31 @@ SEEDS = "seeds"  # the entry of a state that is there in training only: a random
 class Method:
     """A method on a frozen backbone; this one is the frozen CLIP.
 
-    Three answers say what is trained and what travels: ``shapes``, ``exchange`` and ``reads``. Names outside ``exchange`` are private and
-    never reach a collective.
+    Four answers say what is trained and what travels: ``shapes``, ``exchange``, ``frozen`` and ``reads``. Names outside ``exchange`` and
+    ``frozen`` are private and never reach a collective.
     """
 
     backbone: Backbone
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Every trained tensor of one client. One empty tensor here, so that there is a client axis."""
+        """Every tensor of one client. One empty tensor here, so that there is a client axis."""
         return {"nothing": (0,)}
 
     @property
     def exchange(self) -> Mapping[str, str]:
         """Tensor name -> rule, one of `RULES`."""
         return {}
+
+    @property
+    def frozen(self) -> Collection[str]:
+        """Tensors that stay as they begin, the same for all clients: neither trained nor sent."""
+        return ()
+
+    @property
+    def layout(self) -> Layout:
+        """One client's tensors as a vector."""
+        return Layout(self.shapes, self.exchange, self.frozen)
 
     @property
     def reads(self) -> int:
@@ -68,7 +79,10 @@ class Method:
         return {}
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """The state in which every client starts, without the client axis."""
+        """The state in which clients start, without the client axis.
+
+        With ``method.private_init=own`` it is drawn once more for each client, of which that client's private tensors are taken.
+        """
         return {name: torch.zeros(shape) for name, shape in self.shapes.items()}
 
     def image_stem(self, pixels: Tensor) -> Stem:

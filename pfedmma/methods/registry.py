@@ -19,6 +19,7 @@ import pfedmma.methods
 from pfedmma.clip.backbone import Backbone
 from pfedmma.methods.adapters.multimodal import ACTIVATIONS, TOWERS
 from pfedmma.methods.base import Entry, Method
+from pfedmma.stack.start import ALIKE, CHOICES
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import Open, setting, shown
@@ -55,6 +56,15 @@ class MethodConfig(Open):
     exchange: tuple[str, ...] = setting(
         (), "parts of the adapters that travel: none, all, or a list of parts such as shared, visual.down; empty: as the method says"
     )
+    freeze: tuple[str, ...] = setting(
+        (), "parts of the adapters that stay as they begin, neither trained nor sent, the same for all: a list as in exchange"
+    )
+    shared_scale: float = setting(1.0, "factor of the weights with which the shared projection S of the adapters begins")
+    shared_lr: float = setting(0.0, "learning rate of the shared projection S of the adapters; 0: optimizer.lr")
+    private_init: str = setting(
+        ALIKE,
+        "how private tensors begin: shared (alike in all clients) or own (drawn for each client by the seed); without effect if there are none",
+    )
     own: Any = None
 
     def __post_init__(self) -> None:
@@ -66,9 +76,20 @@ class MethodConfig(Open):
         checks.one_of("towers", self.towers, ("both", *TOWERS))
         if self.exchange and not entry.adapters:
             raise UserError(f"exchange: chooses what of the adapters travels; {self.name} says itself what does")
+        checks.positive("shared_scale", self.shared_scale)
+        checks.at_least("shared_lr", self.shared_lr, 0)
+        checks.one_of("private_init", self.private_init, CHOICES)
+        if not entry.adapters:
+            self._refuse("freeze", "shared_scale", "shared_lr")
         if self.own is None and entry.settings is not None:
             object.__setattr__(self, "own", entry.settings())
         assert type(self.own) is (entry.settings or type(None)), f"own: settings of {self.name} are wanted"
+
+    def _refuse(self, *names: str) -> None:
+        """Raise a `UserError` if one of these settings of the adapters says something, in a method that has none."""
+        for name in names:
+            if getattr(self, name) != getattr(MethodConfig, name):
+                raise UserError(f"{name}: is about the adapters, which {self.name} does not have; leave it out, or choose another method")
 
     @classmethod
     def sections(cls) -> dict[str, type]:

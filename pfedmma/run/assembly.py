@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pfedmma import rng
 from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.clip import loading as clip
@@ -31,8 +30,8 @@ from pfedmma.methods.forward import Forward
 from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
+from pfedmma.run.start import start_of
 from pfedmma.stack.client_state import ClientStates
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget
 from pfedmma.system.console import warn
 from pfedmma.system.memory import keep_freed_memory
@@ -112,9 +111,8 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
 
 def new_members(method: Method, config: Config, world: World) -> Members:
     """The state in which every client of the method starts, and the server."""
-    layout = Layout(method.shapes, method.exchange)
-    initial = layout.pack(method.initial(rng.generator(config.seed, "init")))
+    layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    states = ClientStates(layout, initial, config.optimizer, world.device, budget, method.answers)
+    states = ClientStates(layout, start, config.optimizer, world.device, budget, method.answers)
     rules = ServerRules(wire=config.distributed.wire, reads=method.reads)
-    return Members(states, Server(layout, {SHARED: initial[: layout.exchanged_size]}, world, rules))
+    return Members(states, Server(layout, {SHARED: start.common[: layout.exchanged_size]}, world, rules))

@@ -1,24 +1,34 @@
-"""One client's tensors out of a run: without ranks, data or backbone."""
+"""One client's tensors out of a run: without ranks or data, and as a rule without a backbone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
+from pfedmma.clip import loading
+from pfedmma.clip.backbone import Backbone
 from pfedmma.config import schema
 from pfedmma.config.schema import Config
+from pfedmma.methods import registry
 from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.checkpoint.read import Answer, client_answer, newest_good
 from pfedmma.records.folder import RunFolder
+from pfedmma.run.start import start_of
+from pfedmma.run.weights import refuse_other_weights
+from pfedmma.stack.start import ALIKE
 from pfedmma.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class KeptClient:
-    """What a run's newest good checkpoint, of ``round``, has of a client. ``classes`` and ``backbone``: None in old ones."""
+    """What a run's newest good checkpoint, of ``round``, has of a ``client``. ``classes`` and ``backbone``: None in old ones."""
 
     config: Config
     round: int
-    answer: Answer
+    client: int
+    kept: Answer
     template: str
     classes: Classes | None
     backbone: dict[str, str] | None = None  # see `pfedmma.clip.fingerprint`
@@ -33,6 +43,24 @@ class KeptClient:
         manifest = newest_good(folder.checkpoints)
         if manifest is None:
             raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
-        answer = client_answer(folder.checkpoints, manifest, client)
+        kept = client_answer(folder.checkpoints, manifest, client)
         progress = manifest.progress
-        return cls(config, manifest.round, answer, progress.template, progress.classes, progress.backbone)
+        return cls(config, manifest.round, client, kept, progress.template, progress.classes, progress.backbone)
+
+    def load_backbone(self, folder: RunFolder, device: torch.device) -> Backbone:
+        """The run's frozen backbone. Raises a `UserError` if it cannot be had, or has other weights now."""
+        backbone = loading.load(self.config.backbone, self.config.seed, device)
+        refuse_other_weights(folder, self.backbone, backbone)
+        return backbone
+
+    def answer(self, backbone: Callable[[], Backbone]) -> Answer:
+        """What the client answers with. ``backbone``: the run's, asked for only if the checkpoint does not say it all.
+
+        That is so for a client that has not trained, if it begins with private tensors of its own: they follow from the seed.
+        """
+        if self.kept.trained or self.config.method.private_init == ALIKE:
+            return self.kept
+        method = registry.build(self.config.method, backbone())
+        private, layout = start_of(method, self.config).private, method.layout
+        own = {} if private is None else layout.part(layout.private, private(self.client))
+        return self.kept._replace(tensors=self.kept.tensors | own)

@@ -99,8 +99,7 @@ def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[i
         UserError: a file cannot be read, or holds what does not fit ``members``.
     """
     states, folder = members.states, folder_of(root, manifest.round)
-    same = list(manifest.layout.items()) == list(states.layout.shapes.items()) and manifest.exchange == states.layout.exchange
-    if not same or manifest.progress.answers != states.answers:
+    if manifest.layout != states.layout or manifest.progress.answers != states.answers:
         raise UserError(f"the checkpoint {folder} is of other tensors than this run's; go on with the settings and the backbone of its run")
     widths = states.widths() | {"initial": states.layout.size}
     server: dict[str, Tensor] = {}

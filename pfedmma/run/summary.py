@@ -16,7 +16,6 @@ from pfedmma.methods import registry
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
 from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, RoundRow, RunComm, RunSummary, Throughput
 from pfedmma.run.assembly import Run
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import POOL
 from pfedmma.system.fields import finite
 from pfedmma.version import VERSION
@@ -44,7 +43,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         accuracy=None if engine.table is None else engine.summarise(engine.table),
         zero_shot=zero_shot.accuracy,
         per_client=per_client(run, zero_shot),
-        trained_parameters=layout.size,
+        trained_parameters=layout.trained_size,
         shared_parameters=layout.exchanged_size,
         bytes_per_client_round=layout.exchanged_size * wire_bytes,
         bytes_down_per_client_round=received * wire_bytes,
@@ -62,10 +61,10 @@ def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
     own = run.config.method
     config = own if registry.entry_of(own.name).adapters else registry.MethodConfig()
     others = {
-        "all adapters": registry.build(replace(config, name="fedavg_mma", exchange=()), run.backbone),
+        "all adapters": registry.build(replace(config, name="fedavg_mma", exchange=(), freeze=()), run.backbone),
         "one prompt": PromptFL.from_settings(PromptFLConfig(), run.backbone),
     }
-    return {name: Layout(method.shapes, method.exchange).exchanged_size * wire_bytes for name, method in others.items()}
+    return {name: method.layout.exchanged_size * wire_bytes for name, method in others.items()}
 
 
 def per_client(run: Run, zero_shot: Reference) -> tuple[ClientResult, ...]:

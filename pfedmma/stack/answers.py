@@ -33,5 +33,5 @@ class Answers:
         return self.pool.others(self.states.layout, ids, self.shared, self.reads)
 
     def own(self, client: int) -> bool:
-        """Whether a client's answer may differ from that of a client that never trained."""
+        """Whether a client's answer may differ from that of another one that never trained."""
         return self.reads > 0 or self.states.has_own(client)

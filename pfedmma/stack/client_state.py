@@ -1,7 +1,9 @@
 """What the clients of a rank have of their own: private tensors, and optimizer state (momentum) where it persists.
 
-A client's own tensors exist from the first time it trains, since before that they follow from the seed. What is exchanged is the server's
-(`pfedmma.engine.server`). Shape legend: C clients, P parameters of one client, X of them exchanged (they come first).
+A client's own tensors exist from the first time it trains, since before that they follow from the seed (`pfedmma.stack.start`). What is
+exchanged is the server's (`pfedmma.engine.server`), and what is frozen the same for all.
+
+Shape legend: C clients, P parameters of one client, T of them trained (they come first), X of these exchanged (they come before).
 """
 
 from __future__ import annotations
@@ -16,27 +18,29 @@ from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, OffloadedRows
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
 from pfedmma.stack.rules import OWN, SERVERS
+from pfedmma.stack.start import Start
 
 
 class ClientStates:
     """Own state by client id.
 
-    ``own``: id -> [P - X], or [P] where clients answer with their own exchanged tensors (``answers``, see `pfedmma.stack.rules`).
+    ``own``: id -> [T - X], or [T] where clients answer with their own exchanged tensors (``answers``, see `pfedmma.stack.rules`).
     ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``.
     """
 
     def __init__(
         self,
         layout: Layout,
-        initial: Tensor,
+        start: Start,
         optimizer: OptimizerConfig,
         device: torch.device,
         budget: Budget | None = None,
         answers: str = SERVERS,
     ) -> None:
         self.layout, self.device, self.optimizer, self.answers = layout, device, optimizer, answers
-        self.initial = initial.to(device)  # [P], of a client that has not trained
-        self.own_columns = slice(0 if answers == OWN else layout.exchanged_size, layout.size)
+        self.initial = start.common.to(device)  # [P]
+        self._drawn = start.private
+        self.own_columns = slice(0 if answers == OWN else layout.exchanged_size, layout.trained_size)
         widths = self.own_columns.stop - self.own_columns.start, sum(self._optimizer_widths().values())
         budget = budget or Budget()
         self.own, self.optimizer_rows = (OffloadedRows(width, device, budget.share(width / max(1, sum(widths)))) for width in widths)
@@ -45,8 +49,8 @@ class ClientStates:
         self._thread: ThreadPoolExecutor | None = None
 
     def has_own(self, client: int) -> bool:
-        """Whether a client's parameters differ from those of a client that never trained."""
-        return client in self.own and self.own.width > 0
+        """Whether a client's parameters may differ from those of another one that never trained."""
+        return self._drawn is not None or (client in self.own and self.own.width > 0)
 
     def gather(self, ids: Sequence[int], shared: Tensor) -> Tensor:
         """The clients' parameters as one stack [C, P]: own private ones, and the server's ``shared`` [X]. A copy."""
@@ -64,7 +68,7 @@ class ClientStates:
         if self.answers == OWN:
             for row, client in zip(stack, ids, strict=True):
                 if client in self.own:
-                    row.copy_(self.own[client])
+                    row[self.own_columns] = self.own[client]
         return stack
 
     def free_workspace(self) -> None:
@@ -78,9 +82,9 @@ class ClientStates:
             self._coming = list(ids), self._thread.submit(self._collect, list(ids))
 
     def _fill(self, stack: Tensor, ids: Sequence[int], shared: Tensor) -> Tensor:
-        exchanged = self.layout.exchanged_size
-        stack[:, :exchanged] = shared
-        private = stack[:, exchanged:]
+        stack[:, : self.layout.exchanged_size] = shared
+        stack[:, self.layout.trained_size :] = self.initial[self.layout.trained_size :]
+        private = stack[:, self.layout.private]
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == list(ids):
             private.copy_(coming[1].result(), non_blocking=True)
@@ -90,9 +94,11 @@ class ClientStates:
         return stack
 
     def _private_rows(self, ids: Sequence[int]) -> list[Tensor]:
-        exchanged = self.layout.exchanged_size
-        untouched = self.initial[self.own_columns]
-        return [self.own.get(i, untouched)[exchanged - self.own_columns.start :] for i in ids]
+        start = self.layout.private.start - self.own_columns.start
+        return [self.own[i][start:] if i in self.own else self._untrained(i) for i in ids]
+
+    def _untrained(self, client: int) -> Tensor:
+        return self.initial[self.layout.private] if self._drawn is None else self._drawn(client)
 
     def _collect(self, ids: Sequence[int]) -> Tensor:
         rows = torch.stack([row.cpu() for row in self._private_rows(ids)])
@@ -107,7 +113,7 @@ class ClientStates:
 
     def gather_optimizer(self, ids: Sequence[int]) -> OptimizerState:
         """The clients' optimizer states as one stack; zeros where a client has none (always, with ``reset``)."""
-        state = initial_state(self.optimizer, len(ids), self.layout.size, self.device)
+        state = initial_state(self.optimizer, len(ids), self.layout.trained_size, self.device)
         for row, client in enumerate(ids):
             for name, tensor in self.optimizer_state(client).items():
                 state[name][row] = tensor
@@ -119,7 +125,7 @@ class ClientStates:
             self.optimizer_rows[client] = torch.cat([tensor[row] for tensor in state.values()])
 
     def optimizer_state(self, client: int) -> dict[str, Tensor]:
-        """What is kept of a client's optimizer {name: [P or 1]}; empty if there is nothing."""
+        """What is kept of a client's optimizer {name: [T or 1]}; empty if there is nothing."""
         if client not in self.optimizer_rows:
             return {}
         widths = self._optimizer_widths()
@@ -137,5 +143,5 @@ class ClientStates:
     def _optimizer_widths(self) -> dict[str, int]:
         if self.optimizer.state == "reset":
             return {}
-        state = initial_state(self.optimizer, 1, self.layout.size, torch.device("meta"))
+        state = initial_state(self.optimizer, 1, self.layout.trained_size, torch.device("meta"))
         return {name: tensor.shape[1] for name, tensor in state.items()}

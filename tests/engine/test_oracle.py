@@ -20,6 +20,7 @@ from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.rules import NOTHING
+from pfedmma.stack.start import Start
 from tests.support import oracle
 from tests.support.stacks import gathered
 
@@ -59,7 +60,7 @@ def new_run(*settings: str) -> tuple[Run, nn.Module]:
     run.engine.clients = tuple(dataclasses.replace(c, train=c.train[:n], labels=c.labels[:n]) for c, n in pairs)
     start, layout, world = gathered(run.engine.members, [0])[0], run.engine.states.layout, run.engine.world
     start += 0.1 * torch.randn(start.shape, generator=rng.generator(0, "start"))
-    states = ClientStates(layout, start, run.config.optimizer, world.device)
+    states = ClientStates(layout, Start(start), run.config.optimizer, world.device)
     run.engine.members = Members(states, Server(layout, {SHARED: start[: layout.exchanged_size]}, world, run.engine.server.rules))
     return run, create_model(run.config.backbone, run.config.seed)
 

@@ -46,6 +46,7 @@ from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.rules import POOL, Given, Others
+from pfedmma.stack.start import Start
 from pfedmma.train import main
 from tests.support import painted, small
 
@@ -144,7 +145,7 @@ def new_training(clip: nn.Module, name: str, optimizer: OptimizerConfig, epochs:
     pixels = Pixels(noise(), backbone.preprocess, "crop", backbone.device)
     forward = Forward.from_prompts(method, GENERIC_TEMPLATE, CLASSES)
     work = LocalWork(epochs, BATCH, optimizer, seed=0)
-    return LocalTraining(Layout(method.shapes, method.exchange), Batches(forward, pixels, work))
+    return LocalTraining(method.layout, Batches(forward, pixels, work))
 
 
 def drawn(training: LocalTraining, client: int) -> Tensor:
@@ -157,7 +158,7 @@ def drawn(training: LocalTraining, client: int) -> Tensor:
 def new_members(training: LocalTraining, initial: Tensor, private: bool) -> Members:
     """Clients that start from ``initial``, each with ``private`` tensors of its own if wanted; some have sent something before."""
     layout = training.layout
-    states = ClientStates(layout, initial, training.batches.work.optimizer, CPU)
+    states = ClientStates(layout, Start(initial), training.batches.work.optimizer, CPU)
     if private:
         states.own.update({client: drawn(training, client)[layout.exchanged_size :] for client in range(len(SIZES))})
     server = new_server(training.method, layout, initial)

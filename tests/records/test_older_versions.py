@@ -96,7 +96,7 @@ def test_the_next_checkpoint_is_todays(name: str, run: Path) -> None:
     train.main([f"resume={run}", "federation.rounds=3", "checkpoint.keep=9"])
     before, after = (manifest.read_manifest(manifest.folder_of(run / "checkpoints", round_)) for round_ in (2, 3))
     assert (before.format, after.format) == (manifest.EARLIER, manifest.FORMAT)
-    assert (before.layout, before.exchange) == (after.layout, after.exchange)
+    assert before.layout == after.layout
     assert relevant(before.progress.config) == relevant(after.progress.config)
     train.main([f"resume={run}", "federation.rounds=4"])
     assert [row["round"] for row in small.metrics(run)] == [1, 2, 3, 4]

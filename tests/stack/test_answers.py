@@ -13,6 +13,7 @@ from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import MEAN, OWN, POOL, SERVERS
+from pfedmma.stack.start import Start
 
 LAYOUT = Layout({"own": (1,), "sent": (2,)}, {"sent": MEAN})  # columns [sent, sent, own]
 INITIAL = torch.tensor([0.1, 0.2, 0.3])
@@ -21,7 +22,7 @@ SHARED = torch.tensor([8.0, 9.0])  # what the server came to since
 
 
 def new_states(answers: str, layout: Layout = LAYOUT, host: float = 1e6) -> ClientStates:
-    states = ClientStates(layout, INITIAL[: layout.size], OptimizerConfig(), torch.device("cpu"), Budget(host=host), answers)
+    states = ClientStates(layout, Start(INITIAL[: layout.size]), OptimizerConfig(), torch.device("cpu"), Budget(host=host), answers)
     states.scatter([0, 1], LOCAL[:, : layout.size])
     return states
 

@@ -29,6 +29,7 @@ from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, RowFile
 from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.start import Start
 from pfedmma.train import main
 from tests.support import small
 from tests.support.stacks import gathered, serve
@@ -43,7 +44,7 @@ HOSTS = {"disk": 0.0, "some": 2 * 4 * OWN, "memory": 1e6}
 
 
 def new_states(host: float, optimizer: OptimizerConfig | None = None) -> ClientStates:
-    return ClientStates(LAYOUT, INITIAL, optimizer or OptimizerConfig(), CPU, Budget(host=host))
+    return ClientStates(LAYOUT, Start(INITIAL), optimizer or OptimizerConfig(), CPU, Budget(host=host))
 
 
 def stack_of(ids: list[int], time: int) -> Tensor:

@@ -39,6 +39,7 @@ from pfedmma.run import resume
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.stack.start import Start
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import to_json
 from tests.support import reported
@@ -176,7 +177,7 @@ def new_members() -> Members:
     layout = Layout(SHAPES, EXCHANGE)
     initial = torch.arange(layout.size, dtype=torch.float32)
     server = Server(layout, {"shared": initial[: layout.exchanged_size]}, ALONE, ServerRules(reads=PROGRESS["reads"]))
-    return Members(ClientStates(layout, initial, OptimizerConfig(), torch.device("cpu")), server)
+    return Members(ClientStates(layout, Start(initial), OptimizerConfig(), torch.device("cpu")), server)
 
 
 def take(root: Path, found: manifest.Manifest) -> None:

@@ -26,10 +26,10 @@ from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.stack.client_state import ClientStates
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.rules import POOL
+from pfedmma.stack.start import Start
 
 NAMES = ("cat", "dog", "bird", "fern", "red_fish")
 NOVEL = ("apple", "pear", "plum")
@@ -78,16 +78,16 @@ def new_training(method: Method, optimizer: OptimizerConfig = SGD, augment: str 
     pixels = Pixels(source, method.backbone.preprocess, augment, method.backbone.device)
     forward = Forward.from_prompts(method, GENERIC_TEMPLATE, NAMES)
     batches = Batches(forward, pixels, LocalWork(EPOCHS, BATCH, optimizer, seed=0), stems or StemCache(0.0))
-    return LocalTraining(Layout(method.shapes, method.exchange), batches)
+    return LocalTraining(method.layout, batches)
 
 
 def new_members(
     method: Method, optimizer: OptimizerConfig = SGD, trained: Iterable[int] = ALL, budget: Budget | None = None, spread: float = 0.1
 ) -> Members:
     """A server that has moved away from where it began, and tensors of their own of the clients that have ``trained``."""
-    layout, device, trained = Layout(method.shapes, method.exchange), method.backbone.device, list(trained)
+    layout, device, trained = method.layout, method.backbone.device, list(trained)
     initial = layout.pack(method.initial(rng.generator(0, "init")))
-    states = ClientStates(layout, initial, optimizer, device, budget, method.answers)
+    states = ClientStates(layout, Start(initial), optimizer, device, budget, method.answers)
     if trained:
         states.scatter(trained, torch.stack([drawn_state(method, client, spread) for client in trained]).to(device))
     shared = drawn_state(method, _SERVER, spread)[: layout.exchanged_size]
@@ -104,7 +104,7 @@ def drawn_state(method: Method, client: int, spread: float = 0.1) -> Tensor:
     Biases start away from 0, so that 1e-5 of their size is above the rounding errors of their gradients' long sums.
     """
     generator = rng.generator(0, "state", client)
-    start = Layout(method.shapes, method.exchange).pack(method.initial(generator))
+    start = method.layout.pack(method.initial(generator))
     return start + spread * torch.randn(start.shape, generator=generator)
 
 

@@ -185,11 +185,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One checkpoint: the tensors of a client and their rules, the files with their hashes, and the run's progress."""
+    """One checkpoint: a client's tensors and how they lie, the files with their hashes, and the run's progress."""
 
     round: int
-    layout: dict[str, tuple[int, ...]]
-    exchange: dict[str, str]
+    layout: Layout
     shards: dict[str, str]
     progress: Progress
     format: str = FORMAT
@@ -200,8 +199,9 @@ class Manifest:
             "format": self.format,
             "version": VERSION,
             "round": self.round,
-            "layout": {name: list(shape) for name, shape in self.layout.items()},
-            "exchange": self.exchange,
+            "layout": {name: list(shape) for name, shape in self.layout.shapes.items()},
+            "exchange": self.layout.exchange,
+            "frozen": list(self.layout.frozen),
             "shards": self.shards,
             "progress": self.progress.to_json(),
         }
@@ -211,7 +211,8 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint, its fields checked. Raises `Damaged`, or `LaterFormat`."""
     content = _content(folder)
-    kinds = {"round": int, "layout": dict, "exchange": dict, "shards": dict, "progress": dict}
+    content.setdefault("frozen", [])  # that of an earlier version, which froze nothing
+    kinds = {"round": int, "layout": dict, "exchange": dict, "frozen": list, "shards": dict, "progress": dict}
     for name, kind in kinds.items():
         if type(content.get(name)) is not kind:
             raise Damaged(f"manifest.json has no {name}")
@@ -219,9 +220,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise Damaged(f"manifest.json is of round {content['round']}")
     if SERVER_FILE not in content["shards"] or not all(_SHARD.fullmatch(name) for name in content["shards"]):
         raise Damaged(f"manifest.json names no {SERVER_FILE}, or a file that is no part of a checkpoint")
-    layout = _layout(folder, content["layout"], content["exchange"])
+    layout = _layout(folder, content["layout"], content["exchange"], content["frozen"])
     progress = Progress.from_json(content["progress"])
-    return Manifest(content["round"], layout, content["exchange"], content["shards"], progress, content["format"])
+    return Manifest(content["round"], layout, content["shards"], progress, content["format"])
 
 
 def _content(folder: Path) -> dict[str, Any]:
@@ -243,12 +244,14 @@ def _content(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor. Raises `Damaged` unless the server's file has room for them: what they say is allocated."""
+def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any], frozen: list[Any]) -> Layout:
+    """How a client's tensors lie. Raises `Damaged` unless the server's file has room for them: what they say is allocated."""
     if not all(isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape) for shape in layout.values()):
         raise Damaged("the layout in manifest.json is no shape of each tensor")
     if not (exchange.keys() <= layout.keys() and all(rule in RULES for rule in exchange.values())):
         raise Damaged(f"the exchange in manifest.json is no rule ({', '.join(RULES)}) of some of its tensors")
+    if not all(isinstance(name, str) and name in layout and name not in exchange for name in frozen):
+        raise Damaged("what manifest.json says is frozen is none of its tensors, or is exchanged")
     try:
         held = (folder / SERVER_FILE).stat().st_size
     except OSError as error:
@@ -256,10 +259,10 @@ def _layout(folder: Path, layout: dict[str, Any], exchange: dict[str, Any]) -> d
     # One client's state lies in it. A shape with a 0 has no numbers, however large the rest.
     if 4 * sum(math.prod(shape) for shape in layout.values()) > held or any(n > held for shape in layout.values() for n in shape):
         raise Damaged(f"the layout in manifest.json is larger than {SERVER_FILE}")
-    shapes = {name: tuple(shape) for name, shape in layout.items()}
-    if list(Layout(shapes, exchange).shapes) != list(shapes):
-        raise Damaged("the layout in manifest.json does not begin with what is exchanged")
-    return shapes
+    found = Layout({name: tuple(shape) for name, shape in layout.items()}, exchange, frozen)
+    if list(found.shapes) != list(layout):
+        raise Damaged("the layout in manifest.json does not begin with what is exchanged and end with what is frozen")
+    return found
 
 
 def verify(folder: Path, shards: Sequence[tuple[str, str]]) -> None:

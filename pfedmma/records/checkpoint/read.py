@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, read_manifest, rounds, verify
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import OWN, POOL
 from pfedmma.system.console import warn
@@ -111,21 +110,25 @@ def misfit(folder: Path, name: str) -> UserError:
 
 
 class Answer(NamedTuple):
-    """What one client answers with: ``tensors`` {name: [*shape]}, and what it reads of E others ``others`` {name: [E, *shape]}."""
+    """What one client answers with: ``tensors`` {name: [*shape]}, and what it reads of E others ``others`` {name: [E, *shape]}.
+
+    ``trained``: whether it has; if not, its private tensors are those with which all begin, unless the run drew them for each.
+    """
 
     tensors: dict[str, Tensor]
     others: dict[str, Tensor]
+    trained: bool
 
 
 def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
-    """What a client answers with. One that never trained has what all start with.
+    """What a client answers with. One that never trained has what all begin with.
 
     Raises:
         UserError: a file cannot be read, or the tensors do not fit the manifest.
     """
-    folder, layout = folder_of(root, manifest.round), Layout(manifest.layout, manifest.exchange)
-    own_start = 0 if manifest.progress.answers == OWN else layout.exchanged_size
-    widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": layout.size - own_start}
+    folder, layout = folder_of(root, manifest.round), manifest.layout
+    own = slice(0 if manifest.progress.answers == OWN else layout.exchanged_size, layout.trained_size)
+    widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": own.stop - own.start}
     pooled = layout.columns.get(POOL, slice(0, 0))
     found: dict[str, Tensor] = {}
     pool = Pool()
@@ -142,6 +145,7 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
         raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
     flat = torch.cat([found["server.shared"], found["initial"][layout.exchanged_size :]])
     if "private" in found:
-        flat[own_start:] = found["private"]
+        flat[own] = found["private"]
     others = pool.others(layout, [client], found["server.shared"], manifest.progress.reads)
-    return Answer(layout.views(flat), {} if others is None else {name: tensor[0] for name, tensor in others.tensors.items()})
+    read = {} if others is None else {name: tensor[0] for name, tensor in others.tensors.items()}
+    return Answer(layout.views(flat), read, "private" in found)

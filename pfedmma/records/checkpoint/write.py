@@ -75,9 +75,9 @@ def _complete(draft: Path, root: Path, snapshot: Snapshot) -> None:
     """Add the server's tensors and the manifest to what all ranks have written, and give the draft its name."""
     server = {f"server.{name}": tensor for name, tensor in snapshot.server.items()}
     _write_shard(draft / SERVER_FILE, {"initial": snapshot.states.initial} | server)
-    layout, final = snapshot.states.layout, folder_of(root, snapshot.round)
+    final = folder_of(root, snapshot.round)
     shards = {path.name: sha256(path) for path in sorted(draft.glob("*.safetensors"))}
-    manifest = Manifest(snapshot.round, layout.shapes, layout.exchange, shards, snapshot.progress)
+    manifest = Manifest(snapshot.round, snapshot.states.layout, shards, snapshot.progress)
     write_atomically(draft / "manifest.json", to_json(manifest.to_json(), indent=1).encode())
     shutil.rmtree(final, ignore_errors=True)
     try:
