@@ -63,7 +63,7 @@ class MethodConfig(Open):
     shared_lr: float = setting(0.0, "learning rate of the shared projection S of the adapters; 0: optimizer.lr")
     private_init: str = setting(
         ALIKE,
-        "how private tensors begin: shared (alike in all clients) or own (drawn for each client by the seed); without effect if there are none",
+        "how private tensors begin: shared (alike in all clients) or own (drawn for each by the seed); without effect if there are none",
     )
     own: Any = None
 
