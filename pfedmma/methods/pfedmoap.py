@@ -8,7 +8,7 @@ of each expert, the logits are
     mix * s z.w_local,c + s pool(z).h_c      or, without experts,      s z.w_local,c
 
 Attention scores are multiplied by ``factor`` instead of being divided by the root of a head's width. The gating starts as
-``torch.nn.Linear`` does (weights and biases uniform within 1/sqrt(G)), the same for all clients.
+``torch.nn.Linear`` does (weights and biases uniform within 1/sqrt(G)), the same for all clients unless ``method.private_init=own``.
 
 Deliberate differences: the features of the experts are computed once a download, and once for all clients that read the same prompt
 (the numbers are the same); equally near prompts are taken in order of client; the optimizer treats the gating alike in every round, so

@@ -18,6 +18,8 @@ from pfedmma.data.partition.camera import camera
 from pfedmma.data.partition.federated import Client, EvaluationSet
 from pfedmma.methods.base import Method, count
 from pfedmma.stack.answers import Answers
+from pfedmma.stack.client_state import ClientStates
+from pfedmma.stack.start import Start
 from tests.support import stacks
 
 CLIENTS, TESTED, OTHERS = 7, 40, 12  # test images of the base classes and of the novel ones
@@ -35,6 +37,18 @@ def new_method(clip: nn.Module, name: str) -> Method:
 def new_answers(method: Method, trained: Sequence[int]) -> Answers:
     """Of a server that has moved away from where it began, and private tensors of the clients that have ``trained``."""
     return stacks.new_members(method, trained=trained, spread=0.2).answers()
+
+
+def apart(answers: Answers, method: Method) -> Answers:
+    """The same, but private tensors are drawn for each client that has not trained."""
+    states, layout = answers.states, method.layout
+
+    def private(client: int) -> Tensor:
+        return stacks.drawn_state(method, client, spread=0.2)[layout.private]
+
+    other = ClientStates(layout, Start(states.initial, private), states.optimizer, states.device, answers=states.answers)
+    other.own.update(states.own)
+    return dataclasses.replace(answers, states=other)
 
 
 def new_evaluator(method: Method, seeing: Sequence[int] = ()) -> Evaluator:
@@ -115,6 +129,18 @@ def test_clients_that_never_trained_share_one_model(tiny_clip: nn.Module, tested
     assert_models_differ(table, trained)
     rest = table[[0, 2, 3, 6], 1]
     assert len(set(rest.tolist())) == 1
+
+
+@pytest.mark.parametrize("name", ["pfedmma", "fedotp"])
+def test_clients_that_begin_apart_are_tested_each(tiny_clip: nn.Module, tested: Callable[[Method], list[int]], name: str) -> None:
+    method = new_method(tiny_clip, name)
+    evaluator, answers = new_evaluator(method), apart(new_answers(method, trained=(1,)), method)
+    wanted = one_by_one(evaluator, method, answers)
+    passes = tested(method)
+    table = evaluator.table(method, answers, evaluator.federated.clients)
+    assert models_tested(passes, evaluator, CLIENTS)
+    assert_same(table, wanted)
+    assert_models_differ(table, trained=[0, 2, 3, 4, 5, 6])
 
 
 @pytest.mark.parametrize(("trained", "models"), [((), 1), (range(CLIENTS), CLIENTS), ((6,), 2), (range(CLIENTS - 1), CLIENTS)])

@@ -246,6 +246,11 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
     "other tensors": (manifest(layout={"own": [19]}, exchange={}), "does not fit its manifest"),
     "more tensors": (manifest(layout=LAYOUT | {"more": [0]}), "is of other tensors than this run's"),
     "what was private exchanged": (manifest(exchange={"own": "mean"}), "does not begin with what is exchanged"),
+    "a frozen tensor that is none": (manifest(frozen=["other"]), "says is frozen is none of its tensors"),
+    "a frozen tensor without a name": (manifest(frozen=[["own"]]), "says is frozen is none of its tensors"),
+    "frozen and exchanged": (manifest(frozen=["prompt"]), "is exchanged"),
+    "frozen by no list": (manifest(frozen={"own": 1}), "has no frozen"),
+    "what was private frozen": (manifest(frozen=["own"]), "does not fit its manifest"),
     "another order": (manifest(layout=dict(reversed(LAYOUT.items()))), "does not begin with what is exchanged"),
     "a later format": (
         manifest(format="pfedmma-checkpoint/3", version="9.9"),
