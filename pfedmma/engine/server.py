@@ -18,12 +18,11 @@ from torch import Tensor
 from pfedmma.comm.ledger import EXCHANGE
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.stack.layout import Layout
-from pfedmma.stack.pool import Pool
+from pfedmma.stack.pool import Pool, is_entry
 from pfedmma.stack.rules import POOL, UNIFORM, Others
 from pfedmma.system.errors import UserError
 
 SHARED = "shared"  # the entry of the server's state that clients receive [X]
-_POOLED = "pool."
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,8 @@ class Server:
         made = {id(tensor): tensor for tensor in (mean, pooled, *state.values())}.values()  # FedAvg's state is the mean itself
         if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in made]).all()):  # one wait for the device
             raise UserError(_why_not_finite(uploads.round, self.rules.wire))
-        self.pool.rows.update(zip(uploads.clients, pooled, strict=True) if POOL in self.layout.columns else ())
+        if POOL in self.layout.columns:
+            self.pool.keep(uploads.clients, pooled, self.shared[self.pool_columns])
         self.state = state
 
     def _sum(self, uploads: Uploads, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,20 +149,20 @@ class Server:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as flat tensors by name; the same on every rank."""
-        return self.state | {f"{_POOLED}{client}": row for client, row in self.pool.rows.items()}
+        return self.state | self.pool.state_dict()
 
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state_dict`. Raises a ValueError, which says what is wrong, unless the tensors are those of such a server."""
-        state = {name: tensor for name, tensor in tensors.items() if not name.startswith(_POOLED)}
-        pool = {name.removeprefix(_POOLED): tensor for name, tensor in tensors.items() if name.startswith(_POOLED)}
+        pooled = {name: row for name, row in tensors.items() if is_entry(name)}
+        state = {name: tensor for name, tensor in tensors.items() if name not in pooled}
         width = self.pool_columns.stop - self.pool_columns.start
         wrong = [name for name in self.state.keys() ^ state.keys()]
         wrong += [name for name in self.state.keys() & state.keys() if state[name].shape != self.state[name].shape]
-        wrong += [f"{_POOLED}{client}" for client, row in pool.items() if not client.isdecimal() or list(row.shape) != [width] or not width]
+        wrong += [name for name, row in pooled.items() if list(row.shape) != [width] or not width]
         if wrong:
             raise ValueError(f"the server's '{min(wrong)[:60]}' is missing, one too many, or of another size")
         self.state = {name: state[name].float().to(self.world.device) for name in self.state}
-        self.pool.rows = {int(client): row.float().to(self.world.device) for client, row in pool.items()}
+        self.pool = Pool.from_state({name: row.float().to(self.world.device) for name, row in pooled.items()})
 
 
 def _why_not_finite(round_: int, wire: str) -> str:

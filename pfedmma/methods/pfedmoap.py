@@ -10,10 +10,15 @@ of each expert, the logits are
 Attention scores are multiplied by ``factor`` instead of being divided by the root of a head's width. The gating starts as
 ``torch.nn.Linear`` does (weights and biases uniform within 1/sqrt(G)), the same for all clients unless ``method.private_init=own``.
 
+A client answers with its own last prompt, as in the public code: who takes part is tested right after its local training, before
+averaging, with the experts that it trained with; who does not, with the prompt that it sent last and with experts out of what the server
+has by then; who never trained, with the server's prompt.
+
 Deliberate differences: the features of the experts are computed once a download, and once for all clients that read the same prompt
-(the numbers are the same); equally near prompts are taken in order of client; the optimizer treats the gating alike in every round, so
-weight decay acts on it in a round without experts, too; and a client is tested with the prompts that the server holds by then, the round's
-new ones included.
+(the numbers are the same); equally near prompts are taken in order of client; all participants of a round read what the server had at its
+start (there, those that train later read what those before them have just sent); a client that has sent nothing yet looks for neighbours
+of the server's prompt (there, it has no experts in its first round, and does not keep that round's gating); the optimizer treats the
+gating alike in every round, so weight decay acts on it in a round without experts, too.
 
 Shape legend: C clients, B images a client, K classes, E other clients read, M = 1 + E with the client's own, D embedding, G = D/4
 rounded up, H heads.
@@ -31,7 +36,7 @@ from pfedmma.clip.stems import TowerStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, cosine_logits
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
-from pfedmma.stack.rules import POOL, Given, State
+from pfedmma.stack.rules import OWN, POOL, Given, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import setting
@@ -89,6 +94,10 @@ class PFedMoAP(Method):
     @property
     def reads(self) -> int:
         return self.settings.experts - 1
+
+    @property
+    def answers(self) -> str:
+        return OWN
 
     @property
     def learning_rates(self) -> dict[str, float]:

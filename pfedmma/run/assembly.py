@@ -109,10 +109,10 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
-def new_members(method: Method, config: Config, world: World) -> Members:
-    """The state in which every client of the method starts, and the server."""
+def new_members(method: Method, config: Config, world: World, answers: str = "") -> Members:
+    """The state in which every client of the method starts, and the server. ``answers``: what clients answer with; empty: as the method says."""
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    states = ClientStates(layout, start, config.optimizer, world.device, budget, method.answers)
+    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers)
     rules = ServerRules(wire=config.distributed.wire, reads=method.reads)
     return Members(states, Server(layout, {SHARED: start.common[: layout.exchanged_size]}, world, rules))

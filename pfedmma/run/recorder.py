@@ -60,7 +60,7 @@ class Recorder:
             ledger=engine.world.ledger.state(),
             template=self.run.federated.template,
             reads=engine.training.method.reads,
-            answers=engine.training.method.answers,
+            answers=engine.states.answers,
             zero_shot=self.zero_shot.accuracy,
             zero_shot_table=self.zero_shot.table,
             tested_on=self.run.config.evaluation.tested_on,

@@ -16,8 +16,9 @@ from pfedmma.engine.cohort import Members
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
 from pfedmma.records.checkpoint.read import checked, misfit, read_rows, say_damaged
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.assembly import Run
+from pfedmma.run.assembly import Run, new_members
 from pfedmma.run.weights import refuse_other_weights
+from pfedmma.stack.rules import OWN, SERVERS
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
@@ -41,6 +42,7 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
         _warn_of_another_version(run, manifest)
     _refuse_other_data(run, manifest)
     refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
+    _answer_as_before(run, manifest.progress.answers)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
     run.engine.world.ledger.restore(manifest.progress.ledger)
@@ -55,6 +57,21 @@ def _warn_of_another_version(run: Run, manifest: Manifest) -> None:
         warn(
             f"{run.config.run_dir} is of version 0.1.0, which rounded Dirichlet shares otherwise: its clients hold a few other images now; "
             "data.partition_file with what describe --out of 0.1.0 writes keeps them"
+        )
+
+
+def _answer_as_before(run: Run, answers: str) -> None:
+    """A run of an earlier version, in which this method's clients answered with the server's tensors, goes on so: the rest was not kept."""
+    engine = run.engine
+    method = engine.training.method
+    if (answers, method.answers) != (SERVERS, OWN):
+        return
+    engine.members = new_members(method, run.config, engine.world, answers)
+    if engine.world.is_main:
+        name, folder = run.config.method.name, run.config.run_dir
+        warn(
+            f"{folder} is of an earlier version, in which clients of {name} are tested with the server's tensors, not with their own last "
+            f"ones as today; it goes on so: do not compare it with new runs of {name}"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.pool import Pool
-from pfedmma.stack.rules import Others
+from pfedmma.stack.rules import OWN, Others
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Answers:
         return self.states.layout.views(self.states.gather_to_answer(ids, self.shared))
 
     def others(self, ids: Sequence[int]) -> Others | None:
-        """What they read of other clients; None if there is nothing to read."""
-        return self.pool.others(self.states.layout, ids, self.shared, self.reads)
+        """What they read of other clients; None if there is nothing to read.
+
+        Who has just trained and answers with its own tensors has what it read before: what others sent in that round is not there yet.
+        """
+        return self.pool.others(self.states.layout, ids, self.shared, self.reads, as_read=self.states.answers == OWN)
 
     def own(self, client: int) -> bool:
         """Whether a client's answer may differ from that of another one that never trained."""

@@ -193,11 +193,23 @@ def test_momentum_by_hand() -> None:
     assert server.state["moment"].tolist() == [4.0, 0.0] and server.shared.tolist() == [9.0, 1.0]
 
 
+def test_what_stood_in_the_pool_before_the_round() -> None:
+    """Of its participants alone: what they had sent, or what the server had sent to who had not sent anything."""
+    server = new_server(RULES)
+    server.round(uploads(ROWS))
+    assert not server.pool.before
+    assert {client: row.tolist() for client, row in server.pool.received.items()} == {SMALL: [1.0, 1.0], LARGE: [1.0, 1.0]}
+    assert server.shared[3:].tolist() == [2.0, 3.0]
+    server.round(Uploads(5, [LARGE, 7], [3, 1], [LARGE, 7], 2.0 * ROWS))
+    assert {client: row.tolist() for client, row in server.pool.before.items()} == {LARGE: [0.0, 4.0]}
+    assert {client: row.tolist() for client, row in server.pool.received.items()} == {7: [2.0, 3.0]}
+
+
 def test_a_server_goes_on_from_its_state_dict() -> None:
     server, later = with_momentum(RULES), with_momentum(RULES)
     server.round(uploads(ROWS))
     kept = {name: tensor.clone() for name, tensor in server.state_dict().items()}
-    assert kept.keys() == {SHARED, "moment", f"pool.{SMALL}", f"pool.{LARGE}"}
+    assert kept.keys() == {SHARED, "moment", *(f"{part}.{client}" for part in ("pool", "received") for client in (SMALL, LARGE))}
     later.load_state_dict(kept)
     for one in (server, later):
         one.round(uploads(ROWS.flip(0)))
@@ -220,8 +232,10 @@ GOOD: Mapping[str, Tensor] = {SHARED: torch.zeros(5), "moment": torch.zeros(5), 
         (f"pool.{SMALL}", torch.zeros(3)),
         ("pool.x", torch.zeros(2)),
         ("pool.-1", torch.zeros(2)),
+        (f"before.{SMALL}", torch.zeros(3)),
+        ("received.01", torch.zeros(2)),
     ],
-    ids=["no shared", "no moment", "a step", "short", "two axes", "a long pooled one", "of no client", "of a client below 0"],
+    ids=["no shared", "no moment", "a step", "short", "two axes", "long", "no client's", "below 0", "long before", "two digits for one"],
 )
 def test_other_state_is_refused_by_name(name: str, tensor: Tensor | None) -> None:
     server = with_momentum(RULES)
@@ -229,7 +243,7 @@ def test_other_state_is_refused_by_name(name: str, tensor: Tensor | None) -> Non
     wrong = {**GOOD, name: torch.ones(1) if tensor is None else tensor}
     if tensor is None:
         del wrong[name]
-    with pytest.raises(ValueError, match=f"'{name}' is missing, one too many, or of another size") as caught:
+    with pytest.raises(ValueError, match=f"'{name}' is (missing, one too many, or of another size|of no client)$") as caught:
         server.load_state_dict(wrong)
     assert "\n" not in str(caught.value)
     assert not any(tensor.any() for tensor in server.state_dict().values())  # as it was

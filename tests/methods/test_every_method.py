@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pfedmma import evaluate, rng
+from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import BackboneConfig
 from pfedmma.clip.loading import load as load_backbone
@@ -41,11 +43,15 @@ from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
 from pfedmma.methods.registry import NAMES, MethodConfig
+from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.checkpoint import manifest
+from pfedmma.records.folder import RunFolder
+from pfedmma.run.client import KeptClient
+from pfedmma.stack.answers import Answers
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
-from pfedmma.stack.rules import POOL, Given, Others
+from pfedmma.stack.rules import OWN, POOL, SERVERS, Given, Others, State
 from pfedmma.stack.start import Start
 from pfedmma.train import main
 from tests.support import painted, small
@@ -79,6 +85,9 @@ TABLE = {
     "fedlora": Row(184_320, 737_280, 737_280),
 }
 
+
+# With what a client answers in place of what it exchanges, as the public code of each tests it (see the docstrings of the methods).
+OWN_ANSWERS = {"pfedmoap"}
 
 TRAINED = tuple(name for name in NAMES if name not in TABLE or TABLE[name].trained)
 
@@ -359,6 +368,13 @@ def straight(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: p
     return Straight(name, folder, registry.build(schema.load(folder / "config.yaml").method, backbone))
 
 
+class Tensors(NamedTuple):
+    """What a client answers with: its ``own`` {name: [1, *shape]}, and what it reads of ``others`` {name: [1, E, *shape]}."""
+
+    own: dict[str, Tensor]
+    others: dict[str, Tensor]
+
+
 def exchanged_numbers(method: Method) -> tuple[int, int]:
     """How many numbers a client sends, and how many of these the server keeps for others."""
     sizes = {tensor: math.prod(method.shapes[tensor]) for tensor in method.exchange}
@@ -392,7 +408,8 @@ def test_a_run_changes_what_the_method_trains_and_no_more(straight: Straight) ->
     if exchanged:
         assert (tensors["server.shared"] - start[:exchanged]).abs().max() > 1e-4
     for name in trained if len(start) > exchanged else ():
-        assert (tensors[name] - start[exchanged:]).abs().max() > 1e-5
+        private = tensors[name][exchanged if straight.name in OWN_ANSWERS else 0 :]
+        assert (private - start[exchanged:]).abs().max() > 1e-5
     losses = [row["loss"] for row in rows]
     assert len(set(losses)) == ROUNDS
 
@@ -427,6 +444,45 @@ def test_evaluate_gives_the_accuracy_of_the_run(straight: Straight, capsys: pyte
     assert result["per_client"] == summary["per_client"]
     if straight.name == "zeroshot":
         assert result["accuracy"] == result["zero_shot"]
+
+
+def by_hand(straight: Straight, client: int) -> dict[str, Tensor]:
+    """What a client answers with, out of the checkpoint: its own last tensors, but of those that are exchanged the server's or its own."""
+    tensors, exchanged = small.final_tensors(straight.folder), exchanged_numbers(straight.method)[0]
+    never = torch.cat([tensors["server.shared"], tensors["initial"][exchanged:]])
+    own = tensors.get(f"{client}.private", never if straight.name in OWN_ANSWERS else never[exchanged:])
+    flat = own if straight.name in OWN_ANSWERS else torch.cat([tensors["server.shared"], own])
+    return Layout(straight.method.shapes, straight.method.exchange).views(flat)
+
+
+def test_a_client_is_tested_exported_and_asked_with_the_same_tensors(straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `evaluate`, `export` and `predict`: its own ones, and those that it reads of others."""
+    assert straight.method.answers == (OWN if straight.name in OWN_ANSWERS else SERVERS)
+    tested: dict[int, Tensors] = {}
+    state_of = Evaluator._state
+
+    def watched(self: Evaluator, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
+        if type(forward.method) is type(straight.method):
+            own, others = answers.tensors([group[0].id]), answers.others([group[0].id])
+            tested[group[0].id] = Tensors(own, others.tensors if others else {})
+        return state_of(self, forward, answers, group)
+
+    monkeypatch.setattr(Evaluator, "_state", watched)
+    evaluate.main([str(straight.folder), "federation.clients_per_pass=1"])
+    assert tested.keys() == set(range(painted.CLIENTS))  # some of whom have not taken part in the last round
+    for client, (own, others) in tested.items():
+        kept = KeptClient.from_run(RunFolder(straight.folder), client)  # what is exported
+        asked = PersonalCLIP.from_tensors(straight.method, *kept.answer, kept.template)
+        read = asked.others.tensors if asked.others else {}
+        for name, tensor in by_hand(straight, client).items():
+            assert torch.equal(own[name][0], tensor) and torch.equal(kept.answer.tensors[name], tensor), name
+            assert torch.equal(asked.state[name][0], tensor), name
+        assert others.keys() == kept.answer.others.keys() == read.keys()
+        for name, tensor in others.items():
+            assert torch.equal(tensor[0], kept.answer.others[name]) and torch.equal(tensor, read[name])
+    if straight.name in OWN_ANSWERS:  # or it would not matter
+        last = small.metrics(straight.folder)[-1]["clients"][0]
+        assert not torch.equal(tested[last].own["prompt"][0].flatten(), small.final_tensors(straight.folder)["server.shared"])
 
 
 def test_a_resumed_run_is_the_unbroken_one(straight: Straight, pictures: Path, tmp_path: Path) -> None:

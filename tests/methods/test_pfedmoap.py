@@ -23,6 +23,7 @@ from pfedmma.methods.registry import MethodConfig
 from pfedmma.records.checkpoint import manifest, read
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.layout import Layout
+from pfedmma.stack.pool import Pool
 from pfedmma.stack.rules import Given, Others
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
@@ -321,6 +322,29 @@ def test_the_pool_holds_what_the_participants_sent_last(tmp_path: Path) -> None:
     assert set(pools[0]) == first and set(pools[1]) == first | second
     for i in first - second:
         assert torch.equal(pools[1][i], pools[0][i])
+
+
+def test_a_client_answers_with_what_it_has_after_its_local_training(tmp_path: Path) -> None:
+    """Who takes part in round 3: with the experts that the server had after round 2. Who does not: with those that it has now."""
+    main(small.settings(tmp_path, *RUN, "federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=3", "method.pfedmoap.experts=3"))
+    root = tmp_path / "checkpoints"
+    pools, shared = {}, {}
+    for round_ in (2, 3):
+        rows = read.read_rows(root, manifest.read_manifest(manifest.folder_of(root, round_)), set())
+        tensors = {row.kind.removeprefix("server."): row.tensor for row in rows}
+        pools[round_] = Pool()
+        pools[round_].rows = {int(name.removeprefix("pool.")): row for name, row in tensors.items() if name.startswith("pool.")}
+        shared[round_] = tensors["shared"]
+    last = read.newest_good(root)
+    assert last is not None and last.round == 3
+    took_part = set(small.metrics(tmp_path)[-1]["clients"])
+    for client in range(7):
+        round_ = 2 if client in took_part else 3
+        wanted = pools[round_].nearest([client], shared[round_], 2)
+        found = read.client_answer(root, last, client).others["prompt"]
+        assert wanted is not None and torch.equal(found.flatten(1), wanted[0][0])
+        other = pools[5 - round_].nearest([client], shared[5 - round_], 2)
+        assert other is not None and not torch.equal(found.flatten(1), other[0][0])
 
 
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:

@@ -59,6 +59,45 @@ def test_nearest_by_hand() -> None:
     assert result[1].tolist() == [[True, True, True, False], [True] * 4, [True, True, True, False]]
 
 
+def tensors_of(found: tuple[Tensor, Tensor] | None) -> list[list[float]]:
+    """What each client reads, of one number a row."""
+    assert found is not None
+    return [[float(x) for x, here in zip(row[:, 0], there, strict=True) if here] for row, there in zip(*found, strict=True)]
+
+
+def test_what_was_read_at_the_start_of_the_round_by_hand() -> None:
+    """Clients 0 and 1 had sent 1 and 5 when 0 and 2 took part; the server had sent 4. Then 0 sends 6, and 2, for the first time, 9."""
+    pool = Pool()
+    pool.rows = {0: torch.tensor([1.0]), 1: torch.tensor([5.0]), 3: torch.tensor([2.0])}
+    at_start = pool.nearest([0, 2], torch.tensor([4.0]), 9)
+    assert tensors_of(at_start) == [[2.0, 5.0], [5.0, 2.0, 1.0]]
+    pool.keep([0, 2], torch.tensor([[6.0], [9.0]]), torch.tensor([4.0]))
+    now = torch.tensor([7.0])  # the server's
+    # Who took part reads what it read, though 0 has sent 6 since, and 2 was there for nobody; all others read the newest.
+    assert tensors_of(pool.nearest([0, 2, 1, 5], now, 9, as_read=True)) == [[2.0, 5.0], [5.0, 2.0, 1.0], [6.0, 2.0, 9.0], [6.0, 5.0, 9.0, 2.0]]
+    assert tensors_of(pool.nearest([0, 2], now, 9)) == [[5.0, 9.0, 2.0], [6.0, 5.0, 2.0]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(pools(), st.lists(st.integers(0, 11), unique=True, min_size=1, max_size=5), st.integers(0, 9))
+def test_what_was_read_is_read_again(pool: Pool, cohort: list[int], limit: int) -> None:
+    """Whatever is sent in the round; also from a state that was kept and read back."""
+    received = torch.ones(SIZE)
+    wanted = {i: pool.nearest([i], received, limit) for i in cohort}
+    newest = {i: torch.full((SIZE,), float(i)) for i in cohort}
+    rest = [i for i in range(12) if i not in cohort]
+    pool.keep(cohort, torch.stack(list(newest.values())), received)
+    for kept in (pool, Pool.from_state(pool.state_dict())):
+        for client in range(12):
+            before = wanted[client] if client in cohort else kept.nearest([client], torch.zeros(SIZE), limit)
+            again = kept.nearest([client], torch.zeros(SIZE), limit, as_read=True)
+            assert (before is None) == (again is None)
+            assert before is None or again is None or all(torch.equal(one, other) for one, other in zip(before, again, strict=True))
+    together = pool.nearest([*cohort, *rest], torch.zeros(SIZE), limit, as_read=True)
+    counts = [0] * 12 if together is None else together[1].sum(dim=1).tolist()
+    assert counts[: len(cohort)] == [0 if found is None else found[1].shape[1] for found in wanted.values()]
+
+
 @pytest.mark.parametrize("limit", [0, 3])
 def test_nothing_to_read(limit: int) -> None:
     pool = Pool()

@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, read_manifest, rounds, verify
-from pfedmma.stack.pool import Pool
+from pfedmma.stack.pool import Pool, is_entry
 from pfedmma.stack.rules import OWN, POOL
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
-_POOLED = "server.pool."
+_SERVERS = "server."
 
 
 def newest_good(root: Path) -> Manifest | None:
@@ -83,19 +83,21 @@ def _renamed(name: str) -> str:
     if name == "shared":
         return "server.shared"
     client, _, kind = name.partition(".")
-    return f"{_POOLED}{client}" if kind == "pool" else name
+    return f"{_SERVERS}pool.{client}" if kind == "pool" else name
 
 
 def _owner(folder: Path, name: str) -> tuple[int | None, str]:
     """Client and kind of a `Row`."""
-    pooled = name.startswith(_POOLED)
-    if name == "initial" or (name.startswith("server.") and not pooled):
+    if name == "initial" or name.startswith(_SERVERS):
+        try:
+            is_entry(name.removeprefix(_SERVERS))
+        except ValueError as error:
+            raise UserError(f"the checkpoint {folder} holds a tensor of its server which cannot be: {error}") from None
         return None, name
-    client, dot, kind = name.removeprefix(_POOLED).partition(".")
-    known = not dot if pooled else kind == "private" or kind.startswith("optimizer.")
-    if not known or not re.fullmatch("0|[1-9][0-9]{0,17}", client):
+    client, _, kind = name.partition(".")
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind == "private" or kind.startswith("optimizer.")):
         raise UserError(f"the checkpoint {folder} holds a tensor '{name[:60]}', which is of no client")
-    return (None, name) if pooled else (int(client), kind)
+    return int(client), kind
 
 
 def _numbers(folder: Path, name: str, tensor: Tensor) -> Tensor:
@@ -131,21 +133,23 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
     widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": own.stop - own.start}
     pooled = layout.columns.get(POOL, slice(0, 0))
     found: dict[str, Tensor] = {}
-    pool = Pool()
+    others: dict[str, Tensor] = {}
     for row in read_rows(root, manifest, {client}):
+        name = row.kind.removeprefix(_SERVERS)
         if row.kind in widths:
             if len(row.tensor) != widths[row.kind]:
                 raise misfit(folder, row.kind)
             found[row.kind] = row.tensor
-        elif row.kind.startswith(_POOLED):
+        elif row.kind.startswith(_SERVERS) and is_entry(name):
             if len(row.tensor) != pooled.stop - pooled.start or POOL not in layout.columns:
                 raise misfit(folder, row.kind)
-            pool.rows[int(row.kind.removeprefix(_POOLED))] = row.tensor
+            others[name] = row.tensor
     if "initial" not in found or "server.shared" not in found:
         raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
     flat = torch.cat([found["server.shared"], found["initial"][layout.exchanged_size :]])
     if "private" in found:
         flat[own] = found["private"]
-    others = pool.others(layout, [client], found["server.shared"], manifest.progress.reads)
-    read = {} if others is None else {name: tensor[0] for name, tensor in others.tensors.items()}
+    progress = manifest.progress
+    pool = Pool.from_state(others).others(layout, [client], found["server.shared"], progress.reads, as_read=progress.answers == OWN)
+    read = {} if pool is None else {name: tensor[0] for name, tensor in pool.tensors.items()}
     return Answer(layout.views(flat), read, "private" in found)
