@@ -10,6 +10,8 @@ number of images does not count. They start as ``torch.nn.Linear`` does (uniform
 ``loss: infonce`` is CLIP's own training loss: in a batch each image is to find the text of its class among those of the batch's images,
 and each text its image, so two images of one class are each other's negatives. ``loss: ce`` is cross-entropy over all classes.
 
+A client answers with the server's linears; what the public code tests is not known here.
+
 Deliberate differences: where clients with batches of unequal size share a pass, the images that fill up a batch are left out as rows and
 as columns; and Adam begins afresh in each round unless ``optimizer.state`` is ``persist``.
 
@@ -90,5 +92,5 @@ def infonce(logits: Tensor, weights: Tensor) -> Tensor:
     return (to_texts + to_images) / 2
 
 
-PUBLISHED = {"name": "adam", "lr": 5e-5, "beta1": 0.9, "beta2": 0.98, "weight_decay": 0.2}
+PUBLISHED = {"name": "adam", "lr": 5e-5, "beta1": 0.9, "beta2": 0.98, "eps": 1e-6, "weight_decay": 0.2}
 ENTRIES = (Entry("fedclip", FedCLIP.from_settings, FedCLIPConfig, PUBLISHED),)

@@ -5,6 +5,8 @@ The projections to queries, keys and values of every block of both towers become
 averaged apart: the mean of the B times the mean of the A is not the mean of the products B A, so what the server sends out is not the
 mean of the clients' models. That is what federated averaging of these tensors does, and it is kept.
 
+A client answers with the server's factors; the public code of CLIP-LoRA is not federated, and says nothing of it.
+
 Deliberately unlike the public code: B A is never merged into the frozen weights, which all clients share, nor formed as a matrix;
 the dropout masks follow from each client's own number (see `pfedmma.rng.keep_mask`), not from the device's generator; there is no cosine
 schedule down to 1e-6 and no fp16 loss scaling unless asked for; the factors are made in fp32 from the run's own seed; the number of local

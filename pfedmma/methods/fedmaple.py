@@ -5,6 +5,8 @@ linear layer of its own turns the tokens of each depth into tokens of the image 
 ``context`` [n,Wt] and ``projection.0.weight`` [Wv,Wt], ``projection.0.bias`` [Wv], which act in block 1 (blocks are numbered from 1);
 ``deep.i`` [n,Wt] and ``projection.i.*``, which act in block i + 1, for i from 1 to depth - 1.
 
+A client answers with the server's tensors; the public code of MaPLe is not federated, and says nothing of it.
+
 Deliberately unlike the public code: the image tower's width is read from the backbone, not fixed at 768; trained tensors are fp32
 (there, all or in part fp16); the context always begins as words, which must hold at least n tokens (there, random and with
 placeholders for words where n exceeds 4); there is no schedule with a warm-up epoch, and optimizer and batch size are those of the run

@@ -4,6 +4,8 @@ Trained: ``shared.prompt`` [L,W], exchanged by weighted mean, and ``private.prom
 and its two prompts under the transport plan between them. The plan is entropic and partial: the prompts take ``gamma`` of the
 patches' mass, so that an image's background need not be matched. No gradient passes through the plan.
 
+A client answers with the server's shared prompt and its own private one, as in the public code, which tests all clients after averaging.
+
 Deliberately unlike the public code: the plan takes a fixed number of iterations (there it ends when the mean change over a batch is
 small, and a prediction depends on the batch it is in); small ``eps`` is iterated in log space (there it gives NaN, and the
 step is left out); frozen image features take no part in the gradient graph; with ``words``, both prompts begin with them (there a

@@ -4,6 +4,8 @@ A client's context is sigma + u v. Trained: ``sigma`` [L,W], exchanged by weight
 [rank,W]. A contrastive term keeps what sigma alone says of a class near to the frozen CLIP and apart from what the client's own context
 says: for each class a softmax over two cosines, (anchor, sigma) and (sigma, sigma + u v), of which the first should win.
 
+A client answers with the server's sigma and its own u and v, as in the public code, which tests all clients after averaging.
+
 Deliberately unlike the public code: one context (there the script trains two, and the loss sees two logits a class); the anchor is by
 default the data's hand-written prompt, embedded as it stands (there it is the name behind the placeholders "X X ... X", here
 ``anchor: placeholder``); the anchor's features are computed once and not in every step.

@@ -6,8 +6,11 @@ everything (McMahan et al. 2017, arXiv 1602.05629); ``local`` exchanges nothing.
 What S does is told by controls: ``method.freeze=shared`` leaves it as it begins, neither trained nor sent, the same for all clients;
 ``method.shared_scale`` multiplies the weights with which it begins; ``method.shared_lr`` is a learning rate of its own.
 
-Deliberately unlike the released code: the optimizer state is each client's own, text features are always computed from the
-client's current adapters, and the last round's model is reported.
+A client answers with the server's S and its own other tensors, as in the released code, which tests all clients after averaging.
+
+Deliberately unlike the released code: the optimizer state is each client's own; text features are computed from the client's current
+adapters (``evaluation.text_features``); the last round's model is reported (``evaluation.select``); the last partial batch is trained on
+(``federation.drop_last``); and who trains in round 1 is drawn as in any other (``federation.first_round``).
 """
 
 from __future__ import annotations

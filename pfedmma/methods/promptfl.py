@@ -3,7 +3,10 @@
 Trained: ``prompt`` [L,W], exchanged by weighted mean. With ``mu`` > 0 a proximal term mu/2 |P - P_global|^2 (FedProx) is added, P_global
 the prompt as it was received.
 
-Deliberately unlike the public code: the proximal term has a gradient (there it is taken from detached copies and has none).
+A client answers with the server's prompt, as in the public code, which tests the averaged one.
+
+Deliberately unlike the public code: the proximal term has a gradient (there it is taken from detached copies and has none); the mean is
+that of the round's participants, weighted by their images (there a plain one, of all uploads since the first round).
 """
 
 from __future__ import annotations

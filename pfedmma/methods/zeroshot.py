@@ -1,4 +1,4 @@
-"""CLIP as it comes (Radford et al. 2021, arXiv 2103.00020): nothing is trained, nothing travels."""
+"""CLIP as it comes (Radford et al. 2021, arXiv 2103.00020): nothing is trained, nothing travels, all clients answer alike."""
 
 from __future__ import annotations
 
