@@ -27,12 +27,22 @@ WHOLE_STEM_BATCH = 256  # images at a time
 
 @dataclass(frozen=True)
 class LocalWork:
-    """What a client does in a round: ``epochs`` passes over its images in batches of ``batch_size``."""
+    """What a client does in a round: ``epochs`` passes over its images in batches of ``batch_size``.
+
+    ``drop_last``: an epoch's last batch is left out if it is not full. A client with less than one batch trains on what it has: so do the
+    loaders of the released code (Dassl's), while torch's own ``drop_last`` would leave it without a step.
+    """
 
     epochs: int
     batch_size: int
     optimizer: OptimizerConfig
     seed: int
+    drop_last: bool = False
+
+    def images(self, client: Client) -> int:
+        """How many images of a client an epoch trains on."""
+        count = len(client.train)
+        return count - count % self.batch_size if self.drop_last and count > self.batch_size else count
 
 
 @dataclass(frozen=True)
@@ -147,15 +157,15 @@ def plan(client: Client, work: LocalWork, round_: int) -> list[Tensor]:
     batches: list[Tensor] = []
     for epoch in range(work.epochs):
         gen = rng.generator(work.seed, "shuffle", round_, client.id, epoch)
-        batches += torch.randperm(len(client.train), generator=gen).split(work.batch_size)
+        batches += torch.randperm(len(client.train), generator=gen)[: work.images(client)].split(work.batch_size)
     return batches
 
 
-def by_steps(clients: Sequence[Client], batch_size: int) -> list[Client]:
+def by_steps(clients: Sequence[Client], work: LocalWork) -> list[Client]:
     """Clients with the most local steps first; equal ones in order of id."""
-    return sorted(clients, key=lambda c: (-len(c.train) // batch_size, c.id))
+    return sorted(clients, key=lambda c: (-steps(c, work), c.id))
 
 
 def steps(client: Client, work: LocalWork) -> int:
     """How many local steps the client takes in a round."""
-    return work.epochs * -(-len(client.train) // work.batch_size)
+    return work.epochs * -(-work.images(client) // work.batch_size)

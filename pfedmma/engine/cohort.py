@@ -74,7 +74,7 @@ def train_cohort(training: LocalTraining, clients: Sequence[Client], members: Me
     losses = torch.empty(len(clients), device=states.device)
     row_of = {client.id: row for row, client in enumerate(clients)}
     waiting = Stopwatch()
-    left = by_steps(clients, training.batches.work.batch_size)
+    left = by_steps(clients, training.batches.work)
     while left:
         group, after = left[: width.now], left[width.now :]
         rows = [row_of[client.id] for client in group]

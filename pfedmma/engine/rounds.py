@@ -38,7 +38,13 @@ class FederationConfig:
     rounds: int = setting(50, "communication rounds of the whole run", GOES_ON)
     local_epochs: int = setting(2, "epochs over its own images that a participant trains in a round, at most 10,000")
     participation: float = setting(1.0, "share p of the K clients that train in a round, 0 < p <= 1: max(1, round(p K)) of them")
+    first_round: str = setting(
+        "participation", "who trains in round 1: participation (drawn as in every round), or all clients, as in the released code"
+    )
     batch_size: int = setting(32, "images of one client in a training step")
+    drop_last: bool = setting(
+        False, "leave out an epoch's last batch if it is not full, as in the released code; who has less than one batch trains on it"
+    )
     clients_per_pass: str = setting(
         "auto",
         "clients of a rank that share one pass; auto: as many as the memory of the GPU takes, 10 on a CPU",
@@ -61,6 +67,7 @@ class FederationConfig:
         if self.clients_per_pass != "auto" and not (self.clients_per_pass.isdecimal() and int(self.clients_per_pass) >= 1):
             raise UserError(f"clients_per_pass: must be a whole number from 1 on, or auto, not '{self.clients_per_pass}'")
         checks.in_unit_interval("participation", self.participation)
+        checks.one_of("first_round", self.first_round, ("participation", "all"))
 
 
 class Listener(Protocol):
@@ -108,7 +115,8 @@ class Engine:
         for round_ in range(first_round, self.federation.rounds + 1):
             clock = Clock()
             self.world.ledger.open_round()
-            cohort = participation.sample(len(self.clients), self.federation.participation, self.seed, round_)
+            everybody = round_ == 1 and self.federation.first_round == "all"
+            cohort = participation.sample(len(self.clients), 1.0 if everybody else self.federation.participation, self.seed, round_)
             read = self.server.read_parameters(cohort)
             trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width)
             clock.lap("train")

@@ -90,7 +90,8 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         warn(cut)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
-    work = LocalWork(config.federation.local_epochs, config.federation.batch_size, config.optimizer, config.seed)
+    federation = config.federation
+    work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes)
     batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)

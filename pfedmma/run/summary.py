@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy
@@ -24,7 +24,7 @@ from pfedmma.version import VERSION
 def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) -> RunSummary:
     """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput."""
     config, engine = run.config, run.engine
-    layout, method = engine.training.layout, engine.training.method
+    layout, method, work = engine.training.layout, engine.training.method, engine.training.batches.work
     pooled = layout.columns.get(POOL, slice(0, 0))
     # What a client is sent once every other client has something to read.
     received = layout.exchanged_size + min(method.reads, len(run.federated.clients) - 1) * (pooled.stop - pooled.start)
@@ -49,7 +49,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         bytes_down_per_client_round=received * wire_bytes,
         alternatives=alternatives(run, wire_bytes),
         comm=RunComm(**engine.world.ledger.totals()),
-        throughput=throughput(rounds, config.federation.local_epochs),
+        throughput=throughput(rounds, {client.id: work.epochs * work.images(client) for client in engine.clients}),
         versions=versions(),
         config=settings(config),
         split=config.evaluation.split,
@@ -80,10 +80,13 @@ def per_client(run: Run, zero_shot: Reference) -> tuple[ClientResult, ...]:
     return tuple(rows)
 
 
-def throughput(rounds: Sequence[RoundRow], epochs: int) -> Throughput:
-    """Training images a second over all ranks, and seconds a round, over all rounds but the first (which warms up)."""
+def throughput(rounds: Sequence[RoundRow], images_of: Mapping[int, int]) -> Throughput:
+    """Training images a second over all ranks, and seconds a round, over all rounds but the first (which warms up).
+
+    ``images_of``: client -> the images that it trains on in a round.
+    """
     rows = rounds[1:] or rounds
-    images = sum(row.samples for row in rows) * epochs
+    images = sum(images_of[client] for row in rows for client in row.clients)
     spent = sum(row.spent("train", "wait") for row in rows)
     total = sum(row.spent("total") for row in rows)
     return Throughput(images / spent if spent else 0.0, total / len(rows) if rows else 0.0)

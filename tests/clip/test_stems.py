@@ -22,7 +22,6 @@ from pfedmma.methods.base import Method
 from pfedmma.methods.registry import NAMES
 from tests.support.stacks import (
     ALL,
-    BATCH,
     SIZES,
     gathered,
     in_turn,
@@ -98,7 +97,8 @@ def train_all(training: LocalTraining, members: Members, cameras: bool, width: i
         trained = train_cohort(training, new_clients(cameras), members, round_, PassWidth(width))
         serve(members, trained.uploads.mean(dim=0))
         losses.append(trained.losses)
-    own = torch.stack([members.states.own[client] for client in ALL])
+    private = training.layout.size - training.layout.exchanged_size  # the rest of what is a client's own are exchanged ones, where it has some
+    own = torch.stack([members.states.own[client][members.states.own.width - private :] for client in ALL])
     return before, torch.cat([trained.uploads, own], dim=1), torch.stack(losses)
 
 
@@ -124,7 +124,7 @@ def test_training_on_kept_stems_is_training(tiny_clip: nn.Module, counted: Calla
     counts = counted(training.method)
     assert_same_training(training, train_all(training, members, cameras), wanted)
     assert sum(counts.images) == sum(SIZES) and len(counts.images) == sum(PARTS)
-    assert counts.whole == [client.id for client in by_steps(new_clients(cameras), BATCH)]
+    assert counts.whole == [client.id for client in by_steps(new_clients(cameras), training.batches.work)]
     assert 0 < stems.held <= stems.limit and not stems.full
     if name != "zeroshot":
         assert ((wanted[1] - wanted[0]).abs().amax(dim=1) > 1e-3).all()  # the way is longer than the tolerance

@@ -13,7 +13,7 @@ from pfedmma.engine.local import LocalTraining
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState
 from pfedmma.system.errors import UserError
-from tests.support.stacks import BATCH, SGD, SIZES, new_clients, new_members, new_training, strong_adapters
+from tests.support.stacks import SGD, SIZES, new_clients, new_members, new_training, strong_adapters
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PERSIST = OptimizerConfig(lr=0.01, state="persist")
@@ -130,7 +130,7 @@ def test_what_was_kept_of_earlier_passes_stays(tiny_clip, monkeypatch: pytest.Mo
     """Memory that shrinks in the middle of a round: the clients that are done are not trained again."""
     (training, narrow), (_, members) = (begin(tiny_clip) for _ in range(2))
     clients = new_clients()
-    order = by_steps(clients, BATCH)
+    order = by_steps(clients, training.batches.work)
     train_cohort(training, order[:2], narrow, 1, PassWidth(2))
     first = content(narrow)
     train_cohort(training, order[2:], narrow, 1, PassWidth(1))

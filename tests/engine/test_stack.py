@@ -31,6 +31,7 @@ from tests.support.stacks import (
     strong_adapters,
 )
 
+WORK = LocalWork(EPOCHS, BATCH, SGD, seed=0)
 STEPS = [EPOCHS * -(-size // BATCH) for size in SIZES]  # 2, 2, 2, 6, 6
 # A large eps, as Adam divides by the gradient's own size and would blow up rounding errors of gradients near zero.
 ADAM = OptimizerConfig(name="adam", lr=0.01, eps=0.1, weight_decay=0.1)
@@ -132,24 +133,52 @@ def test_the_optimizers_differ(tiny_clip) -> None:
 def test_clients_with_most_steps_come_first() -> None:
     """13 images are 4 batches of 4, as are 16; equal ones in order of id."""
     clients = [dataclasses.replace(new_clients()[0], id=i, train=torch.arange(n)) for i, n in enumerate((4, 16, 5, 13, 1))]
-    assert [client.id for client in by_steps(clients, batch_size=4)] == [1, 3, 2, 0, 4]
+    assert [client.id for client in by_steps(clients, WORK)] == [1, 3, 2, 0, 4]
 
 
 def test_an_epoch_sees_every_image_once_in_its_own_order() -> None:
     client = new_clients()[3]  # 11 images
-    work = LocalWork(EPOCHS, BATCH, SGD, seed=0)
-    planned = plan(client, work, round_=1)
-    assert [len(rows) for rows in planned] == [4, 4, 3, 4, 4, 3] and steps(client, work) == 6
+    planned = plan(client, WORK, round_=1)
+    assert [len(rows) for rows in planned] == [4, 4, 3, 4, 4, 3] and steps(client, WORK) == 6
     first, second = torch.cat(planned[:3]), torch.cat(planned[3:])
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(11))
     assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize(
+    ("images", "kept"), [(1, [1]), (3, [3]), (4, [4]), (5, [4]), (8, [4, 4]), (11, [4, 4])], ids=lambda value: str(value)
+)
+def test_the_last_batch_of_an_epoch_is_left_out(images: int, kept: list[int]) -> None:
+    """If it is not full; less than one batch is trained on, as the released code's loaders do. What stays is what it was."""
+    client = dataclasses.replace(new_clients()[0], train=torch.arange(images))
+    work = dataclasses.replace(WORK, drop_last=True)
+    planned, whole = plan(client, work, round_=1), plan(client, WORK, round_=1)
+    assert [len(rows) for rows in planned] == EPOCHS * kept and steps(client, work) == len(planned) == EPOCHS * len(kept)
+    assert work.images(client) == sum(kept) and WORK.images(client) == images
+    batches = -(-images // BATCH)
+    for epoch in range(EPOCHS):
+        for number in range(len(kept)):
+            assert torch.equal(planned[epoch * len(kept) + number], whole[epoch * batches + number])
+
+
+def test_most_steps_are_counted_without_the_batches_that_are_left_out() -> None:
+    """5 images are one batch of 4 then, fewer than 8; the order decides which clients still train."""
+    clients = [dataclasses.replace(new_clients()[0], id=i, train=torch.arange(n)) for i, n in enumerate((5, 8, 3, 11, 13))]
+    assert [client.id for client in by_steps(clients, dataclasses.replace(WORK, drop_last=True))] == [4, 1, 3, 0, 2]
+
+
+def test_a_stacked_client_without_last_batches_is_the_client_alone(tiny_clip) -> None:
+    (training, stacked), (_, single) = (start(tiny_clip, SGD) for _ in range(2))
+    work = dataclasses.replace(WORK, drop_last=True)
+    training = dataclasses.replace(training, batches=dataclasses.replace(training.batches, work=work))
+    assert_stacked_is_alone(training, stacked, single, clients_per_pass=5, rounds=2)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
 def test_a_client_without_batches_left_is_not_touched(tiny_clip, optimizer: OptimizerConfig) -> None:
     """Its momentum neither decays nor drifts while the others go on, and weight decay does not reach it."""
     training, members = start(tiny_clip, optimizer)
-    clients = by_steps(new_clients(), BATCH)
+    clients = by_steps(new_clients(), WORK)
     ids = [client.id for client in clients]
     params, state = gathered(members, ids), members.states.gather_optimizer(ids)
     training.train(clients, params, state, round_=1)
@@ -205,7 +234,7 @@ def test_a_loss_that_is_not_finite_names_client_round_and_batch(tiny_clip) -> No
     row = members.states.own[1].clone()
     row[0] = float("inf")
     members.states.own[1] = row
-    clients = by_steps(new_clients(), BATCH)
+    clients = by_steps(new_clients(), WORK)
     ids = [client.id for client in clients]
     params = gathered(members, ids)
     with pytest.raises(UserError, match=r"loss of client 1 in round 7, batch 1 is nan"):

@@ -198,7 +198,7 @@ def test_a_stacked_client_is_the_client_alone(tiny_clip: nn.Module, name: str) -
     weights = {key: tensor.clone() for key, tensor in tiny_clip.state_dict().items()}
     training = new_training(tiny_clip, name, own_optimizer(name))
     # Two stacks: 11, 9 and 1 images, then 3 and 4.
-    assert [client.id for client in by_steps(new_clients(), BATCH)] == [3, 4, 0, 1, 2]
+    assert [client.id for client in by_steps(new_clients(), training.batches.work)] == [3, 4, 0, 1, 2]
     alone, *stacked = (train_all(training, size) for size in (1, 3, len(SIZES)))
     views = training.layout.views
     for one in stacked:

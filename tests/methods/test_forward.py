@@ -33,7 +33,7 @@ from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.stack.rules import OWN, Given, State
 from tests.support import small
-from tests.support.stacks import BATCH, NAMES, NOVEL, in_turn, new_clients, new_evaluator, new_members, new_method, new_training
+from tests.support.stacks import NAMES, NOVEL, in_turn, new_clients, new_evaluator, new_members, new_method, new_training
 
 CLIENTS, IMAGES = [3, 0, 4], 2  # images a client
 
@@ -157,8 +157,9 @@ def test_training_knows_the_base_classes_that_each_client_holds(tiny_clip: nn.Mo
     """Client by client of each pass, of which those with most steps come first."""
     method = knowing(tiny_clip)
     clients = holders()
-    train_cohort(new_training(method), clients, new_members(method), 1, PassWidth(3))
-    order = [client.id for client in by_steps(clients, BATCH)]
+    training = new_training(method)
+    train_cohort(training, clients, new_members(method), 1, PassWidth(3))
+    order = [client.id for client in by_steps(clients, training.batches.work)]
     assert method.seen == [(len(NAMES), masks(*order[:3])), (len(NAMES), masks(*order[3:]))]
 
 
