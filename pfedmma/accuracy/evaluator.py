@@ -19,7 +19,7 @@ from pfedmma.accuracy.metrics import COLUMNS
 from pfedmma.clip.stems import Stem, StemCache
 from pfedmma.data.partition.federated import Client, FederatedData, cameras, held_classes
 from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.methods.base import Method
+from pfedmma.methods.base import Method, shared_by
 from pfedmma.methods.forward import Forward
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.rules import Given, State
@@ -38,12 +38,19 @@ class EvaluationConfig:
     split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
     batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
     clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all", GOES_ON)
+    text_features: str = setting(
+        "current",
+        "text features of a client's own model (current), or of the first client at the first evaluation, for all clients and later rounds "
+        "(first), as in the released code",
+        GOES_ON,
+    )
 
     def __post_init__(self) -> None:
         checks.at_least("every", self.every, 0)
         checks.one_of("split", self.split, ("test", "val"))
         checks.at_least("batch_size", self.batch_size, 1)
         checks.at_least("clients", self.clients, 0)
+        checks.one_of("text_features", self.text_features, ("current", "first"))
 
     @property
     def tested_on(self) -> str:
@@ -106,8 +113,9 @@ class Evaluator:
         """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``."""
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        states = [self._state(forward, answers, group) for group in groups]
-        texts = [forward.text_features(state) for state in states]
+        states = [self.state(forward, answers, group) for group in groups]
+        shared = answers.texts.get(name)
+        texts = [forward.text_features(state) if shared is None else shared_by(state, shared[0]) for state in states]
         correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64)
         size = max(1, self.batch_size // max(map(len, groups)))
         for tested in torch.arange(len(images.indices)).split(size):
@@ -151,7 +159,7 @@ class Evaluator:
         found = [stems.get((name, client.id), tested, partial(own_part, client.id)) for client in group]
         return found[0].join(found)
 
-    def _state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
+    def state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
         """The clients' state as they are tested: their own tensors, and what stays the same for these prompts."""
         ids, held = [client.id for client in group], None
         if forward.method.knows_classes:

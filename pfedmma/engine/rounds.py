@@ -6,14 +6,15 @@ Shape legend: C participants that this rank hosts, K clients, X exchanged parame
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, Told, in_silence
+from pfedmma.accuracy.first_texts import FirstTexts
 from pfedmma.accuracy.metrics import summarise
 from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import WIRE_DTYPES, World
@@ -96,6 +97,7 @@ class Engine:
     interruption: Interruption = field(default_factory=Interruption)
     told: Told = in_silence  # how far an evaluation has come
     table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
+    texts: FirstTexts = field(default_factory=FirstTexts)
 
     @property
     def states(self) -> ClientStates:
@@ -151,19 +153,32 @@ class Engine:
         return loss / sum(sizes.values()), asked > 0
 
     def evaluate(self) -> Accuracy:
-        """Accuracy of every client with what it answers with now; keeps the table by client."""
-        self.table = self.evaluate_all(self.training.method, self.members, self.training.batches.stems)
+        """Accuracy of every client with what it answers with now; keeps the table by client. All ranks enter."""
+        self.table = self.evaluate_all(self.training.method, self.members, self.training.batches.stems, self.shared_texts())
         return self.summarise(self.table)
+
+    def shared_texts(self) -> Mapping[str, Tensor]:
+        """Text features that all clients are tested with, see `Answers`. All ranks enter."""
+        if self.evaluation.text_features == "current":
+            return {}
+        first = self.clients[self.tested()[0]]
+        return self.texts.get(self.evaluator, self.training.method, self.members.answers(), first, self.world)
+
+    def tested(self) -> list[int]:
+        """The clients that are tested."""
+        return participation.tested(len(self.clients), self.evaluation.clients, self.seed)
 
     def summarise(self, table: Tensor) -> Accuracy:
         """Averages of a table over clients, and over their domains if they have any."""
         return summarise(table, [client.domain for client in self.clients])
 
-    def evaluate_all(self, method: Method, members: Members, stems: StemCache | None = None) -> Tensor:
+    def evaluate_all(
+        self, method: Method, members: Members, stems: StemCache | None = None, texts: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of clients that are not tested."""
-        tested = participation.tested(len(self.clients), self.evaluation.clients, self.seed)
+        tested = self.tested()
         hosted = self.hosted(tested)
-        own = self.evaluator.table(method, members.answers(), hosted, stems, self.told)
+        own = self.evaluator.table(method, replace(members.answers(), texts=texts or {}), hosted, stems, self.told)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
         table[[client.id for client in hosted]] = own
         table = self.world.sum(table.flatten(), "metrics").view(table.shape)

@@ -71,5 +71,5 @@ class Recorder:
         )
         if engine.world.is_main:
             self.folder.sync_metrics()
-        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress)
+        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, engine.texts.flat())
         save_checkpoint(self.folder.checkpoints, snapshot, engine.world, self.run.config.checkpoint.keep)

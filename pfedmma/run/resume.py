@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from pfedmma.config.schema import load_run
 from pfedmma.data.fingerprint import first_difference
 from pfedmma.engine.cohort import Members
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
-from pfedmma.records.checkpoint.read import checked, misfit, read_rows, say_damaged
+from pfedmma.records.checkpoint.read import TEXTS, checked, misfit, read_rows, say_damaged
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.assembly import Run, new_members
 from pfedmma.run.weights import refuse_other_weights
@@ -44,7 +44,8 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
     refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
     _answer_as_before(run, manifest.progress.answers)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
-    fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
+    texts = fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
+    run.engine.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
     run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
 
@@ -109,8 +110,11 @@ def newest_good(root: Path, world: World) -> Manifest | None:
             return manifest
 
 
-def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[int]) -> None:
+def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[int]) -> dict[str, Tensor]:
     """Put what the server has, and the own state of ``clients``, into ``members``.
+
+    Returns:
+        By test set, the text features [n] that all clients are tested with, where there are such.
 
     Raises:
         UserError: a file cannot be read, or holds what does not fit ``members``.
@@ -119,14 +123,14 @@ def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[i
     if manifest.layout != states.layout or manifest.progress.answers != states.answers:
         raise UserError(f"the checkpoint {folder} is of other tensors than this run's; go on with the settings and the backbone of its run")
     widths = states.widths() | {"initial": states.layout.size}
-    server: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     partial: dict[int, dict[str, Tensor]] = {}  # optimizer states of which more is to come
     initial = False
     for client, kind, tensor in read_rows(root, manifest, clients):
         if client is not None and kind.startswith("optimizer.") and states.optimizer.state == "reset":
             continue  # of a run that keeps it, for who needs the model alone
-        if client is None and kind.startswith("server."):
-            server[kind.removeprefix("server.")] = tensor
+        if client is None and kind != "initial":
+            named[kind] = tensor
             continue
         if len(tensor) != widths.get(kind):
             raise misfit(folder, kind if client is None else f"{client}.{kind}")
@@ -143,6 +147,11 @@ def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[i
     if partial or not initial:
         raise UserError(f"the checkpoint {folder} lacks a part of the state of {'an optimizer' if partial else 'the server'}")
     try:
-        members.server.load_state_dict(server)
+        members.server.load_state_dict(_of_kind("server.", named))
     except ValueError as error:
         raise UserError(f"the checkpoint {folder} does not fit this run: {error}") from None
+    return _of_kind(TEXTS, named)
+
+
+def _of_kind(prefix: str, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}

@@ -1,12 +1,12 @@
 """What clients answer with when they are tested, exported or asked: own tensors, the server's, and what they read of others.
 
-Shape legend: C clients.
+Shape legend: C clients, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -17,12 +17,16 @@ from pfedmma.stack.rules import OWN, Others
 
 @dataclass(frozen=True)
 class Answers:
-    """Own state of clients beside the server's: ``shared`` [X], and its ``pool``, of which a client reads ``reads`` others."""
+    """Own state of clients beside the server's: ``shared`` [X], and its ``pool``, of which a client reads ``reads`` others.
+
+    ``texts`` [1,K,...]: by test set, text features that all clients answer with in place of their own; usually there are none.
+    """
 
     states: ClientStates
     shared: Tensor
     pool: Pool
     reads: int
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self, ids: Sequence[int]) -> dict[str, Tensor]:
         """{name: [C, *shape]} of these clients."""

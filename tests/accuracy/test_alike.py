@@ -188,8 +188,8 @@ def test_more_clients_than_are_held_together(
     evaluator, answers = new_evaluator(method, seeing), new_answers(method, trained=range(CLIENTS))
     wanted = evaluator.table(method, answers, evaluator.federated.clients)
     held: list[int] = []
-    state = Evaluator._state
-    monkeypatch.setattr(Evaluator, "_state", lambda self, *args: (held.append(len(args[2])), state(self, *args))[1])
+    state = Evaluator.state
+    monkeypatch.setattr(Evaluator, "state", lambda self, *args: (held.append(len(args[2])), state(self, *args))[1])
     monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 1)
     passes, stems = tested(method), StemCache(1e9)
     for _ in range(2):

@@ -459,7 +459,7 @@ def test_a_client_is_tested_exported_and_asked_with_the_same_tensors(straight: S
     """By `evaluate`, `export` and `predict`: its own ones, and those that it reads of others."""
     assert straight.method.answers == (OWN if straight.name in OWN_ANSWERS else SERVERS)
     tested: dict[int, Tensors] = {}
-    state_of = Evaluator._state
+    state_of = Evaluator.state
 
     def watched(self: Evaluator, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
         if type(forward.method) is type(straight.method):
@@ -467,7 +467,7 @@ def test_a_client_is_tested_exported_and_asked_with_the_same_tensors(straight: S
             tested[group[0].id] = Tensors(own, others.tensors if others else {})
         return state_of(self, forward, answers, group)
 
-    monkeypatch.setattr(Evaluator, "_state", watched)
+    monkeypatch.setattr(Evaluator, "state", watched)
     evaluate.main([str(straight.folder), "federation.clients_per_pass=1"])
     assert tested.keys() == set(range(painted.CLIENTS))  # some of whom have not taken part in the last round
     for client, (own, others) in tested.items():

@@ -74,7 +74,12 @@ def test_what_was_read_at_the_start_of_the_round_by_hand() -> None:
     pool.keep([0, 2], torch.tensor([[6.0], [9.0]]), torch.tensor([4.0]))
     now = torch.tensor([7.0])  # the server's
     # Who took part reads what it read, though 0 has sent 6 since, and 2 was there for nobody; all others read the newest.
-    assert tensors_of(pool.nearest([0, 2, 1, 5], now, 9, as_read=True)) == [[2.0, 5.0], [5.0, 2.0, 1.0], [6.0, 2.0, 9.0], [6.0, 5.0, 9.0, 2.0]]
+    assert tensors_of(pool.nearest([0, 2, 1, 5], now, 9, as_read=True)) == [
+        [2.0, 5.0],
+        [5.0, 2.0, 1.0],
+        [6.0, 2.0, 9.0],
+        [6.0, 5.0, 9.0, 2.0],
+    ]
     assert tensors_of(pool.nearest([0, 2], now, 9)) == [[5.0, 9.0, 2.0], [6.0, 5.0, 2.0]]
 
 

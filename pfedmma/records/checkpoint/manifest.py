@@ -1,6 +1,7 @@
 """What a checkpoint holds. ``checkpoints/round-000012/`` has
 
-- ``server.safetensors``: ``initial`` [P], the state in which clients start, and ``server.<name>``, the server's state;
+- ``server.safetensors``: ``initial`` [P], the state in which clients start; ``server.<name>``, the server's state; and ``text.<test set>``,
+  text features that all clients are tested with, where there are such;
 - ``clients-*.safetensors`` of each rank that wrote it: ``<id>.private``, ``<id>.optimizer.<name>`` (what is a client's own);
 - ``manifest.json``: `Manifest`, with the hash of each of these files and one of itself.
 

@@ -21,6 +21,7 @@ from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
 _SERVERS = "server."
+TEXTS = "text."
 
 
 def newest_good(root: Path) -> Manifest | None:
@@ -52,7 +53,7 @@ def say_damaged(round_: int, error: Damaged) -> None:
 class Row(NamedTuple):
     """A tensor of a checkpoint. ``client``: whose it is, None for the server's file.
 
-    ``kind``: ``initial`` or ``server.<name>``; of clients ``private`` or ``optimizer.<name>``.
+    ``kind``: ``initial``, ``server.<name>`` or ``text.<test set>``; of clients ``private`` or ``optimizer.<name>``.
     """
 
     client: int | None
@@ -88,7 +89,7 @@ def _renamed(name: str) -> str:
 
 def _owner(folder: Path, name: str) -> tuple[int | None, str]:
     """Client and kind of a `Row`."""
-    if name == "initial" or name.startswith(_SERVERS):
+    if name == "initial" or name.startswith((_SERVERS, TEXTS)):
         try:
             is_entry(name.removeprefix(_SERVERS))
         except ValueError as error:

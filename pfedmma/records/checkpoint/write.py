@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,12 +36,16 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What stands after ``round``: clients' own state, the server's tensors by name (its ``state_dict``), and the progress."""
+    """What stands after ``round``: clients' own state, the server's tensors by name (its ``state_dict``), and the progress.
+
+    ``texts``: by test set, text features [n] that all clients are tested with, see `pfedmma.accuracy.first_texts`.
+    """
 
     round: int
     states: ClientStates
     server: Mapping[str, Tensor]
     progress: Progress
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> None:
@@ -73,8 +77,9 @@ def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> 
 
 def _complete(draft: Path, root: Path, snapshot: Snapshot) -> None:
     """Add the server's tensors and the manifest to what all ranks have written, and give the draft its name."""
-    server = {f"server.{name}": tensor for name, tensor in snapshot.server.items()}
-    _write_shard(draft / SERVER_FILE, {"initial": snapshot.states.initial} | server)
+    named = {f"server.{name}": tensor for name, tensor in snapshot.server.items()}
+    named |= {f"text.{name}": tensor for name, tensor in snapshot.texts.items()}
+    _write_shard(draft / SERVER_FILE, {"initial": snapshot.states.initial} | named)
     final = folder_of(root, snapshot.round)
     shards = {path.name: sha256(path) for path in sorted(draft.glob("*.safetensors"))}
     manifest = Manifest(snapshot.round, snapshot.states.layout, shards, snapshot.progress)
