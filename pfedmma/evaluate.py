@@ -1,7 +1,9 @@
 """Evaluate a run's newest checkpoint again: ``python -m pfedmma.evaluate RUN [key=value ...]``, also under torchrun.
 
 The run folder is only read. Settings on the command line may change what does not make it another run, for example
-``evaluation.split=val`` or ``data.root=...``. The last line is the result as JSON.
+``evaluation.split=val`` or ``data.root=...``. With ``evaluation.text_features=first`` the clients are tested with the text features that
+the run has kept, or, if it kept none, with those of the first client now. ``evaluation.select`` is not read: one round is tested. The last
+line is the result as JSON.
 """
 
 from __future__ import annotations
@@ -9,12 +11,14 @@ from __future__ import annotations
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
+from pfedmma.records.checkpoint.read import not_kept, say_reported
 from pfedmma.records.folder import RunFolder
 from pfedmma.run import display
 from pfedmma.run.assembly import assemble
 from pfedmma.run.display import accuracy_table
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
+from pfedmma.system.arguments import positive
 from pfedmma.system.console import ProgressBar, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
@@ -24,23 +28,28 @@ from pfedmma.system.memory import shortage_named
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__)
     parser.add_argument("run", help="folder of a run")
+    parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     folder = RunFolder(args.run)
     folder.require_run()
-    config = configuration.load_run(args.run, args.settings)
+    config = configuration.load_run(args.run, [*args.settings, "evaluation.select=last"])  # one round is tested
     world = open_world(config.distributed)
     with shortage_named():
-        evaluate(config, folder, world)
+        evaluate(config, folder, world, args.round)
     world.close()
 
 
-def evaluate(config: Config, folder: RunFolder, world: World) -> None:
-    """All accuracies of the newest checkpoint, shown. All ranks enter."""
+def evaluate(config: Config, folder: RunFolder, world: World, round_: int | None = None) -> None:
+    """All accuracies of the newest checkpoint, or that of ``round_``, shown. All ranks enter."""
     run = assemble(config, world)
-    manifest = restore(run, folder)
+    manifest = restore(run, folder, round_)
+    if manifest is None and round_ is not None:
+        raise not_kept(folder.checkpoints, round_)
     if manifest is None:
         raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
+    if round_ is None and world.is_main:
+        say_reported(folder.checkpoints, manifest)
     with ProgressBar("testing", 2, silent=not world.is_main) as bar:
         run.engine.told = display.testing(bar)
         accuracy = run.engine.evaluate()

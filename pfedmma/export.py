@@ -1,6 +1,7 @@
 """Write one client's model to a file: ``python -m pfedmma.export RUN --client 3 --out FILE``.
 
-Adapters become an adapter file (`pfedmma.load_adapter`), other methods' tensors a client file (`pfedmma.load_client` reads both).
+Adapters become an adapter file (`pfedmma.load_adapter`), other methods' tensors a client file (`pfedmma.load_client` reads both). It is
+what the client is tested with after that round; its text features are its own, also in a run with ``evaluation.text_features=first``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pfedmma.portable.client_file import ClientFile
 from pfedmma.portable.made_for import MadeFor
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
+from pfedmma.system.arguments import positive
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 
@@ -24,14 +26,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
+    parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
     parser.add_argument("--out", required=True, help="the file to write, *.safetensors")
     args = parser.parse_args(argv)
-    round_ = export(RunFolder(args.run), args.client, Path(args.out))
+    round_ = export(RunFolder(args.run), args.client, Path(args.out), args.round)
     print(f"client {args.client} after round {round_}: {args.out}")
 
 
-def export(folder: RunFolder, client: int, out: Path) -> int:
-    """Write the model that ``client`` has in the newest good checkpoint; returns that checkpoint's round.
+def export(folder: RunFolder, client: int, out: Path, round_: int | None = None) -> int:
+    """Write the model that ``client`` has in the newest good checkpoint, or that of ``round_``; returns that checkpoint's round.
 
     Needs no data, and no backbone but for a client that has not trained in a run with ``method.private_init=own``: for all others names,
     shapes and values are in the checkpoint.
@@ -42,7 +45,7 @@ def export(folder: RunFolder, client: int, out: Path) -> int:
     folder.require_run()
     if not out.parent.is_dir():
         raise UserError(f"--out: there is no folder {out.parent}")
-    kept = KeptClient.from_run(folder, client)
+    kept = KeptClient.from_run(folder, client, round_)
     method = kept.config.method
     entry = entry_of(method.name)
     if not entry.trains:

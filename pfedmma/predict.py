@@ -2,7 +2,8 @@
 
 Images are files, or folders that are searched for images. They are resized and cut to the middle as at evaluation, and seen as they are:
 with data.name=shapes clients are trained and tested behind cameras of their own, which are not applied here. RUN may be finished or
-interrupted; its newest good checkpoint is read, its data are not.
+interrupted; its newest good checkpoint is read, or that of --round, its data are not. Text features are the client's own, also in a run
+with evaluation.text_features=first.
 
 exit status: 0; 1 if some of the images could not be read (they are named, the others are answered); 2 if there is no answer at all.
 """
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     folder, paths = RunFolder(args.run), find_images(args.images)
     device = device_of(args.device)
-    kept = KeptClient.from_run(folder, args.client)
+    kept = KeptClient.from_run(folder, args.client, args.round)
     names = given_names(args) or classes_of(folder, kept, args.client, args.classes)
     backbone = kept.load_backbone(folder, device)
     tensors, others, _ = kept.answer(lambda: backbone)
@@ -83,6 +84,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that are searched for images")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
+    parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many classes are shown (default 5)")
     spaces = parser.add_mutually_exclusive_group()
     spaces.add_argument(

@@ -114,7 +114,7 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
             bar.say(f"interrupted{by} after round {last} of {rounds}, to be continued: resume=auto")
             trackers.close()
             return
-    if run.config.evaluation.every and engine.table is None:  # nothing was left to train
+    if run.config.evaluation.every and engine.reported is None:  # nothing was left to train
         engine.evaluate()
     if world.is_main:
         summary = build_summary(run, zero_shot, folder.read_metrics())
@@ -142,6 +142,8 @@ def show_result(summary: RunSummary, folder: RunFolder) -> None:
     """The final table."""
     rows = [("zeroshot", summary.zero_shot, "0 B"), (summary.method, summary.accuracy, megabytes(summary.bytes_per_client_round))]
     show(accuracy_table(f"{summary.dataset}, {summary.backbone}, {len(summary.per_client)} clients (percent)", rows))
+    if summary.selected is not None:
+        print(f"the accuracy is that of {summary.selected}")
     print(f"summary: {folder.summary}", file=sys.stdout, flush=True)
 
 

@@ -21,10 +21,11 @@ from pfedmma.data.partition.federated import Client, FederatedData, cameras, hel
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.methods.base import Method, shared_by
 from pfedmma.methods.forward import Forward
+from pfedmma.records.selected import CHOICES, LAST
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.rules import Given, State
 from pfedmma.system import checks
-from pfedmma.system.errors import RankFailure
+from pfedmma.system.errors import RankFailure, UserError
 from pfedmma.system.options import GOES_ON, setting
 
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
@@ -44,8 +45,19 @@ class EvaluationConfig:
         "(first), as in the released code",
         GOES_ON,
     )
+    select: str = setting(
+        "last",
+        "round whose accuracy is reported: last, best_val (best HM on the validation split), or best_test (best Local on the test split, "
+        "as in the released code: optimistic)",
+        GOES_ON,
+    )
 
     def __post_init__(self) -> None:
+        checks.one_of("select", self.select, CHOICES)
+        if self.select != LAST and self.every == 0:
+            raise UserError(f"select: {self.select} chooses among the rounds that are evaluated; set evaluation.every to 1 or more")
+        if self.select != LAST and self.split != "test":
+            raise UserError(f"select: {self.select} reports accuracies on the test split; leave out evaluation.split={self.split}")
         checks.at_least("every", self.every, 0)
         checks.one_of("split", self.split, ("test", "val"))
         checks.at_least("batch_size", self.batch_size, 1)
@@ -134,6 +146,7 @@ class Evaluator:
         ``kept``: stems of this batch, and of all evaluations.
         """
         images, (seen, stems) = self.federated.sets()[name], kept
+        key = images.split, name
 
         def pixels(rows: Tensor) -> Tensor:
             return self.pixels.fitted(images.split, images.indices[rows])
@@ -142,9 +155,9 @@ class Evaluator:
             return forward.image_stem(self.pixels.normalise(pixels(rows)))
 
         if cameras(group) is None:
-            return seen.get(name, tested, lambda rows: stems.get(name, rows, plain)).repeat(len(group))
+            return seen.get(key, tested, lambda rows: stems.get(key, rows, plain)).repeat(len(group))
         # Every client sees the images in its own way: those whose stems are not kept go through the blocks together.
-        new = [client for client in group if not stems.holds((name, client.id), tested)]
+        new = [client for client in group if not stems.holds((*key, client.id), tested)]
         own: dict[int, Stem] = {}
         if new:
             views = pixels(tested).expand(len(new), *pixels(tested).shape)
@@ -156,7 +169,7 @@ class Evaluator:
         def own_part(client: int, rows: Tensor) -> Stem:
             return own[client].take(torch.searchsorted(tested, rows))
 
-        found = [stems.get((name, client.id), tested, partial(own_part, client.id)) for client in group]
+        found = [stems.get((*key, client.id), tested, partial(own_part, client.id)) for client in group]
         return found[0].join(found)
 
     def state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:

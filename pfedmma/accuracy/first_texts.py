@@ -1,7 +1,9 @@
 """Class prompts that are encoded once: ``evaluation.text_features=first``, as the released code of pFedMMA does.
 
-There the model keeps the text features of the first image that it tests, and never computes them again, so that all clients are tested in all
-rounds with those of the first client. The features are made of that client's own tensors: in a federation nobody else would have them.
+There the model computes them when it is tested for the first time and never again, so that all clients are tested in all rounds with those
+of the first client. They are made of that client's own tensors: in a federation nobody else would have them. The released scripts test Base
+and Novel in processes of their own, from the best checkpoint, where the first client encodes the prompts anew: ``python -m pfedmma.evaluate
+RUN evaluation.text_features=first`` of a run that was made without does just that.
 
 Shape legend: K classes, D embedding.
 """

@@ -79,7 +79,7 @@ def write(runs: Sequence[Done], out: Path) -> None:
         show(table.terminal(name, part), width=120)
         for difference in table.differences(part):
             print(difference)
-    print(table.NOTE)
+    print("\n".join(table.notes(runs)))
     out.mkdir(parents=True, exist_ok=True)
     for file, text in (("table.md", table.markdown(runs)), ("table.csv", table.table_csv(runs)), ("runs.csv", table.runs_csv(runs))):
         write_atomically(out / file, text.encode())

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.accuracy.metrics import harmonic_mean
+from pfedmma.compare import selection
 from pfedmma.compare.grid import Plan
 from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, RoundRow, RunSummary
 from pfedmma.system import markdown as md
@@ -194,6 +195,11 @@ NOTE = (
 )
 
 
+def notes(runs: Sequence[Done]) -> list[str]:
+    """What is to be said below all tables."""
+    return [*selection.notes((run.plan.method, run.summary.selected) for run in runs), NOTE]
+
+
 def markdown(runs: Sequence[Done]) -> str:
     """All tables, and what the differences mean."""
     lines = []
@@ -201,7 +207,8 @@ def markdown(runs: Sequence[Done]) -> str:
         whole = [[md.code(method), *map(md.escape, rest)] for method, *rest in map(cells, rows(part))]
         lines += [md.bold(md.escape(name)), "", *md.table(HEAD, whole), ""]
         lines += [*(f"- {md.escape(str(difference))}" for difference in differences(part)), ""]
-    return "\n".join([*lines, NOTE, ""])
+    *selected, note = notes(runs)
+    return "\n".join([*lines, *(f"{md.escape(line)}\n" for line in selected), note, ""])
 
 
 def table_csv(runs: Sequence[Done]) -> str:

@@ -80,13 +80,19 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
     source = open_source(config, seed, preprocess.size)
     if world.is_main:
         say(source)
-    federated = divide(source, config, seed, test_split)
-    strength = source.camera if config.camera == -1.0 else config.camera
-    if strength > 0:
-        seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federated.clients)
-        federated = dataclasses.replace(federated, clients=seen)
+    federated = seen_by_clients(source, config, seed, test_split)
     augment = source.augment if config.augment == "auto" else config.augment
     return federated, Pixels(source, preprocess, augment, world.device, config.cache_gb, world.local_size)
+
+
+def seen_by_clients(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:
+    """The partition that ``config`` asks for, tested on ``test_split``, each client with the camera that it sees all images through."""
+    federated = divide(source, config, seed, test_split)
+    strength = source.camera if config.camera == -1.0 else config.camera
+    if strength == 0:
+        return federated
+    seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federated.clients)
+    return dataclasses.replace(federated, clients=seen)
 
 
 def say(source: Source) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, Told, in_silence
 from pfedmma.accuracy.first_texts import FirstTexts
 from pfedmma.accuracy.metrics import summarise
+from pfedmma.accuracy.selection import Best, better
 from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
@@ -25,6 +26,7 @@ from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.server import Server, Uploads
 from pfedmma.methods.base import Method
 from pfedmma.records.rows import Accuracy, RoundComm, RoundRow
+from pfedmma.records.selected import LAST
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
@@ -98,6 +100,8 @@ class Engine:
     told: Told = in_silence  # how far an evaluation has come
     table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
     texts: FirstTexts = field(default_factory=FirstTexts)
+    validator: Evaluator | None = None  # tests on the validation split, where that selects the round that is reported
+    best: Best | None = None  # of the evaluated rounds so far, where one is selected
 
     @property
     def states(self) -> ClientStates:
@@ -127,9 +131,11 @@ class Engine:
             clock.lap("wait")
             self.server.round(self.uploads(round_, cohort, trained.uploads))
             clock.lap("exchange")
-            accuracy = self.evaluate() if due(self.evaluation.every, round_, self.federation.rounds) else None
+            evaluated = due(self.evaluation.every, round_, self.federation.rounds)
+            accuracy = self.evaluate() if evaluated else None
+            validation = self.select(round_, accuracy) if accuracy else None
             clock.lap("evaluate")
-            listener.round_done(self.record(round_, cohort, read, loss, clock, accuracy))
+            listener.round_done(replace(self.record(round_, cohort, read, loss, clock, accuracy), validation=validation))
             if interrupted or listener.checkpoint_due(round_):
                 listener.save(round_)
             if interrupted:
@@ -157,6 +163,24 @@ class Engine:
         self.table = self.evaluate_all(self.training.method, self.members, self.training.batches.stems, self.shared_texts())
         return self.summarise(self.table)
 
+    def select(self, round_: int, accuracy: Accuracy) -> Accuracy | None:
+        """Compare an evaluated round with the best so far; its accuracy on the validation split, where that decides. All ranks enter."""
+        if self.evaluation.select == LAST:
+            return None
+        assert self.table is not None
+        validation = None
+        if self.validator is not None:
+            stems = self.training.batches.stems
+            table = self.evaluate_all(self.training.method, self.members, stems, self.shared_texts(), self.validator)
+            validation = self.summarise(table)
+        self.best = better(self.best, self.evaluation.select, round_, validation or accuracy, self.table)
+        return validation
+
+    @property
+    def reported(self) -> Tensor | None:
+        """The accuracies that the run reports [K, 4]: those of the best round where one is selected, else the last; None before any."""
+        return self.table if self.best is None else self.best.table
+
     def shared_texts(self) -> Mapping[str, Tensor]:
         """Text features that all clients are tested with, see `Answers`. All ranks enter."""
         if self.evaluation.text_features == "current":
@@ -173,12 +197,22 @@ class Engine:
         return summarise(table, [client.domain for client in self.clients])
 
     def evaluate_all(
-        self, method: Method, members: Members, stems: StemCache | None = None, texts: Mapping[str, Tensor] | None = None
+        self,
+        method: Method,
+        members: Members,
+        stems: StemCache | None = None,
+        texts: Mapping[str, Tensor] | None = None,
+        evaluator: Evaluator | None = None,
     ) -> Tensor:
-        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of clients that are not tested."""
+        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of clients that are not tested.
+
+        ``evaluator``: of other images than those of the run's split.
+        """
         tested = self.tested()
         hosted = self.hosted(tested)
-        own = self.evaluator.table(method, replace(members.answers(), texts=texts or {}), hosted, stems, self.told)
+        if evaluator is not None:  # whose clients have images of their own in its split
+            hosted = [evaluator.federated.clients[client.id] for client in hosted]
+        own = (evaluator or self.evaluator).table(method, replace(members.answers(), texts=texts or {}), hosted, stems, self.told)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
         table[[client.id for client in hosted]] = own
         table = self.world.sum(table.flatten(), "metrics").view(table.shape)

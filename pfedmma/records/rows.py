@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from pfedmma.version import VERSION
@@ -115,6 +116,7 @@ class RoundRow:
     """One line of ``metrics.jsonl``: a round, its participants, and ``seconds`` of its parts by name.
 
     ``split``: of the images that the clients were tested on; None where nothing was evaluated, or a version before 0.2.0 wrote the row.
+    ``validation``: accuracies on the validation split, where they select the round that is reported.
     """
 
     round: int
@@ -125,6 +127,7 @@ class RoundRow:
     comm: RoundComm
     accuracy: Accuracy | None = None
     split: str | None = None
+    validation: Accuracy | None = None
 
     def tested_on(self, split: str) -> RoundRow:
         """The row, without accuracies where they are of another split; a row that does not say its split is taken to be of this one."""
@@ -135,7 +138,8 @@ class RoundRow:
         return sum(self.seconds.get(name) or 0.0 for name in parts)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
+        values = dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
+        return _with_or_without(values, "validation", self.validation and self.validation.to_json())
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RoundRow:
@@ -149,6 +153,7 @@ class RoundRow:
             comm=RoundComm.from_fields(fields.part("comm")),
             accuracy=_accuracy(fields, "accuracy"),
             split=fields.text("split") if fields.has("split") else None,
+            validation=_accuracy(fields, "validation") if fields.has("validation") else None,
         )
 
 
@@ -204,7 +209,7 @@ class RunSummary:
     """``summary.json``: what a finished run came to.
 
     ``alternatives``: bytes each way, a client and round, of what might travel instead; ``config``: every setting by its dotted name;
-    ``split``: of the images on which clients were tested.
+    ``split``: of the images on which clients were tested. ``selected``: which round's accuracies these are, None for those of the last.
     A run that was made before 0.1.0 may lack them, ``precision``, ``device`` and ``bytes_down_per_client_round``.
     """
 
@@ -231,12 +236,14 @@ class RunSummary:
     versions: dict[str, str]
     config: dict[str, Any]
     split: str = "test"
+    selected: Selected | None = None
     format: int = FORMAT
     version: str = VERSION
 
     def to_json(self) -> dict[str, Any]:
         typed = {"accuracy": self.accuracy and self.accuracy.to_json(), "zero_shot": self.zero_shot and self.zero_shot.to_json()}
-        return dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
+        values = dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
+        return _with_or_without(values, "selected", values["selected"])
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RunSummary:
@@ -267,6 +274,7 @@ class RunSummary:
             versions={name: versions.text(name) for name in versions.values},
             config=fields.part("config").values if fields.has("config") else {},
             split=fields.text("split") if fields.has("split") else _split(fields),
+            selected=Selected.from_fields(fields.part("selected")) if fields.has("selected") else None,
             format=fields.whole("format") if fields.has("format") else 0,
             version=fields.text("version") if fields.has("version") else "",
         )
@@ -281,6 +289,11 @@ def require_known_format(fields: Fields) -> None:
             f"{fields.where} is of format {written}, written by {by}; pfedmma {VERSION} reads formats up to {FORMAT}: "
             "read it with the version that wrote it, or a later one"
         )
+
+
+def _with_or_without(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """``values`` with a key that stands there only if it says something."""
+    return {name: value if name == key else other for name, other in values.items() if name != key or value is not None}
 
 
 def _split(fields: Fields) -> str:

@@ -28,6 +28,7 @@ def final(runs: Sequence[Report]) -> Section:
         blocks += [_means(rows, f"Accuracy in percent{about}; beside it the difference from zero-shot"), _spread(rows, about)]
         if any(row.accuracy.domains for row in rows if row.accuracy):
             blocks.append(_domains(rows, about))
+        blocks += [Text(f"{run.label}: {run.selected}.") for run in group if run.selected is not None]
     return Section("accuracy", "Accuracy", blocks)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from pfedmma.comm.ledger import percentile
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import Accuracy, ClientResult, RoundRow, RunComm, RunSummary
+from pfedmma.records.selected import Selected
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 
@@ -41,6 +42,7 @@ class Report:
     clients: Sequence[ClientResult] = ()
     alternatives: dict[str, int] = field(default_factory=dict)
     images_per_second: float | None = None
+    selected: Selected | None = None  # which round's accuracy this is; None: that of the last
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -94,6 +96,7 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         comm=summary.comm,
         alternatives=summary.alternatives,
         images_per_second=summary.throughput.train_images_per_second,
+        selected=summary.selected,
         environment={name: value for name, value in here.items() if value} | summary.versions,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=[row.tested_on(summary.split) for row in rounds],

@@ -19,6 +19,7 @@ from pfedmma.data.fingerprint import Fingerprint, fingerprint
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
+from pfedmma.data.sources.base import Source
 from pfedmma.engine.batches import Batches, LocalWork
 from pfedmma.engine.cohort import Members, PassWidth
 from pfedmma.engine.local import LocalTraining
@@ -30,10 +31,12 @@ from pfedmma.methods.forward import Forward
 from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
+from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.start import start_of
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.offload import Budget
 from pfedmma.system.console import warn
+from pfedmma.system.errors import UserError
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
 
@@ -80,12 +83,16 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     backbone = clip.load(config.backbone, config.seed, world.device)
     federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world)
     seen = fingerprint(pixels.source, federated)
-    share_test_images(federated, pixels, world)
+    parts = [federated, *validation_of(config, pixels.source)]
+    for part in parts:
+        share_test_images(part, pixels, world)
     skipped = 0
     if config.data.on_bad_image == "skip":
-        federated, skipped = leave_out_unreadable(federated, pixels, world)
+        parts, skipped = leave_out_unreadable(parts, pixels, world)
     if config.evaluation.every and world.local_size > 1:
-        make_test_images(federated, pixels, world)
+        for part in parts:
+            make_test_images(part, pixels, world)
+    federated = parts[0]
     if world.is_main and (cut := cut_prompts(backbone, federated.template, pixels.source.class_names)):
         warn(cut)
     method = registry.build(config.method, backbone)
@@ -95,23 +102,43 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     forward = Forward.from_prompts(method, federated.template, federated.base.classes)
     batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
+    testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     engine = Engine(
         world,
         federated.clients,
         LocalTraining(members.states.layout, batches),
-        Evaluator(federated, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)),
+        testers[0],
         members,
         config.federation,
         config.evaluation,
         config.seed,
         width,
         interruption or Interruption(),
+        validator=testers[1] if len(testers) > 1 else None,
     )
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
+def validation_of(config: Config, source: Source) -> list[FederatedData]:
+    """The same partition with validation images in place of test images, if they select the round that is reported; else nothing.
+
+    Raises:
+        UserError: there are none.
+    """
+    if config.evaluation.select != BEST_VAL:
+        return []
+    if config.data.partition_file:
+        raise UserError("evaluation.select: best_val needs validation images of each client, of which data.partition_file says nothing")
+    if "val" not in source.splits:
+        raise UserError(f"evaluation.select: best_val needs a validation split, which {source.name} does not have; use last")
+    return [data.seen_by_clients(source, config.data, config.seed, "val")]
+
+
 def new_members(method: Method, config: Config, world: World, answers: str = "") -> Members:
-    """The state in which every client of the method starts, and the server. ``answers``: what clients answer with; empty: as the method says."""
+    """The state in which every client of the method starts, and the server.
+
+    ``answers``: what clients answer with; empty: as the method says.
+    """
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
     states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers)

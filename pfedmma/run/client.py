@@ -13,7 +13,7 @@ from pfedmma.config import schema
 from pfedmma.config.schema import Config
 from pfedmma.methods import registry
 from pfedmma.records.checkpoint.manifest import Classes
-from pfedmma.records.checkpoint.read import Answer, client_answer, newest_good
+from pfedmma.records.checkpoint.read import Answer, chosen, client_answer
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.start import start_of
 from pfedmma.run.weights import refuse_other_weights
@@ -23,7 +23,7 @@ from pfedmma.system.errors import UserError
 
 @dataclass(frozen=True)
 class KeptClient:
-    """What a run's newest good checkpoint, of ``round``, has of a ``client``. ``classes`` and ``backbone``: None in old ones."""
+    """What a run's checkpoint of ``round`` has of a ``client``. ``classes`` and ``backbone``: None in old ones."""
 
     config: Config
     round: int
@@ -34,13 +34,17 @@ class KeptClient:
     backbone: dict[str, str] | None = None  # see `pfedmma.clip.fingerprint`
 
     @classmethod
-    def from_run(cls, folder: RunFolder, client: int) -> KeptClient:
-        """Raises a `UserError`: no run, no such client, no good checkpoint."""
+    def from_run(cls, folder: RunFolder, client: int, round_: int | None = None) -> KeptClient:
+        """Out of the newest good checkpoint, or that of ``round_``.
+
+        Raises:
+            UserError: no run, no such client, no good checkpoint.
+        """
         folder.require_run()
         config = schema.load_run(folder.path)
         if not 0 <= client < config.data.clients:
             raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
-        manifest = newest_good(folder.checkpoints)
+        manifest = chosen(folder.checkpoints, round_)
         if manifest is None:
             raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
         kept = client_answer(folder.checkpoints, manifest, client)

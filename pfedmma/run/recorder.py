@@ -68,6 +68,9 @@ class Recorder:
             torch_version=torch.__version__,
             classes=self.run.classes,
             backbone=self.run.weights.to_json(),
+            select=self.run.config.evaluation.select,
+            selected=None if engine.best is None else engine.best.selected,
+            selected_table=None if engine.best is None else engine.best.table,
         )
         if engine.world.is_main:
             self.folder.sync_metrics()

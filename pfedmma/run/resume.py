@@ -8,14 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pfedmma.accuracy.selection import Best
 from pfedmma.comm.world import World
 from pfedmma.config.identity import comparable, refuse_other_config
 from pfedmma.config.schema import load_run
 from pfedmma.data.fingerprint import first_difference
 from pfedmma.engine.cohort import Members
-from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, rounds
+from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, Progress, folder_of, rounds
 from pfedmma.records.checkpoint.read import TEXTS, checked, misfit, read_rows, say_damaged
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.selected import LAST
 from pfedmma.run.assembly import Run, new_members
 from pfedmma.run.weights import refuse_other_weights
 from pfedmma.stack.rules import OWN, SERVERS
@@ -23,13 +25,13 @@ from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
 
-def restore(run: Run, folder: RunFolder) -> Manifest | None:
-    """Load the newest good checkpoint into ``run``; its manifest, or None where there is none. All ranks enter.
+def restore(run: Run, folder: RunFolder, round_: int | None = None) -> Manifest | None:
+    """Load the newest good checkpoint, or that of ``round_``, into ``run``; its manifest, or None where there is none. All ranks enter.
 
     Raises:
         UserError: the checkpoint belongs to another configuration (names the keys that differ), or a later version wrote it.
     """
-    manifest = newest_good(folder.checkpoints, run.engine.world)
+    manifest = newest_good(folder.checkpoints, run.engine.world, round_)
     if manifest is None:
         if folder.config.exists():  # it ended before its first checkpoint: begin again, but only the same run
             refuse_other_config(run.config, comparable(load_run(folder.path)))
@@ -45,6 +47,7 @@ def restore(run: Run, folder: RunFolder) -> Manifest | None:
     _answer_as_before(run, manifest.progress.answers)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     texts = fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
+    run.engine.best = _best_so_far(run, manifest.progress)
     run.engine.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
     run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
@@ -76,6 +79,21 @@ def _answer_as_before(run: Run, answers: str) -> None:
         )
 
 
+def _best_so_far(run: Run, progress: Progress) -> Best | None:
+    """The best of the rounds so far. Raises a `UserError` where they were not compared in the way that is asked for now."""
+    asked = run.config.evaluation.select
+    if asked == LAST:
+        return None
+    if asked != progress.select:
+        raise UserError(
+            f"evaluation.select: the rounds of {run.config.run_dir} so far were made with {progress.select}, and not compared as {asked} "
+            f"asks; go on with {progress.select} or last, or start a new run"
+        )
+    if progress.selected is None or progress.selected_table is None:
+        return None
+    return Best(progress.selected, progress.selected_table)
+
+
 def _refuse_other_data(run: Run, manifest: Manifest) -> None:
     then, now = manifest.progress.data, run.fingerprint
     try:
@@ -88,15 +106,17 @@ def _refuse_other_data(run: Run, manifest: Manifest) -> None:
         )
 
 
-def newest_good(root: Path, world: World) -> Manifest | None:
+def newest_good(root: Path, world: World, only: int | None = None) -> Manifest | None:
     """The manifest of the newest checkpoint that is whole, None where there is none. All ranks enter and agree.
+
+    ``only``: the one round that is looked for.
 
     Rank 0's view of the folder decides; each rank checks a part of the files. Warns about each damaged one.
 
     Raises:
         LaterFormat: a checkpoint that is newer than any good one is of a format that this version does not read.
     """
-    candidates = [*rounds(root), -1] if world.is_main else []
+    candidates = [*(kept for kept in rounds(root) if only in (None, kept)), -1] if world.is_main else []
     while True:
         round_ = int(world.sum(torch.tensor([candidates.pop(0) if world.is_main else 0], dtype=torch.float64), "resume"))
         if round_ < 0:

@@ -40,7 +40,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         rounds=config.federation.rounds,
         world_size=engine.world.size,
         device=engine.world.device.type,
-        accuracy=None if engine.table is None else engine.summarise(engine.table),
+        accuracy=None if engine.reported is None else engine.summarise(engine.reported),
         zero_shot=zero_shot.accuracy,
         per_client=per_client(run, zero_shot),
         trained_parameters=layout.trained_size,
@@ -53,6 +53,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         versions=versions(),
         config=settings(config),
         split=config.evaluation.split,
+        selected=None if engine.best is None else engine.best.selected,
     )
 
 
@@ -70,10 +71,11 @@ def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
 def per_client(run: Run, zero_shot: Reference) -> tuple[ClientResult, ...]:
     """What each client holds and reaches; accuracies of CLIP as it comes are None where nobody knows them."""
     reference = None if zero_shot.table is None else zero_shot.table.tolist()
+    table = run.engine.reported
     rows = []
     for client in run.federated.clients:
         held = tuple(run.federated.base.classes[label] for label in client.classes)
-        values = [None] * len(COLUMNS) if run.engine.table is None else map(finite, run.engine.table[client.id].tolist())
+        values = [None] * len(COLUMNS) if table is None else map(finite, table[client.id].tolist())
         scores = dict(zip(COLUMNS, values, strict=True))
         known = None if reference is None else dict(zip(IN_HM, map(finite, reference[client.id][: len(IN_HM)]), strict=True))
         rows.append(ClientResult(client.id, client.domain, held, len(client.train), len(client.test), scores, known))

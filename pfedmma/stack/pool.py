@@ -27,8 +27,8 @@ def is_entry(name: str) -> bool:
 class Pool:
     """Pooled parameters [Y] by client id; the same on every rank.
 
-    ``rows``: what each client sent last. Of the participants of the last round, ``before`` is what they had sent before it, and ``received``
-    what the server sent to those who had sent nothing: with both, what a participant read in that round can be read again.
+    ``rows``: what each client sent last. Of the participants of the last round, ``before`` is what they had sent before it, and
+    ``received`` what the server sent to those who had sent nothing: with both, what a participant read then can be read again.
     """
 
     def __init__(self) -> None:

@@ -97,9 +97,7 @@ def train_all(training: LocalTraining, members: Members, cameras: bool, width: i
         trained = train_cohort(training, new_clients(cameras), members, round_, PassWidth(width))
         serve(members, trained.uploads.mean(dim=0))
         losses.append(trained.losses)
-    private = (
-        training.layout.size - training.layout.exchanged_size
-    )  # the rest of what is a client's own are exchanged ones, where it has some
+    private = training.layout.size - training.layout.exchanged_size  # before them, a client may have exchanged ones of its own
     own = torch.stack([members.states.own[client][members.states.own.width - private :] for client in ALL])
     return before, torch.cat([trained.uploads, own], dim=1), torch.stack(losses)
 

@@ -17,6 +17,7 @@ from pfedmma.compare import table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
 from pfedmma.config import schema as configuration
+from pfedmma.system import markdown as md
 from tests.support.reported import round_row, run_summary, summary
 
 UP, DOWN, TRAINED = 1_500, 2_500_000, 40_800
@@ -37,6 +38,7 @@ def done(method: str, seed: int, accuracy: tuple[float | None, ...] | None, data
         bytes_per_client_round=UP,
         bytes_down_per_client_round=DOWN,
         trained_parameters=more.get("trained", TRAINED),
+        selected=more.get("selected"),
         comm=summary()["comm"] | {"uplink_bytes": 10 * UP, "downlink_bytes": 10 * DOWN},
     )
     seconds = more.get("seconds", (9.0, 1.0, 2.0))
@@ -287,3 +289,19 @@ def test_the_terminal_shows_labels_as_they_are():
     text = shown.export_text()
     assert "title [bold] [/x]" in text and "a|b [red] [/x]" in text and "83.00 ± 3.61" not in text  # averaged with cifar
     assert "65.00" in text
+
+
+def test_selected_rounds_are_told_below_the_tables() -> None:
+    """By what, of which methods, which rounds; nothing where all are the last."""
+    assert table.notes(ONE) == [table.NOTE]
+    chosen = {"by": "best_test", "score": "local", "split": "test", "value": 88.0}
+    runs = [done("ours", seed, (80.0, 70.0, 60.0), selected=chosen | {"round": 4 + seed}) for seed in (0, 1)]
+    runs += [done("theirs", 0, (70.0, 66.0, 61.0), selected=chosen | {"by": "best_val", "split": "val", "score": "hm", "round": 9})]
+    test, val, note = table.notes([*runs, *ONE])
+    assert test == (
+        "evaluation.select=best_test: the round with the best Local on the test split, chosen on the images that it is tested on: "
+        "optimistic. So are the numbers of ours (rounds 4, 5)."
+    )
+    assert val == "evaluation.select=best_val: the round with the best HM on the validation split. So are the numbers of theirs (round 9)."
+    assert note == table.NOTE
+    assert [line in table.markdown(runs) for line in map(md.escape, (test, val))] == [True, True]

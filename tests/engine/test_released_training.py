@@ -1,4 +1,4 @@
-"""What the released code does in training and this project does not by default: whole runs with each of the switches, on one rank and two."""
+"""What the released code does in training, and this project not by default: whole runs with each of the switches, on 1 and 2 ranks."""
 
 from __future__ import annotations
 

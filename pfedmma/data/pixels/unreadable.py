@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,24 +14,26 @@ from pfedmma.data.sources.base import Unreadable
 from pfedmma.system.console import warn
 
 
-def leave_out_unreadable(federated: FederatedData, pixels: Pixels, world: World) -> tuple[FederatedData, int]:
+def leave_out_unreadable(parts: Sequence[FederatedData], pixels: Pixels, world: World) -> tuple[list[FederatedData], int]:
     """The data without images that cannot be decoded, and how many these are. All ranks enter and agree.
 
-    Each rank tries the training images of its own clients and its part of the test images; what it decodes is kept.
+    ``parts``: of the same clients and training images, tested on different splits. Each rank tries the training images of its own clients
+    and its part of the test images; what it decodes is kept.
 
     Raises:
         UserError: a client or a test set would be left without an image.
     """
-    mine = [("train", client.train) for client in federated.clients if world.hosts(client.id)]
-    mine += [(images.split, images.indices[world.rank :: world.size]) for images in federated.sets().values()]
+    tests = [images for federated in parts for images in federated.sets().values()]
+    mine = [("train", client.train) for client in parts[0].clients if world.hosts(client.id)]
+    mine += [(images.split, images.indices[world.rank :: world.size]) for images in tests]
     # A mark for each image of each split; the splits, and so the sums, are the same on all ranks, in the same order.
-    splits = ["train", *(images.split for images in federated.sets().values())]
+    splits = ["train", *(images.split for images in tests)]
     marks = {split: torch.zeros(len(pixels.source.splits[split].labels)) for split in splits}
     for split, positions in mine:
         marks[split][_undecodable(pixels, split, positions)] = 1.0
     bad = {split: world.sum(mark, "input").nonzero().squeeze(1) for split, mark in marks.items()}
     count = sum(map(len, bad.values()))
-    return (without(federated, bad) if count else federated), count
+    return [without(federated, bad) if count else federated for federated in parts], count
 
 
 def _undecodable(pixels: Pixels, split: str, positions: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ Tensors are keyed by client id, never by rank, so that any number of ranks can r
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ from torch import Tensor
 from pfedmma.comm.ledger import Ledger
 from pfedmma.data.partition.federated import FederatedData, held_classes
 from pfedmma.records.rows import COLUMNS, Accuracy
+from pfedmma.records.selected import LAST, Selected
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import ANSWERS, RULES, SERVERS
 from pfedmma.system import untrusted
@@ -110,6 +112,8 @@ class Progress:
 
     ``tested_on``, ``data``, ``torch_version`` and ``classes`` are None in checkpoints of version 0.1.0.
     ``backbone``: what tells its frozen weights from others, see `pfedmma.clip.fingerprint`; None in old checkpoints, too.
+    ``select``: how the round that is reported is selected; ``selected``: the best so far, and ``selected_table`` [clients, 4] its
+    accuracies, both None before there are any.
     """
 
     config: dict[str, Any]
@@ -124,10 +128,12 @@ class Progress:
     torch_version: str | None
     classes: Classes | None
     backbone: dict[str, str] | None = None
+    select: str = LAST
+    selected: Selected | None = None
+    selected_table: Tensor | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The table as base64 of little-endian fp64, which stays small and quick with many clients."""
-        table = self.zero_shot_table
+        """Tables as base64 of little-endian fp64, which stays small and quick with many clients."""
         return {
             "config": self.config,
             "ledger": self.ledger,
@@ -135,12 +141,15 @@ class Progress:
             "reads": self.reads,
             "answers": self.answers,
             "zero_shot": self.zero_shot and self.zero_shot.to_json(),
-            "zero_shot_clients": None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode(),
+            "zero_shot_clients": _packed(self.zero_shot_table),
             "tested_on": self.tested_on,
             "data": self.data,
             "torch": self.torch_version,
             "classes": self.classes and self.classes.to_json(),
             "backbone": self.backbone,
+            "select": self.select,
+            "selected": self.selected and dataclasses.asdict(self.selected),
+            "selected_clients": _packed(self.selected_table),
         }
 
     @classmethod
@@ -166,6 +175,7 @@ class Progress:
             known = None if classes is None else Classes.from_json(classes, clients)
             accuracies = None if table is None else _table(table, clients)
             zero_shot = None if value["zero_shot"] is None else Accuracy.from_fields(Fields(value["zero_shot"], "zero_shot"))
+            selected, selected_table = _selected(value, clients)
         except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             raise Damaged(f"the ledger, the classes or the accuracies in manifest.json are none: {error}") from None
         return cls(
@@ -181,6 +191,9 @@ class Progress:
             torch_version=value.get("torch"),
             classes=known,
             backbone=backbone,
+            select=str(value.get("select", LAST)),
+            selected=selected,
+            selected_table=selected_table,
         )
 
 
@@ -287,6 +300,17 @@ def sha256(path: Path) -> str:
 def _digest(content: dict[str, Any]) -> str:
     """Hash of a manifest's content, whatever the layout of its text."""
     return hashlib.sha256(json.dumps(json.loads(to_json(content)), sort_keys=True).encode()).hexdigest()
+
+
+def _selected(value: Mapping[str, Any], clients: int) -> tuple[Selected | None, Tensor | None]:
+    """The round that is reported so far and its table; both are there, or neither."""
+    if value.get("selected") is None:
+        return None, None
+    return Selected.from_fields(Fields(value["selected"], "selected")), _table(value["selected_clients"], clients)
+
+
+def _packed(table: Tensor | None) -> str | None:
+    return None if table is None else base64.b64encode(table.numpy().astype("<f8").tobytes()).decode()
 
 
 def _table(packed: str, clients: int) -> Tensor:

@@ -38,6 +38,39 @@ def newest_good(root: Path) -> Manifest | None:
     return None
 
 
+def chosen(root: Path, round_: int | None) -> Manifest | None:
+    """The manifest of the newest good checkpoint, None where there is none; or that of ``round_``.
+
+    Raises:
+        UserError: there is no good checkpoint of that round.
+    """
+    if round_ is None:
+        manifest = newest_good(root)
+        if manifest is not None:
+            say_reported(root, manifest)
+        return manifest
+    if round_ not in rounds(root):
+        raise not_kept(root, round_)
+    try:
+        return checked(root, round_)
+    except Damaged as error:
+        raise UserError(f"--round: the checkpoint of round {round_} in {root} is damaged ({error}); take another round") from None
+
+
+def not_kept(root: Path, round_: int) -> UserError:
+    """Of a round that is asked for."""
+    kept = ", ".join(map(str, reversed(rounds(root)))) or "none"
+    return UserError(f"--round: {root} has no good checkpoint of round {round_}; there are those of {kept}")
+
+
+def say_reported(root: Path, manifest: Manifest) -> None:
+    """Warn where the run reports the accuracy of another round than that of the newest checkpoint, its ``manifest``."""
+    selected = manifest.progress.selected
+    if selected is not None and selected.round != manifest.round:
+        there = f"--round {selected.round} takes it" if selected.round in rounds(root) else "no checkpoint of that round is kept"
+        warn(f"this is round {manifest.round}, the newest in {root}; the run reports {selected}: {there}")
+
+
 def checked(root: Path, round_: int, part: int = 0, parts: int = 1) -> Manifest:
     """The manifest of a checkpoint, and of ``parts`` parts of its files the hashes of one. Raises `Damaged`, or `LaterFormat`."""
     folder = folder_of(root, round_)

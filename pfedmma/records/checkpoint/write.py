@@ -51,6 +51,8 @@ class Snapshot:
 def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> None:
     """Write a snapshot; older checkpoints beyond ``keep`` go only when the new one is complete. All ranks enter.
 
+    That of the round which is reported so far stays.
+
     Raises:
         UserError: it cannot be written; a `RankFailure` if that may be so on one node alone.
     """
@@ -70,7 +72,8 @@ def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> 
         _complete(draft, root, snapshot)
         # Rounds after this one are what a damaged checkpoint left of an earlier try.
         kept = [r for r in rounds(root) if r <= snapshot.round][:keep]
-        for old in set(rounds(root)) - set(kept):
+        best = snapshot.progress.selected
+        for old in set(rounds(root)) - {*kept, *([best.round] if best else [])}:
             shutil.rmtree(folder_of(root, old), ignore_errors=True)
     world.wait("checkpoint")
 

@@ -50,7 +50,7 @@ def federation(toy: Source) -> FederatedData:
 def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest.CaptureFixture[str]):
     toy = source({1, 7, 8}, {2, 5})
     whole = federation(toy)
-    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, augment, CPU), World(0, 1, CPU))
+    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, augment, CPU), World(0, 1, CPU))
     assert count == 5
     assert kept.clients[0].train.tolist() == [0, 2, 3, 4, 5]
     assert kept.clients[1].train.tolist() == [6, 9, 10, 11]
@@ -64,7 +64,7 @@ def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest
 def test_whole_federation_is_untouched():
     toy = source(set(), set())
     whole = federation(toy)
-    kept, count = leave_out_unreadable(whole, Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
+    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
     assert count == 0 and kept is whole
 
 
