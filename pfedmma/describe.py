@@ -104,7 +104,8 @@ def describe(federated: FederatedData, config: Config) -> Table:
         top = held.argsort(descending=True, stable=True)[:4]
         most = ", ".join(f"{federated.base.classes[i]} {held[i]}" for i in top.tolist() if held[i])
         sizes = (str(len(part)) for part in (client.classes, client.train, client.test))
-        table.add_row(str(client.id), escape(client.domain or "-"), *sizes, escape(most))  # a folder may be called "[b]"
+        name = f"{client.id} (new)" if client.new else str(client.id)
+        table.add_row(name, escape(client.domain or "-"), *sizes, escape(most))  # a folder may be called "[b]"
     return table
 
 

@@ -15,7 +15,7 @@ from pfedmma.records.checkpoint.read import not_kept, say_reported
 from pfedmma.records.folder import RunFolder
 from pfedmma.run import display
 from pfedmma.run.assembly import assemble
-from pfedmma.run.display import accuracy_table
+from pfedmma.run.display import accuracy_table, new_clients_table
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.arguments import positive
@@ -50,22 +50,26 @@ def evaluate(config: Config, folder: RunFolder, world: World, round_: int | None
         raise UserError(f"{folder.path} has no good checkpoint to evaluate; train with checkpoint.every greater than 0")
     if round_ is None and world.is_main:
         say_reported(folder.checkpoints, manifest)
-    with ProgressBar("testing", 2, silent=not world.is_main) as bar:
+    with ProgressBar("testing", 3, silent=not world.is_main) as bar:
         run.engine.told = display.testing(bar)
         accuracy = run.engine.evaluate()
         bar.advance()
         zero_shot = run.zero_shot()
         bar.advance()
+        new_clients = run.new_clients(display.training_new(bar))
+        bar.advance()
     if world.is_main:
         rows = [("zeroshot", zero_shot.accuracy, ""), (config.method.name, accuracy, "")]
         show(accuracy_table(f"{folder.path} after round {manifest.round}, {config.evaluation.split} split (percent)", rows))
+        if new_clients:
+            show(new_clients_table(config.method.name, new_clients))
         result = {
             "round": manifest.round,
             "split": config.evaluation.split,
             "accuracy": accuracy.to_json(),
             "zero_shot": zero_shot.accuracy and zero_shot.accuracy.to_json(),
             "per_client": [client.to_json() for client in per_client(run, zero_shot)],
-        }
+        } | ({"new_clients": new_clients.to_json()} if new_clients else {})
         print(to_json(result), flush=True)
 
 

@@ -15,6 +15,7 @@ from pfedmma.config import schema as configuration
 from pfedmma.config.identity import settings
 from pfedmma.config.schema import Config
 from pfedmma.config.table import all_settings
+from pfedmma.engine.new_clients import Interrupted
 from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
 from pfedmma.records.folder import RunFolder
@@ -23,7 +24,7 @@ from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
-from pfedmma.run.display import accuracy_table
+from pfedmma.run.display import accuracy_table, new_clients_table
 from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
@@ -108,16 +109,25 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
         if zero_shot.accuracy is None and run.config.evaluation.every:
             zero_shot = run.zero_shot()
         engine.interruption.rounds_begin()
-        last = engine.run(done + 1, Recorder(run, folder, bar, trackers, zero_shot, done))
-        if last < rounds:
+        recorder = Recorder(run, folder, bar, trackers, zero_shot, done)
+        last = engine.run(done + 1, recorder)
+        whole, new_clients = last == rounds, None
+        if whole and run.config.evaluation.every:
+            if engine.reported is None:  # nothing was left to train
+                engine.evaluate()
+            try:
+                new_clients = run.new_clients(display.training_new(bar))
+            except Interrupted:
+                whole = False
+                if not run.config.checkpoint.every:
+                    recorder.save(last)
+        if not whole:
             by = f" by {engine.interruption.by}" if engine.interruption.asked else ""
             bar.say(f"interrupted{by} after round {last} of {rounds}, to be continued: resume=auto")
             trackers.close()
             return
-    if run.config.evaluation.every and engine.reported is None:  # nothing was left to train
-        engine.evaluate()
     if world.is_main:
-        summary = build_summary(run, zero_shot, folder.read_metrics())
+        summary = build_summary(run, zero_shot, folder.read_metrics(), new_clients)
         folder.write_summary(summary)
         trackers.run_done(done, summary)
         trackers.close()
@@ -144,6 +154,8 @@ def show_result(summary: RunSummary, folder: RunFolder) -> None:
     show(accuracy_table(f"{summary.dataset}, {summary.backbone}, {len(summary.per_client)} clients (percent)", rows))
     if summary.selected is not None:
         print(f"the accuracy is that of {summary.selected}")
+    if summary.new_clients:
+        show(new_clients_table(summary.method, summary.new_clients))
     print(f"summary: {folder.summary}", file=sys.stdout, flush=True)
 
 

@@ -29,6 +29,7 @@ from pfedmma.system.errors import RankFailure, UserError
 from pfedmma.system.options import GOES_ON, setting
 
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
+NEW_SHARED = FROZEN, FREE = "frozen", "free"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class EvaluationConfig:
     every: int = setting(5, "rounds between evaluations; the last round is always evaluated; 0: never", GOES_ON)
     split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
     batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
-    clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all", GOES_ON)
+    clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all; of new clients as many", GOES_ON)
     text_features: str = setting(
         "current",
         "text features of a client's own model (current), or of the first client at the first evaluation, for all clients and later rounds "
@@ -50,6 +51,15 @@ class EvaluationConfig:
         "round whose accuracy is reported: last, best_val (best HM on the validation split), or best_test (best Local on the test split, "
         "as in the released code: optimistic)",
         GOES_ON,
+    )
+    new_clients_epochs: tuple[int, ...] = setting(
+        (0, 1, 5, 20), "epochs after which new clients (data.new_clients), who train alone after the last round, are tested", GOES_ON
+    )
+    new_clients_shared: tuple[str, ...] = setting(
+        ("frozen", "free"), "whether what they received of the server stays as it is (frozen) or is trained, too (free); or both", GOES_ON
+    )
+    new_clients_start: str = setting(
+        "seed", "their private tensors begin as everybody's did (seed), or as the mean of those of all who took part (mean)", GOES_ON
     )
 
     def __post_init__(self) -> None:
@@ -63,6 +73,13 @@ class EvaluationConfig:
         checks.at_least("batch_size", self.batch_size, 1)
         checks.at_least("clients", self.clients, 0)
         checks.one_of("text_features", self.text_features, ("current", "first"))
+        for epochs in self.new_clients_epochs:
+            checks.between("new_clients_epochs", epochs, 0, 10_000)
+        for shared in self.new_clients_shared:
+            checks.one_of("new_clients_shared", shared, NEW_SHARED)
+        for name in ("new_clients_epochs", "new_clients_shared"):
+            checks.some_once(name, getattr(self, name))
+        checks.one_of("new_clients_start", self.new_clients_start, ("seed", "mean"))
 
     @property
     def tested_on(self) -> str:

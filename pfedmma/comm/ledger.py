@@ -6,6 +6,8 @@
 3. ``ring_bytes_per_rank``: 2 (n-1)/n x payload, a model of what a ring all-reduce moves per rank.
 4. time in microseconds, with algorithm and bus bandwidth as nccl-tests define them.
 
+What clients send and receive outside of rounds is counted apart, by purpose, and in none of these.
+
 One megabyte is 10^6 bytes.
 """
 
@@ -55,6 +57,7 @@ class Ledger:
     downlink_bytes: int = 0
     ring_bytes_per_rank: float = 0.0
     exchange_us: list[float] = field(default_factory=list)
+    apart: dict[str, dict[str, int]] = field(default_factory=dict)  # of this process: what happens when the rounds are over
 
     def enter(self, purpose: str, payload_bytes: int, seconds: float) -> None:
         """Record one collective."""
@@ -96,6 +99,12 @@ class Ledger:
                 if purpose != EXCHANGE
             },
         }
+
+    def move(self, purpose: str, uplink_bytes: int, downlink_bytes: int) -> None:
+        """Record what clients sent and received outside of rounds."""
+        moved = self.apart.setdefault(purpose, {"uplink_bytes": 0, "downlink_bytes": 0})
+        moved["uplink_bytes"] += uplink_bytes
+        moved["downlink_bytes"] += downlink_bytes
 
     def totals(self) -> dict[str, Any]:
         """The ``comm`` object of the summary."""

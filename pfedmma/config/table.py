@@ -74,7 +74,7 @@ def written(value: Any) -> str:
     """A default as it is written on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _section(name: str, about: str, rows: list[Described]) -> list[str]:

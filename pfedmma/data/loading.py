@@ -10,7 +10,7 @@ from pfedmma.comm.world import World
 from pfedmma.data.partition import partition_file
 from pfedmma.data.partition.camera import camera
 from pfedmma.data.partition.division import Division
-from pfedmma.data.partition.federated import FederatedData
+from pfedmma.data.partition.federated import FederatedData, count_new, with_new_clients
 from pfedmma.data.partition.protocols import PROTOCOLS
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Wanted, template_problem
@@ -31,6 +31,9 @@ class DataConfig:
     root: str = setting("", "folder with the data set", SAME_RESULT)
     protocol: str = setting("base_to_novel", "how images are divided among clients: base_to_novel, iid, dirichlet, pachinko or domains")
     clients: int = setting(10, "number of clients")
+    new_clients: float = setting(
+        0.0, "share of the clients that never train in a round and come after the last one, 0 to less than 1; see evaluation.new_clients_*"
+    )
     shots: int = setting(16, "training images of a class; 0: all")
     beta: float = setting(0.5, "concentration of the Dirichlet draws; smaller means more skew")
     min_samples: int = setting(1, "training images that every client gets at least")
@@ -57,6 +60,7 @@ class DataConfig:
         checks.one_of("name", self.name, NAMES)
         checks.one_of("protocol", self.protocol, PROTOCOLS)
         checks.at_least("clients", self.clients, 1)
+        _require_both_kinds(self.clients, self.new_clients)
         checks.at_least("shots", self.shots, 0)
         checks.positive("beta", self.beta)
         checks.at_least("min_samples", self.min_samples, 1)
@@ -136,11 +140,22 @@ def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> Fe
         UserError: the source cannot be divided like this, or the partition file is of other data.
     """
     if config.partition_file:
-        return _from_file(source, config, test_split)
-    division = Division(
-        config.clients, seed, shots=config.shots, beta=config.beta, least=config.min_samples, held_out=config.held_out_domain
-    )
-    return PROTOCOLS[config.protocol](source, division, test_split)
+        federated = _from_file(source, config, test_split)
+    else:
+        division = Division(
+            config.clients, seed, shots=config.shots, beta=config.beta, least=config.min_samples, held_out=config.held_out_domain
+        )
+        federated = PROTOCOLS[config.protocol](source, division, test_split)
+    return with_new_clients(federated, config.new_clients, seed)
+
+
+def _require_both_kinds(clients: int, share: float) -> None:
+    """Raise a `UserError` if a share of new clients, where one is asked for, leaves nobody new, or nobody to train."""
+    checks.below_one("new_clients", share)
+    new = count_new(clients, share)
+    if share > 0 and not 0 < new < clients:
+        missing = "client to train" if new else "new client"
+        raise UserError(f"new_clients: {share:g} of {clients} clients leaves no {missing}; at least one of either kind is needed")
 
 
 def _from_file(source: Source, config: DataConfig, test_split: str) -> FederatedData:

@@ -8,7 +8,7 @@ Shape legend: C clients in the stack, k of them still training, B images a clien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,13 +26,26 @@ from pfedmma.stack.optim import LossScale
 from pfedmma.stack.rules import NOTHING, Given, State
 from pfedmma.system.errors import RankFailure
 
+AFTER_THE_ROUNDS = 0  # stands for a round in the keys of draws where clients train when all rounds are over
+# (number of the step from 0, the k clients that took it, their parameters [k,P] after it)
+AfterStep = Callable[[int, Sequence[Client], Tensor], None]
+
+
+def nothing_more(number: int, clients: Sequence[Client], params: Tensor) -> None:
+    """Nobody wants to see them."""
+
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """Everything that local training reads; it changes only the stack it is given."""
+    """Everything that local training reads; it changes only the stack it is given.
+
+    ``first_trained``: the columns of the stack before this one, all of exchanged tensors, stay as they are. ``after_step`` sees every step.
+    """
 
     layout: Layout
     batches: Batches
+    first_trained: int = 0
+    after_step: AfterStep = nothing_more
 
     @property
     def forward(self) -> Forward:
@@ -75,6 +88,7 @@ class LocalTraining:
             k = len(batch.labels)
             rows, constant = ({name: tensor[:k] for name, tensor in tensors.items()} for tensors in (state, fixed))
             losses[number, :k] = self.step(params[:k], rows, constant, batch, scale)
+            self.after_step(number, clients[:k], params[:k])
         mean = losses.sum(dim=0) / torch.tensor(counts, device=params.device)
         finite = torch.isfinite(mean) & torch.isfinite(params).all(dim=1)
         if not bool(finite.all()):  # the one wait for the device in a local training
@@ -83,17 +97,18 @@ class LocalTraining:
 
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
         """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
-        views = self.layout.views(params)
-        leaves = {name: view.detach().requires_grad_() for name, view in views.items() if name not in self.layout.frozen}
-        losses = self.forward.losses({**views, **leaves, **fixed, SEEDS: batch.seeds}, batch.images, batch.labels, batch.weights)
+        first, columns = self.first_trained, slice(self.first_trained, self.layout.trained_size)
+        own = params[:, columns]
+        leaves = {name: view.detach().requires_grad_() for name, view in self.layout.part(columns, own).items()}
+        losses = self.forward.losses({**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}, batch.images, batch.labels, batch.weights)
         if losses.requires_grad:  # a method without trained tensors has no gradient
             # A client's gradient comes from its own loss alone, so the sum serves all of them.
             total = scale.scaled(losses).sum()
             found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            own = params[:, : self.layout.trained_size]
-            grads = torch.empty_like(own)
-            torch._foreach_copy_(list(self.layout.trained(grads).values()), list(found))
-            scale.guarded_step(self.batches.work.optimizer, own, grads, state, self.rates)
+            grads = torch.empty_like(own, memory_format=torch.contiguous_format)
+            torch._foreach_copy_(list(self.layout.part(columns, grads).values()), list(found))
+            rates = None if self.rates is None else self.rates[first:]
+            scale.guarded_step(self.batches.work.optimizer, own, grads, optim.columns(state, first), rates)
         return losses.detach()
 
     @cached_property
@@ -108,9 +123,9 @@ class LocalTraining:
 
 
 def _name_first_bad(losses: Tensor, finite: Tensor, clients: Sequence[Client], round_: int) -> None:
-    remedy = "lower optimizer.lr, or set optimizer.clip"
+    remedy, when = "lower optimizer.lr, or set optimizer.clip", f"in round {round_}" if round_ else "after the last round"
     for number, row in (~torch.isfinite(losses)).nonzero().tolist():
         value = losses[number, row].item()
-        raise RankFailure(f"the training loss of client {clients[row].id} in round {round_}, batch {number + 1} is {value}; {remedy}")
+        raise RankFailure(f"the training loss of client {clients[row].id} {when}, batch {number + 1} is {value}; {remedy}")
     row = int((~finite).nonzero()[0])
-    raise RankFailure(f"the last batch of client {clients[row].id} in round {round_} left parameters that are not finite; {remedy}")
+    raise RankFailure(f"the last batch of client {clients[row].id} {when} left parameters that are not finite; {remedy}")

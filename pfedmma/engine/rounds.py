@@ -25,7 +25,8 @@ from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.server import Server, Uploads
 from pfedmma.methods.base import Method
-from pfedmma.records.rows import Accuracy, RoundComm, RoundRow
+from pfedmma.records.communication import RoundComm
+from pfedmma.records.rows import Accuracy, RoundRow
 from pfedmma.records.selected import LAST
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.system import checks
@@ -109,6 +110,11 @@ class Engine:
         return self.members.states
 
     @property
+    def participants(self) -> list[int]:
+        """Ids of the clients that may take part in a round, and whose accuracies are the run's: all but the new ones."""
+        return [client.id for client in self.clients if not client.new]
+
+    @property
     def server(self) -> Server:
         return self.members.server
 
@@ -122,7 +128,7 @@ class Engine:
             clock = Clock()
             self.world.ledger.open_round()
             everybody = round_ == 1 and self.federation.first_round == "all"
-            cohort = participation.sample(len(self.clients), 1.0 if everybody else self.federation.participation, self.seed, round_)
+            cohort = participation.sample(self.participants, 1.0 if everybody else self.federation.participation, self.seed, round_)
             read = self.server.read_parameters(cohort)
             trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width)
             clock.lap("train")
@@ -190,7 +196,7 @@ class Engine:
 
     def tested(self) -> list[int]:
         """The clients that are tested."""
-        return participation.tested(len(self.clients), self.evaluation.clients, self.seed)
+        return participation.tested(self.participants, self.evaluation.clients, self.seed)
 
     def summarise(self, table: Tensor) -> Accuracy:
         """Averages of a table over clients, and over their domains if they have any."""
@@ -204,7 +210,7 @@ class Engine:
         texts: Mapping[str, Tensor] | None = None,
         evaluator: Evaluator | None = None,
     ) -> Tensor:
-        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of clients that are not tested.
+        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of who is not tested, as new clients.
 
         ``evaluator``: of other images than those of the run's split.
         """

@@ -10,13 +10,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pfedmma.records.communication import RoundComm, RunComm
 from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from pfedmma.version import VERSION
 
 Scores = dict[str, float | None]  # None where there is nothing to test
-Bookkeeping = dict[str, dict[str, int]]  # purpose -> collectives and payload_bytes of what is no exchange
 
 FORMAT = 1  # of both files; version 0.1.0 wrote no such number, which is format 0
 COLUMNS = ("local", "base", "novel", "unseen")  # what a client is tested on
@@ -51,64 +51,6 @@ class Accuracy:
     @classmethod
     def from_fields(cls, fields: Fields) -> Accuracy:
         return cls(fields.scores(), fields.part("domains").scores() if fields.has("domains") else {})
-
-
-@dataclass(frozen=True)
-class RoundComm:
-    """What a round moved, as `pfedmma.comm.ledger` counts it."""
-
-    shared_parameters: int
-    payload_bytes: int
-    uplink_bytes: int
-    downlink_bytes: int
-    ring_bytes_per_rank: float
-    collectives: int
-    time_us: float
-    bookkeeping: Bookkeeping = field(default_factory=dict)
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> RoundComm:
-        return cls(
-            shared_parameters=fields.whole("shared_parameters"),
-            payload_bytes=fields.whole("payload_bytes"),
-            uplink_bytes=fields.whole("uplink_bytes"),
-            downlink_bytes=fields.whole("downlink_bytes"),
-            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
-            collectives=fields.whole("collectives"),
-            time_us=fields.number("time_us"),
-            bookkeeping=_bookkeeping(fields),
-        )
-
-
-@dataclass(frozen=True)
-class RunComm:
-    """What a whole run moved. Bandwidths are None where nobody knows them."""
-
-    payload_bytes: int
-    uplink_bytes: int
-    downlink_bytes: int
-    ring_bytes_per_rank: float
-    collectives: int
-    time_us_p50: float
-    time_us_p95: float
-    algbw_gb_per_s: float | None
-    busbw_gb_per_s: float | None
-    bookkeeping: Bookkeeping = field(default_factory=dict)
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> RunComm:
-        return cls(
-            payload_bytes=fields.whole("payload_bytes"),
-            uplink_bytes=fields.whole("uplink_bytes"),
-            downlink_bytes=fields.whole("downlink_bytes"),
-            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
-            collectives=fields.whole("collectives"),
-            time_us_p50=fields.number("time_us_p50"),
-            time_us_p95=fields.number("time_us_p95"),
-            algbw_gb_per_s=fields.score("algbw_gb_per_s"),
-            busbw_gb_per_s=fields.score("busbw_gb_per_s"),
-            bookkeeping=_bookkeeping(fields),
-        )
 
 
 @dataclass(frozen=True)
@@ -193,6 +135,57 @@ class ClientResult:
 
 
 @dataclass(frozen=True)
+class NewClientsRow:
+    """New clients after ``epochs`` of training alone, with what is exchanged ``shared``: frozen or free.
+
+    ``per_client``: what each reaches, by `COLUMNS`, in the order of `NewClients.ids`.
+    """
+
+    shared: str
+    epochs: int
+    accuracy: Accuracy
+    per_client: tuple[Scores, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"accuracy": self.accuracy.to_json()}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> NewClientsRow:
+        per_client = tuple(client.scores() for client in fields.parts("per_client")) if fields.has("per_client") else ()
+        return cls(fields.text("shared"), fields.whole("epochs"), Accuracy.from_fields(fields.part("accuracy")), per_client)
+
+
+@dataclass(frozen=True)
+class NewClients:
+    """Clients that took part in no round, after the last one: their ``ids``, zero-shot, and a row for each way and length of training.
+
+    ``start``: what their private tensors began as, see the setting. ``bytes``: purpose -> ``uplink_bytes`` and ``downlink_bytes`` together.
+    """
+
+    ids: tuple[int, ...]
+    start: str
+    zero_shot: Accuracy
+    rows: tuple[NewClientsRow, ...]
+    bytes: dict[str, dict[str, int]]
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"ids": list(self.ids), "start": self.start, "zero_shot": self.zero_shot.to_json()}
+        return values | {"rows": [row.to_json() for row in self.rows], "bytes": self.bytes}
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> NewClients:
+        moved = fields.part("bytes")
+        each = {purpose: moved.part(purpose) for purpose in moved.values}
+        return cls(
+            ids=fields.wholes("ids"),
+            start=fields.text("start"),
+            zero_shot=Accuracy.from_fields(fields.part("zero_shot")),
+            rows=tuple(NewClientsRow.from_fields(row) for row in fields.parts("rows")),
+            bytes={purpose: {name: part.whole(name) for name in ("uplink_bytes", "downlink_bytes")} for purpose, part in each.items()},
+        )
+
+
+@dataclass(frozen=True)
 class Throughput:
     """How fast a run was."""
 
@@ -239,11 +232,16 @@ class RunSummary:
     selected: Selected | None = None
     format: int = FORMAT
     version: str = VERSION
+    new_clients: NewClients | None = None  # absent in the file where there are none
 
     def to_json(self) -> dict[str, Any]:
-        typed = {"accuracy": self.accuracy and self.accuracy.to_json(), "zero_shot": self.zero_shot and self.zero_shot.to_json()}
+        typed: dict[str, Any] = {
+            "accuracy": self.accuracy and self.accuracy.to_json(),
+            "zero_shot": self.zero_shot and self.zero_shot.to_json(),
+        }
         values = dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
-        return _with_or_without(values, "selected", values["selected"])
+        values = _with_or_without(values, "selected", values["selected"])
+        return _with_or_without(values, "new_clients", self.new_clients and self.new_clients.to_json())
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RunSummary:
@@ -277,6 +275,7 @@ class RunSummary:
             selected=Selected.from_fields(fields.part("selected")) if fields.has("selected") else None,
             format=fields.whole("format") if fields.has("format") else 0,
             version=fields.text("version") if fields.has("version") else "",
+            new_clients=NewClients.from_fields(fields.part("new_clients")) if fields.has("new_clients") else None,
         )
 
 
@@ -304,11 +303,3 @@ def _split(fields: Fields) -> str:
 def _accuracy(fields: Fields, key: str) -> Accuracy | None:
     part = fields.part_or_none(key)
     return None if part is None else Accuracy.from_fields(part)
-
-
-def _bookkeeping(fields: Fields) -> Bookkeeping:
-    if not fields.has("bookkeeping"):
-        return {}
-    purposes = fields.part("bookkeeping")
-    parts = {purpose: purposes.part(purpose) for purpose in purposes.values}
-    return {purpose: {name: part.whole(name) for name in ("collectives", "payload_bytes")} for purpose, part in parts.items()}

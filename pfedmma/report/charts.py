@@ -33,22 +33,27 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Curve:
-    """``points`` (round, value); ``index`` is the position of the series, None for a reference that no run stands for."""
+    """``points`` (round or epoch, value); ``index`` is the position of the series, None for a reference that no run stands for."""
 
     label: str
     points: Sequence[tuple[float, float | None]]
     index: int | None
 
 
-def line_chart(curves: Sequence[Curve], form: Format, levels: Sequence[tuple[str, float]] = (), logarithmic: bool = False) -> Element:
-    """Curves over rounds; ``levels`` are horizontal references with their labels. Values that are None leave a gap."""
+def line_chart(
+    curves: Sequence[Curve], form: Format, levels: Sequence[tuple[str, float]] = (), logarithmic: bool = False, along: str = "round"
+) -> Element:
+    """Curves over rounds, or what else lies ``along`` the axis; ``levels`` are horizontal references with their labels.
+
+    Values that are None leave a gap.
+    """
     drawn = [Curve(curve.label, thinned(curve.points), curve.index) for curve in curves]
     rounds = [x for curve in curves for x, _ in curve.points]
     values = [y for curve in drawn for _, y in curve.points if y is not None and (y > 0 or not logarithmic)] + [y for _, y in levels]
     room = 0.06 * (max(values) - min(values)) if levels else 0.0  # no level may lie on the frame, where it could not be seen
     values += [y + shift for _, y in levels for shift in (-room, room)]
     x, y = linear(rounds, LEFT, RIGHT, whole=True), (decades if logarithmic else linear)(values, BOTTOM, TOP)
-    image = _image(HEIGHT, "lines over rounds", _frame(x, y, form, "round"))
+    image = _image(HEIGHT, f"lines over {along}s", _frame(x, y, form, along))
     for _, value in levels:
         image.append(tag("line", class_="reference", x1=LEFT, x2=RIGHT, y1=y.at(value), y2=y.at(value)))
     image.extend(_curve(curve, x, y, form) for curve in drawn)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.comm.ledger import percentile
+from pfedmma.records.communication import RunComm
 from pfedmma.records.folder import RunFolder
-from pfedmma.records.rows import Accuracy, ClientResult, RoundRow, RunComm, RunSummary
+from pfedmma.records.rows import Accuracy, ClientResult, NewClients, RoundRow, RunSummary
 from pfedmma.records.selected import Selected
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
@@ -44,6 +45,7 @@ class Report:
     images_per_second: float | None = None
     selected: Selected | None = None  # which round's accuracy this is; None: that of the last
     environment: dict[str, str] = field(default_factory=dict)
+    new_clients: NewClients | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -98,6 +100,7 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         images_per_second=summary.throughput.train_images_per_second,
         selected=summary.selected,
         environment={name: value for name, value in here.items() if value} | summary.versions,
+        new_clients=summary.new_clients,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=[row.tested_on(summary.split) for row in rounds],
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pfedmma.accuracy.evaluator import Evaluator
+from pfedmma.accuracy.evaluator import Evaluator, Told, in_silence
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.clip import loading as clip
 from pfedmma.clip.backbone import Backbone
@@ -23,6 +23,7 @@ from pfedmma.data.sources.base import Source
 from pfedmma.engine.batches import Batches, LocalWork
 from pfedmma.engine.cohort import Members, PassWidth
 from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.new_clients import meet_new_clients
 from pfedmma.engine.rounds import Engine
 from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
@@ -31,6 +32,7 @@ from pfedmma.methods.forward import Forward
 from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
+from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.start import start_of
 from pfedmma.stack.client_state import ClientStates
@@ -70,6 +72,13 @@ class Run:
         method = ZeroShot(self.backbone)
         table = self.engine.evaluate_all(method, new_members(method, self.config, self.engine.world))
         return Reference(self.engine.summarise(table), table)
+
+    def new_clients(self, told: Told = in_silence) -> NewClients | None:
+        """What new clients reach when the rounds are over; None where there are none. All ranks enter. ``told``: how far they have come."""
+        if not any(client.new for client in self.engine.clients):
+            return None
+        method = ZeroShot(self.backbone)
+        return meet_new_clients(self.engine, (method, new_members(method, self.config, self.engine.world)), told)
 
 
 def assemble(config: Config, world: World, interruption: Interruption | None = None) -> Run:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.accuracy.evaluator import Told
-from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, RoundRow
+from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, NewClients, RoundRow
 from pfedmma.system.console import ProgressBar, percent, printable
 
 
@@ -35,15 +35,35 @@ def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]])
     return table
 
 
+def new_clients_table(method: str, new: NewClients) -> Table:
+    """What new clients reach after so many epochs alone; zero-shot of the same clients first."""
+    table = Table(title=escape(printable(f"{method}, {len(new.ids)} new clients after training alone (percent)")))
+    table.add_column("shared part")
+    for name in ("epochs", *(TITLES[name] for name in HEADLINE)):
+        table.add_column(name, justify="right")
+    for way, epochs, accuracy in (("zeroshot", "", new.zero_shot), *((row.shared, str(row.epochs), row.accuracy) for row in new.rows)):
+        table.add_row(way, epochs, *(percent(accuracy.score(name)) for name in HEADLINE))
+    return table
+
+
 SILENCE = 30.0  # seconds without a sign of life, where there is no terminal
 
 
 def testing(bar: ProgressBar) -> Told:
     """Says how far an evaluation has come: behind the bar at a terminal, else with a line now and then."""
+    return _saying(bar, "testing")
+
+
+def training_new(bar: ProgressBar) -> Told:
+    """As `testing`, of the training of new clients."""
+    return _saying(bar, "steps of new clients")
+
+
+def _saying(bar: ProgressBar, what: str) -> Told:
     last = [time.monotonic()]
 
     def told(done: int, total: int) -> None:
-        text = f"testing, {done} of {total}"
+        text = f"{what}, {done} of {total}"
         if bar.live:
             bar.state(text)
         elif time.monotonic() - last[0] > SILENCE:

@@ -14,20 +14,21 @@ from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
 from pfedmma.methods import registry
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
-from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, RoundRow, RunComm, RunSummary, Throughput
+from pfedmma.records.communication import RunComm
+from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary, Throughput
 from pfedmma.run.assembly import Run
 from pfedmma.stack.rules import POOL
 from pfedmma.system.fields import finite
 from pfedmma.version import VERSION
 
 
-def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) -> RunSummary:
-    """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput."""
+def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], new_clients: NewClients | None = None) -> RunSummary:
+    """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput; new clients apart from all of these."""
     config, engine = run.config, run.engine
     layout, method, work = engine.training.layout, engine.training.method, engine.training.batches.work
     pooled = layout.columns.get(POOL, slice(0, 0))
     # What a client is sent once every other client has something to read.
-    received = layout.exchanged_size + min(method.reads, len(run.federated.clients) - 1) * (pooled.stop - pooled.start)
+    received = layout.exchanged_size + min(method.reads, len(engine.participants) - 1) * (pooled.stop - pooled.start)
     wire_bytes = WIRE_DTYPES[config.distributed.wire].itemsize
     return RunSummary(
         method=config.method.name,
@@ -54,6 +55,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow]) ->
         config=settings(config),
         split=config.evaluation.split,
         selected=None if engine.best is None else engine.best.selected,
+        new_clients=new_clients,
     )
 
 
@@ -69,11 +71,13 @@ def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
 
 
 def per_client(run: Run, zero_shot: Reference) -> tuple[ClientResult, ...]:
-    """What each client holds and reaches; accuracies of CLIP as it comes are None where nobody knows them."""
+    """What each participant holds and reaches; accuracies of CLIP as it comes are None where nobody knows them."""
     reference = None if zero_shot.table is None else zero_shot.table.tolist()
     table = run.engine.reported
     rows = []
     for client in run.federated.clients:
+        if client.new:
+            continue
         held = tuple(run.federated.base.classes[label] for label in client.classes)
         values = [None] * len(COLUMNS) if table is None else map(finite, table[client.id].tolist())
         scores = dict(zip(COLUMNS, values, strict=True))

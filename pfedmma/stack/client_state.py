@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,14 @@ class ClientStates:
         self._workspace = torch.empty(0, layout.size, device=device)
         self._coming: tuple[list[int], Future[Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
+
+    def for_newcomers(self, budget: Budget, private: Tensor | None = None) -> ClientStates:
+        """An empty store of the same layout for clients that train alone: all tensors of theirs are their own.
+
+        They begin as clients here do, or with the private tensors ``private`` [P - X].
+        """
+        initial = self.initial if private is None else torch.cat([self.initial[: self.layout.exchanged_size], private])
+        return ClientStates(self.layout, initial, replace(self.optimizer, state="reset"), self.device, budget, OWN)
 
     def has_own(self, client: int) -> bool:
         """Whether a client's parameters may differ from those of another one that never trained."""

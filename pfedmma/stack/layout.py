@@ -56,10 +56,6 @@ class Layout:
         """[C, P] -> {name: [C, *shape]} (or [P] -> {name: [*shape]}), all views of ``flat``."""
         return {name: self._view(name, flat) for name in self.shapes}
 
-    def trained(self, flat: Tensor) -> dict[str, Tensor]:
-        """As `views`, of what is trained alone; ``flat`` may as well be [C, T]."""
-        return {name: self._view(name, flat) for name in self.shapes if name not in self.frozen}
-
     def part(self, columns: slice, flat: Tensor) -> dict[str, Tensor]:
         """[..., n] holding just ``columns`` -> {name: [..., *shape]} of the tensors there, all views."""
         inside = [name for name, at in self.offsets.items() if columns.start <= at < columns.stop]

@@ -51,6 +51,11 @@ def initial_state(config: OptimizerConfig, clients: int, size: int, device: torc
     return state | {"step": torch.zeros(clients, 1, device=device)}
 
 
+def columns(state: OptimizerState, first: int) -> OptimizerState:
+    """The state of the parameters from column ``first`` on, as views."""
+    return {name: tensor if name == "step" else tensor[:, first:] for name, tensor in state.items()}
+
+
 @torch.no_grad()
 def step(config: OptimizerConfig, params: Tensor, grads: Tensor, state: OptimizerState, rates: Tensor | None = None) -> None:
     """One step in place; ``params``, ``grads`` [C,P] and every state tensor may be slices of a larger stack.

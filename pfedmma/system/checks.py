@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pfedmma.system.errors import UserError
 
@@ -39,6 +39,12 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
     names = list(known)
     if value not in names:
         raise UserError(f"{name}: '{value}' is not known; choose one of {', '.join(names)}")
+
+
+def some_once(name: str, values: Sequence[object]) -> None:
+    if not values or len(set(values)) < len(values):
+        shown = f"[{', '.join(map(str, values))}]"
+        raise UserError(f"{name}: must be a list of one value or more, each of them once, not {shown}")
 
 
 def in_unit_interval(name: str, value: float) -> None:

@@ -268,9 +268,11 @@ def converted(value: Any, kind: Any, name: str) -> Any:
             return float(value)
     elif typing.get_origin(kind) is tuple:
         if isinstance(value, str):  # one item, or several with commas between them
-            value = [item.strip() for item in value.split(",") if item.strip()]
+            value = [Raw(item.strip()) for item in value.split(",") if item.strip()]
         if value is None:
             value = []
+        if isinstance(value, int) and typing.get_args(kind)[0] is int:  # one item
+            value = [value]
         if isinstance(value, (list, tuple)):
             return tuple(converted(item, typing.get_args(kind)[0], name) for item in value)
     elif isinstance(kind, types.UnionType):

@@ -14,11 +14,11 @@ from tests.support import small
 
 
 def test_a_sample_is_drawn_once() -> None:
-    chosen = participation.tested(100, 7, seed=0)
-    assert len(set(chosen)) == 7 and chosen == sorted(chosen) == participation.tested(100, 7, seed=0) != participation.tested(
+    chosen = participation.tested(range(100), 7, seed=0)
+    assert len(set(chosen)) == 7 and chosen == sorted(chosen) == participation.tested(range(100), 7, seed=0) != participation.tested(
         100, 7, seed=1
     )
-    assert participation.tested(5, 0, seed=0) == participation.tested(5, 9, seed=0) == [0, 1, 2, 3, 4]
+    assert participation.tested(range(5), 0, seed=0) == participation.tested(range(5), 9, seed=0) == [0, 1, 2, 3, 4]
 
 
 def test_the_sample_has_the_accuracies_that_it_has_among_all(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_the_sample_has_the_accuracies_that_it_has_among_all(tmp_path: Path) -> 
     main(small.settings(tmp_path / "all", *settings))
     main(small.settings(tmp_path / "some", *settings, "evaluation.clients=2"))
     every, some = small.summary(tmp_path / "all"), small.summary(tmp_path / "some")
-    chosen = participation.tested(5, 2, seed=0)
+    chosen = participation.tested(range(5), 2, seed=0)
     for client, other in zip(some["per_client"], every["per_client"], strict=True):
         if client["id"] in chosen:
             assert client == other
@@ -60,4 +60,4 @@ def test_another_sample_has_a_reference_of_its_own(tmp_path: Path) -> None:
     main([f"resume={tmp_path / 'run'}", "federation.rounds=2", "evaluation.clients=2"])
     per_client = small.summary(tmp_path / "run")["per_client"]
     known = [client["id"] for client in per_client if client["zero_shot"]["base"] is not None]
-    assert known == participation.tested(5, 2, seed=0)
+    assert known == participation.tested(range(5), 2, seed=0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pfedmma import rng
 from pfedmma.system.errors import UserError
 
 _NONE = torch.empty(0, dtype=torch.long)
@@ -23,7 +24,8 @@ class Client:
 
     ``train`` [n] are positions in the source's training split, ``labels`` [n] their base labels; ``test`` [m] are positions in
     the federated data's base test set. ``camera`` [3,3] is the colour matrix of the client's own looks, None for plain images;
-    ``domain`` the name of the domain it belongs to, None where there are no domains.
+    ``domain`` the name of the domain it belongs to, None where there are no domains. ``new``: it takes part in no round, and comes when
+    the last one is over.
     """
 
     id: int
@@ -33,6 +35,7 @@ class Client:
     test: Tensor
     camera: Tensor | None = None
     domain: str | None = None
+    new: bool = False
 
 
 def cameras(clients: Sequence[Client]) -> Tensor | None:
@@ -76,6 +79,19 @@ class FederatedData:
         """The test sets that every client is tested on, by the name of their accuracy."""
         named = {"base": self.base, "novel": self.novel, "unseen": self.unseen}
         return {name: images for name, images in named.items() if images is not None}
+
+
+def count_new(clients: int, share: float) -> int:
+    """How many of the clients are new."""
+    return round(share * clients)
+
+
+def with_new_clients(federated: FederatedData, share: float, seed: int) -> FederatedData:
+    """The same data, in which ``share`` of the clients, drawn by the seed, are new."""
+    total = len(federated.clients)
+    drawn = torch.randperm(total, generator=rng.generator(seed, "new clients"))[: count_new(total, share)].tolist()
+    clients = tuple(dataclasses.replace(client, new=client.id in drawn) for client in federated.clients)
+    return dataclasses.replace(federated, clients=clients)
 
 
 def without(federated: FederatedData, bad: Mapping[str, Tensor]) -> FederatedData:

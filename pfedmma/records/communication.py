@@ -1,0 +1,75 @@
+"""What a round and a whole run moved, as it stands in ``metrics.jsonl`` and ``summary.json``; see `pfedmma.records.rows`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pfedmma.system.fields import Fields
+
+Bookkeeping = dict[str, dict[str, int]]  # purpose -> collectives and payload_bytes of what is no exchange
+
+
+@dataclass(frozen=True)
+class RoundComm:
+    """What a round moved, as `pfedmma.comm.ledger` counts it."""
+
+    shared_parameters: int
+    payload_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    ring_bytes_per_rank: float
+    collectives: int
+    time_us: float
+    bookkeeping: Bookkeeping = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RoundComm:
+        return cls(
+            shared_parameters=fields.whole("shared_parameters"),
+            payload_bytes=fields.whole("payload_bytes"),
+            uplink_bytes=fields.whole("uplink_bytes"),
+            downlink_bytes=fields.whole("downlink_bytes"),
+            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
+            collectives=fields.whole("collectives"),
+            time_us=fields.number("time_us"),
+            bookkeeping=_bookkeeping(fields),
+        )
+
+
+@dataclass(frozen=True)
+class RunComm:
+    """What a whole run moved. Bandwidths are None where nobody knows them."""
+
+    payload_bytes: int
+    uplink_bytes: int
+    downlink_bytes: int
+    ring_bytes_per_rank: float
+    collectives: int
+    time_us_p50: float
+    time_us_p95: float
+    algbw_gb_per_s: float | None
+    busbw_gb_per_s: float | None
+    bookkeeping: Bookkeeping = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> RunComm:
+        return cls(
+            payload_bytes=fields.whole("payload_bytes"),
+            uplink_bytes=fields.whole("uplink_bytes"),
+            downlink_bytes=fields.whole("downlink_bytes"),
+            ring_bytes_per_rank=fields.number("ring_bytes_per_rank"),
+            collectives=fields.whole("collectives"),
+            time_us_p50=fields.number("time_us_p50"),
+            time_us_p95=fields.number("time_us_p95"),
+            algbw_gb_per_s=fields.score("algbw_gb_per_s"),
+            busbw_gb_per_s=fields.score("busbw_gb_per_s"),
+            bookkeeping=_bookkeeping(fields),
+        )
+
+
+def _bookkeeping(fields: Fields) -> Bookkeeping:
+    if not fields.has("bookkeeping"):
+        return {}
+    purposes = fields.part("bookkeeping")
+    parts = {purpose: purposes.part(purpose) for purpose in purposes.values}
+    return {purpose: {name: part.whole(name) for name in ("collectives", "payload_bytes")} for purpose, part in parts.items()}
