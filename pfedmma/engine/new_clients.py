@@ -56,7 +56,9 @@ def meet_new_clients(engine: Engine, reference: tuple[Method, Members], told: To
     first_trained = {FROZEN: exchanged, FREE: 0}
     wanted = {way: first_trained[way] for way in engine.evaluation.new_clients_shared}
     # Where nothing is exchanged, frozen and free are the same; what is not trained stays as it began.
-    found = {first: train_alone(group, start, first, lengths, told) for first in dict.fromkeys(wanted.values())}
+    found: dict[int, dict[int, Tensor]] = {}
+    for first in dict.fromkeys(wanted.values()):
+        found[first] = {k: group.table_of(states) for k, states in train_alone(group, start, first, lengths, told).items()}
     rows = [group.row(way, k, found[first].get(k, at_once)) for way, first in wanted.items() for k in lengths]
     return NewClients(
         ids=tuple(group.ids),
@@ -141,10 +143,11 @@ def mean_private(engine: Engine, receivers: int) -> Tensor | None:
     return world.sum(mean.to(wire), PRIVATE_MEAN).float()
 
 
-def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence[int], told: Told) -> dict[int, Tensor]:
-    """Train from ``start`` on, the columns from ``first`` on; the accuracies [N, 4] by the number of epochs, of those that change anything.
+def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence[int], told: Told = in_silence) -> dict[int, ClientStates]:
+    """Train this rank's clients from ``start`` on, the columns from ``first`` on.
 
-    All ranks enter.
+    Returns:
+        Their states after each number of epochs in ``lengths`` (ascending) that changes anything.
     """
     engine, epochs = group.engine, lengths[-1]
     if epochs == 0 or first == engine.training.layout.size:
@@ -156,7 +159,7 @@ def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence
     keep = keeping(on_the_way, {client.id: steps(client, batches.work) for client in group.own}, epochs, told)
     training = replace(engine.training, batches=batches, first_trained=first, after_step=keep)
     train_cohort(training, group.own, Members(kept[epochs], engine.server), AFTER_THE_ROUNDS, engine.width)
-    return {k: group.table_of(states) for k, states in kept.items()}
+    return kept
 
 
 def keeping(kept: dict[int, ClientStates], steps: dict[int, int], epochs: int, told: Told) -> AfterStep:

@@ -87,6 +87,7 @@ def test_what_may_change() -> None:
     names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
     evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size", "evaluation.clients"]
+    evaluation += [f"evaluation.new_clients_{name}" for name in ("epochs", "shared", "start")]
     assert names[GOES_ON] == ["federation.rounds", *evaluation]
     sections = {name.partition(".")[0] for name in names[SAME_RESULT]}
     assert sections == {"plugins", "backbone", "data", "federation", "checkpoint", "distributed"}
