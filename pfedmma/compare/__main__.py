@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedmma.compare import grid, schedule, table
+from pfedmma.compare import grid, new_clients, schedule, table
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.table import Done
 from pfedmma.records.folder import RunFolder
@@ -79,9 +79,15 @@ def write(runs: Sequence[Done], out: Path) -> None:
         show(table.terminal(name, part), width=120)
         for difference in table.differences(part):
             print(difference)
+    met = new_clients.tables(runs)
+    for name, lines in met:
+        show(new_clients.terminal(name, lines), width=120)
     print("\n".join(table.notes(runs)))
+    files = {"table.md": table.markdown(runs), "table.csv": table.table_csv(runs), "runs.csv": table.runs_csv(runs)}
+    if met:
+        files |= {"table.md": f"{files['table.md']}\n{new_clients.markdown(runs)}", "new_clients.csv": new_clients.csv(runs)}
     out.mkdir(parents=True, exist_ok=True)
-    for file, text in (("table.md", table.markdown(runs)), ("table.csv", table.table_csv(runs)), ("runs.csv", table.runs_csv(runs))):
+    for file, text in files.items():
         write_atomically(out / file, text.encode())
     try:
         from pfedmma.compare import figures

@@ -169,12 +169,13 @@ HEAD = ("method", *(TITLES[name] for name in HEADLINE), "up", "down", "trained",
 
 def cells(row: Row) -> list[str]:
     """The texts of a row, in the order of `HEAD`."""
-    values = [_with_spread(row.mean[column], row.std[column]) for column in HEADLINE]
+    values = [with_spread(row.mean[column], row.std[column]) for column in HEADLINE]
     seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
     return [row.method, *values, megabytes(row.up), "-" if row.down is None else megabytes(row.down), f"{row.trained:,}", seconds]
 
 
-def _with_spread(mean: float | None, std: float | None) -> str:
+def with_spread(mean: float | None, std: float | None) -> str:
+    """A mean, and its standard deviation if there is one."""
     if mean is None:
         return "-"
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
@@ -222,7 +223,7 @@ def table_csv(runs: Sequence[Done]) -> str:
         for row in rows(part):
             values = [value for column in HEADLINE for value in (row.mean[column], row.std[column])]
             lines.append([name, row.method, row.seeds, *values, row.up, row.down, row.trained, row.seconds])
-    return _csv(lines)
+    return as_csv(lines)
 
 
 def runs_csv(runs: Sequence[Done]) -> str:
@@ -235,10 +236,11 @@ def runs_csv(runs: Sequence[Done]) -> str:
         accuracy = [run.score(column) for column in HEADLINE]
         cost = [comm.uplink_bytes, comm.downlink_bytes, run.seconds, run.plan.name]
         lines.append([run.plan.method, run.plan.dataset, config.data.shots, config.seed, *accuracy, *cost])
-    return _csv(lines)
+    return as_csv(lines)
 
 
-def _csv(lines: Sequence[Sequence[Any]]) -> str:
+def as_csv(lines: Sequence[Sequence[Any]]) -> str:
+    """The lines as they stand in a file."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([list(map(_cell, line)) for line in lines])
     return text.getvalue()

@@ -147,7 +147,7 @@ class NewClientsRow:
     per_client: tuple[Scores, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"accuracy": self.accuracy.to_json()}
+        return {"shared": self.shared, "epochs": self.epochs, "accuracy": self.accuracy.to_json(), "per_client": list(self.per_client)}
 
     @classmethod
     def from_fields(cls, fields: Fields) -> NewClientsRow:

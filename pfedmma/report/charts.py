@@ -56,7 +56,7 @@ def line_chart(
     image = _image(HEIGHT, f"lines over {along}s", _frame(x, y, form, along))
     for _, value in levels:
         image.append(tag("line", class_="reference", x1=LEFT, x2=RIGHT, y1=y.at(value), y2=y.at(value)))
-    image.extend(_curve(curve, x, y, form) for curve in drawn)
+    image.extend(_curve(curve, x, y, form, along) for curve in drawn)
     for label, value in levels:  # over the curves, to be read where they cross
         below = 12 if y.at(value) < TOP + 14 else -4
         image.append(tag("text", label, class_="note", x=RIGHT, y=y.at(value) + below, text_anchor="end"))
@@ -177,7 +177,7 @@ def key(labels: Sequence[tuple[int, str]]) -> Element | None:
     return items if len(labels) > 1 else None
 
 
-def _curve(curve: Curve, x: Axis, y: Axis, form: Format) -> Element:
+def _curve(curve: Curve, x: Axis, y: Axis, form: Format, along: str) -> Element:
     group = tag("g")
     points = [(a, b) for a, b in curve.points if b is not None and (b > 0 or not y.logarithmic)]
     for part in _unbroken(curve.points, y.logarithmic):
@@ -187,7 +187,7 @@ def _curve(curve: Curve, x: Axis, y: Axis, form: Format) -> Element:
     for a, b in points[::-1][::every]:  # from the last one back: it is always marked
         class_ = "tip" if curve.index is None else f"mark {colour(curve.index)}"
         mark = _mark(x.at(a), y.at(b), look(curve.index or 0).mark, class_)
-        mark.append(tag("title", f"{curve.label}, round {a:g}: {form(b)}"))
+        mark.append(tag("title", f"{curve.label}, {along} {a:g}: {form(b)}"))
         group.append(mark)
     if curve.index is None and points:  # a reference is named where it ends
         group.append(tag("text", curve.label, class_="note", x=x.at(points[-1][0]), y=y.at(points[-1][1]) - 5, text_anchor="end"))

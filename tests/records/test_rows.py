@@ -20,7 +20,7 @@ from pfedmma.report import main as report
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from tests.support import small
-from tests.support.reported import Page, accuracy, member, round_, summary, write_run
+from tests.support.reported import Page, accuracy, member, met, round_, summary, write_run
 
 OLD = Path(__file__).parent / "written_by_0_1_0"
 DOMAINS = {"domains": {"photo": 80.0, "sketch": None}, "domain_average": 80.0}
@@ -52,6 +52,20 @@ def test_a_summary_is_read_back() -> None:
     assert list(read.to_json()) == [*made, "format", "version"]
     assert read.to_json() == made | {"format": FORMAT, "version": pfedmma.__version__}
     assert read_summary(read.to_json()) == read
+
+
+def test_new_clients_are_read_back_and_absent_where_there_are_none() -> None:
+    made = summary() | {"format": FORMAT, "version": pfedmma.__version__, "new_clients": met((1, 3))}
+    read = read_summary(json.loads(json.dumps(made)))
+    assert read.new_clients is not None and read.new_clients.ids == (1, 3) and read.new_clients.rows[3].accuracy.score("local") == 60.0
+    assert read.new_clients.bytes == {"new_clients": {"uplink_bytes": 0, "downlink_bytes": 2 * 12_672}}
+    assert json.dumps(read.to_json()) == json.dumps(made) and read_summary(read.to_json()) == read
+    del made["new_clients"]["rows"][0]["per_client"]
+    assert read_summary(made).new_clients.rows[0].per_client == ()
+    assert read_summary(summary()).new_clients is None and "new_clients" not in read_summary(summary()).to_json()
+    made["new_clients"]["rows"][1]["epochs"] = "five"
+    with pytest.raises(UserError, match=r"summary: new_clients: rows\[1\]: epochs must be a whole number, not a text"):
+        read_summary(made)
 
 
 def test_the_average_of_domains_follows_the_domains() -> None:

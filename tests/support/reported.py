@@ -37,6 +37,20 @@ def member(client: int, before: float | None, after: float | None, classes: Sequ
     return row | {"local": after, "base": 60.0, "novel": 62.0, "unseen": None, "zero_shot": zero_shot}
 
 
+def met(
+    ids: Sequence[int], start: float = 50.0, epochs: Sequence[int] = (0, 5), ways: Sequence[str] = ("frozen", "free")
+) -> dict[str, Any]:
+    """``new_clients`` of a summary: Local begins at ``start`` and gains a point an epoch, two where the shared part is free."""
+    rows = []
+    for way in ways:
+        for k in epochs:
+            local = start + (2 * k if way == "free" else k)
+            each = [{"local": local, "base": 60.0, "novel": 62.0, "unseen": None} for _ in ids]
+            rows.append({"shared": way, "epochs": k, "accuracy": accuracy(local), "per_client": each})
+    moved = {"new_clients": {"uplink_bytes": 0, "downlink_bytes": len(ids) * SHARED}}
+    return {"ids": list(ids), "start": "seed", "zero_shot": accuracy(45.0), "rows": rows, "bytes": moved}
+
+
 def summary(method: str = "pfedmma", clients: int = 4, rounds: int = 3, up: int = SHARED, **changes: Any) -> dict[str, Any]:
     """A ``summary.json``."""
     book = {"metrics": {"collectives": 4, "payload_bytes": 160}}
