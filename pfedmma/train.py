@@ -19,7 +19,7 @@ from pfedmma.engine.new_clients import Interrupted
 from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
 from pfedmma.records.folder import RunFolder
-from pfedmma.records.rows import RunSummary
+from pfedmma.records.rows import NewClients, RunSummary
 from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
@@ -95,7 +95,7 @@ def parse(argv: list[str] | None) -> Config:
 
 
 def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
-    """All remaining rounds, then the summary."""
+    """All remaining rounds, then the new clients, then the summary."""
     engine, world, rounds = run.engine, run.engine.world, run.config.federation.rounds
     done = manifest.round if manifest else 0
     if done > rounds:
@@ -112,15 +112,13 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
         recorder = Recorder(run, folder, bar, trackers, zero_shot, done)
         last = engine.run(done + 1, recorder)
         whole, new_clients = last == rounds, None
-        if whole and run.config.evaluation.every:
-            if engine.reported is None:  # nothing was left to train
-                engine.evaluate()
-            try:
-                new_clients = run.new_clients(display.training_new(bar))
-            except Interrupted:
-                whole = False
-                if not run.config.checkpoint.every:
-                    recorder.save(last)
+        try:
+            if whole:
+                new_clients = last_tests(run, bar)
+        except Interrupted:
+            whole = False
+            if not run.config.checkpoint.every:  # else it is saved
+                recorder.save(last)
         if not whole:
             by = f" by {engine.interruption.by}" if engine.interruption.asked else ""
             bar.say(f"interrupted{by} after round {last} of {rounds}, to be continued: resume=auto")
@@ -132,6 +130,15 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
         trackers.run_done(done, summary)
         trackers.close()
         show_result(summary, folder)
+
+
+def last_tests(run: Run, bar: ProgressBar) -> NewClients | None:
+    """What is tested when all rounds are done; gives what new clients reach, if there are any. All ranks enter."""
+    if not run.config.evaluation.every:
+        return None
+    if run.engine.reported is None:  # nothing was left to train
+        run.engine.evaluate()
+    return run.new_clients(display.training_new(bar))
 
 
 def headline(run: Run, done: int) -> str:
