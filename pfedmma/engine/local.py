@@ -100,7 +100,8 @@ class LocalTraining:
         first, columns = self.first_trained, slice(self.first_trained, self.layout.trained_size)
         own = params[:, columns]
         leaves = {name: view.detach().requires_grad_() for name, view in self.layout.part(columns, own).items()}
-        losses = self.forward.losses({**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}, batch.images, batch.labels, batch.weights)
+        state_now = {**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}
+        losses = self.forward.losses(state_now, batch.images, batch.labels, batch.weights)
         if losses.requires_grad:  # a method without trained tensors has no gradient
             # A client's gradient comes from its own loss alone, so the sum serves all of them.
             total = scale.scaled(losses).sum()

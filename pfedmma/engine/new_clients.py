@@ -4,7 +4,7 @@ They are tested on the way, once with the exchanged tensors as they were receive
 the same batches. It is one training of the longest wanted length with a fresh optimizer, so 5 epochs are the first 5 of 20, and every draw
 is keyed by the seed, the client and the epoch. The run's own clients and its server are read and not changed.
 
-Shape legend: N new clients, P parameters of one client, X of them exchanged.
+Shape legend: N new clients, P parameters of one client, T of them trained, X of these exchanged.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ def starting(engine: Engine, ids: Sequence[int]) -> ClientStates:
 
 
 def mean_private(engine: Engine, receivers: int) -> Tensor | None:
-    """The mean of the private tensors [P - X] of all clients that took part in a round, weighted by images; None if there are none.
+    """The mean of the private tensors [T - X] of all clients that took part in a round, weighted by images; None if there are none.
 
     In a real federation each of them would send its private tensors once more, and each new client receive the mean: counted apart.
     All ranks enter.
     """
-    states, world, exchanged = engine.states, engine.world, engine.training.layout.exchanged_size
-    width = engine.training.layout.size - exchanged
+    states, world, columns = engine.states, engine.world, engine.training.layout.private
+    width = columns.stop - columns.start
     if width == 0:
         return None
     own = [client for client in engine.hosted(engine.participants) if client.id in states.own]
@@ -137,7 +137,7 @@ def mean_private(engine: Engine, receivers: int) -> Tensor | None:
     images, senders = world.sum(counts, PRIVATE_MEAN).tolist()
     mean = torch.zeros(width, dtype=torch.float64, device=states.device)
     for client in own:
-        mean += len(client.train) / images * states.gather([client.id], engine.server.shared)[0, exchanged:].double()
+        mean += len(client.train) / images * states.gather([client.id], engine.server.shared)[0, columns].double()
     wire = WIRE_DTYPES[engine.server.rules.wire]
     world.ledger.move(PRIVATE_MEAN, int(senders) * width * wire.itemsize, receivers * width * wire.itemsize)
     return world.sum(mean.to(wire), PRIVATE_MEAN).float()
@@ -150,7 +150,7 @@ def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence
         Their states after each number of epochs in ``lengths`` (ascending) that changes anything.
     """
     engine, epochs = group.engine, lengths[-1]
-    if epochs == 0 or first == engine.training.layout.size:
+    if epochs == 0 or first == engine.training.layout.trained_size:
         return {}
     kept = {k: start.for_newcomers(_budget(engine, len(lengths))) for k in lengths if k}
     batches = replace(engine.training.batches, work=replace(engine.training.batches.work, epochs=epochs))

@@ -52,10 +52,14 @@ class ClientStates:
     def for_newcomers(self, budget: Budget, private: Tensor | None = None) -> ClientStates:
         """An empty store of the same layout for clients that train alone: all tensors of theirs are their own.
 
-        They begin as clients here do, or with the private tensors ``private`` [P - X].
+        They begin as clients here do, or with the private tensors ``private`` [T - X].
         """
-        initial = self.initial if private is None else torch.cat([self.initial[: self.layout.exchanged_size], private])
-        return ClientStates(self.layout, initial, replace(self.optimizer, state="reset"), self.device, budget, OWN)
+        start = Start(self.initial, self._drawn)
+        if private is not None:
+            common = self.initial.clone()
+            common[self.layout.private] = private
+            start = Start(common)
+        return ClientStates(self.layout, start, replace(self.optimizer, state="reset"), self.device, budget, OWN)
 
     def has_own(self, client: int) -> bool:
         """Whether a client's parameters may differ from those of another one that never trained."""
