@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -20,9 +21,10 @@ from pfedmma.records.checkpoint import manifest
 from pfedmma.records.rows import Accuracy
 from pfedmma.records.selected import Selected
 from pfedmma.report import main as report
+from pfedmma.run.assembly import validation_of
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
-from tests.support import small
+from tests.support import small, specimens
 from tests.support.ranks import run_ranks, train, values_of
 from tests.support.reported import Page
 
@@ -159,12 +161,16 @@ def test_another_way_of_selecting_is_refused_on_resume(second: Path) -> None:
         main([f"resume={second}", "federation.rounds=6", TEST])
 
 
-def test_a_partition_file_and_data_without_validation_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "who.json").write_text("{}")
-    partition = f"data.partition_file={tmp_path / 'who.json'}"
-    with pytest.raises(UserError, match=r"partition"):
-        main(small.settings(tmp_path / "run", *SETTINGS, VAL, partition))
-    assert not (tmp_path / "run").exists()
+def test_a_partition_file_and_data_without_validation_are_refused() -> None:
+    with_val, asked = specimens.source(), ["evaluation.select=best_val", "data.clients=3", "data.shots=2"]
+    (found,) = validation_of(schema.load(None, asked), with_val)
+    assert {images.split for images in found.sets().values()} == {"val"}
+    assert validation_of(schema.load(None, asked[1:]), with_val) == []
+    with pytest.raises(UserError, match=r"best_val needs validation images of each client, of which data\.partition_file says nothing"):
+        validation_of(schema.load(None, [*asked, "data.partition_file=who.json"]), with_val)
+    without = {name: split for name, split in with_val.splits.items() if name != "val"}
+    with pytest.raises(UserError, match=r"best_val needs a validation split, which toy does not have; use last"):
+        validation_of(schema.load(None, asked), dataclasses.replace(with_val, splits=without))
 
 
 # What is made of the run.

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from pfedmma.compare import grid
+from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
 from pfedmma.data.loading import NAMES, DataConfig, divide
 from pfedmma.data.sources import lists
@@ -91,6 +93,31 @@ def test_a_compare_file_says_only_what_differs_from_its_config(file: Path):
     tree = read(file)
     start = file.parent / tree["config"] if "config" in tree else None
     assert repeated(tree.get("settings", {}), configuration.load(start)) == []
+
+
+def test_the_switches_of_the_released_code_one_at_a_time_and_together():
+    """The same run but for one switch each; a switch that changed no step, no cohort and no evaluation would say nothing."""
+    runs = grid.read(CONFIGS / "compare" / "attribution.yaml")
+    assert len(runs) == 7 * 5 and {plan.config.seed for plan in runs} == {0, 1, 2, 3, 4}
+    own = {plan.method: comparable_settings(plan) for plan in runs if plan.config.seed == 0}
+    plain = own.pop("as it is")
+    switches = {
+        "text features of the first client": {"evaluation.text_features": "first"},
+        "no last batch": {"federation.drop_last": True},
+        "all in round 1": {"federation.first_round": "all"},
+        "best on validation": {"evaluation.select": "best_val"},
+        "best on test": {"evaluation.select": "best_test"},
+    }
+    together = {name: value for switch in switches.values() for name, value in switch.items()}  # best_test stands last
+    assert own == {label: plain | switch for label, switch in (switches | {"all as released": together}).items()}
+    start = runs[0].config
+    assert start.evaluation.every == 1 and start.federation.participation < 1
+    images = start.data.shots * 60 // start.data.clients  # of a client of the drawn world, which has 60 base classes
+    assert images > start.federation.batch_size and images % start.federation.batch_size
+
+
+def comparable_settings(plan: Plan) -> dict[str, Any]:
+    return {name: value for name, value in flat(dataclasses.asdict(plan.config)) if name != "run_dir"}
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "methods").glob("*.yaml")), ids=lambda file: file.stem)
