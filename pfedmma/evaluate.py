@@ -51,7 +51,7 @@ def evaluate(config: Config, folder: RunFolder, world: World, round_: int | None
     if round_ is None and world.is_main:
         say_reported(folder.checkpoints, manifest)
     with ProgressBar("testing", 3, silent=not world.is_main) as bar:
-        run.engine.told = display.testing(bar)
+        run.engine.evaluation.told = display.testing(bar)
         accuracy = run.engine.evaluate()
         bar.advance()
         zero_shot = run.zero_shot()

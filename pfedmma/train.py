@@ -105,8 +105,8 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
         bar.say(headline(run, done))
-        engine.told = display.testing(bar)
-        if zero_shot.accuracy is None and run.config.evaluation.every:
+        engine.evaluation.told = display.testing(bar)
+        if run.config.evaluation.every and not zero_shot.known(run.config.evaluation):
             zero_shot = run.zero_shot()
         engine.interruption.rounds_begin()
         recorder = Recorder(run, folder, bar, trackers, zero_shot, done)
@@ -136,7 +136,7 @@ def last_tests(run: Run, bar: ProgressBar) -> NewClients | None:
     """What is tested when all rounds are done; gives what new clients reach, if there are any. All ranks enter."""
     if not run.config.evaluation.every:
         return None
-    if run.engine.reported is None:  # nothing was left to train
+    if run.engine.evaluation.reported[0] is None:  # nothing was left to train
         run.engine.evaluate()
     return run.new_clients(display.training_new(bar))
 

@@ -1,7 +1,8 @@
 """Local, Base and Novel accuracy of every client, each with its own current adapters of both towers.
 
 Local is the accuracy on the client's own test images, argmax over all base classes; it is read off the Base pass. The frozen
-blocks below the first adapter run once for all clients wherever they see the same pixels.
+blocks below the first adapter run once for all clients wherever they see the same pixels. Where diagnostics are wanted, the Base pass
+serves them as well.
 
 Shape legend: C clients of a pass, N test images of a batch, K classes.
 """
@@ -15,7 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pfedmma.accuracy import diagnostics
 from pfedmma.accuracy.metrics import COLUMNS
+from pfedmma.accuracy.watch import Pass, Seen, Watch
 from pfedmma.clip.stems import Stem, StemCache
 from pfedmma.data.partition.federated import Client, FederatedData, cameras, held_classes
 from pfedmma.data.pixels.pixels import Pixels
@@ -40,6 +43,12 @@ class EvaluationConfig:
     split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
     batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
     clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all; of new clients as many", GOES_ON)
+    per_client: int = setting(
+        100, "most clients that are tested for metrics.jsonl to hold the accuracy of each; where more are, of none; 0: never", GOES_ON
+    )
+    diagnostics: bool = setting(
+        False, "also record alignment margin, modality gap, ECE, and CKA of S between clients, on the base test images", GOES_ON
+    )
     text_features: str = setting(
         "current",
         "text features of a client's own model (current), or of the first client at the first evaluation, for all clients and later rounds "
@@ -80,6 +89,7 @@ class EvaluationConfig:
         for name in ("new_clients_epochs", "new_clients_shared"):
             checks.some_once(name, getattr(self, name))
         checks.one_of("new_clients_start", self.new_clients_start, ("seed", "mean"))
+        checks.at_least("per_client", self.per_client, 0)
 
     @property
     def tested_on(self) -> str:
@@ -105,11 +115,18 @@ class Evaluator:
 
     @torch.no_grad()
     def table(
-        self, method: Method, answers: Answers, clients: Sequence[Client], stems: StemCache | None = None, told: Told = in_silence
+        self,
+        method: Method,
+        answers: Answers,
+        clients: Sequence[Client],
+        stems: StemCache | None = None,
+        told: Told = in_silence,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Accuracy in percent [C, 4] (columns `COLUMNS`, NaN where there is nothing to test), on the CPU, in fp64.
 
         ``stems`` keeps what follows from the test images alone until the next evaluation of the same method. ``told``: how far it has come.
+        ``watch``: takes in what diagnostics need.
         """
         table = torch.full((len(clients), len(COLUMNS)), float("nan"), dtype=torch.float64)
         stems = stems or StemCache(0.0)
@@ -120,7 +137,10 @@ class Evaluator:
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
                 told(number * len(alike) + start, len(sets) * len(alike))
-                correct = self._correct(name, forward, answers, [clients[rows[0]] for rows in part], stems)
+                seen = Seen(len(part), len(self.federated.base.indices)) if watch and name == "base" else None
+                correct = self._correct(name, forward, answers, [clients[rows[0]] for rows in part], stems, seen)
+                if watch and seen:
+                    watch.add(seen, correct, [len(rows) for rows in part])
                 for rows, right in zip(part, correct, strict=True):
                     table[rows, COLUMNS.index(name)] = right.mean() * 100.0
                     if name == "base":
@@ -138,8 +158,13 @@ class Evaluator:
             groups.setdefault(client.id if own else -1, []).append(row)
         return list(groups.values())
 
-    def _correct(self, name: str, forward: Forward, answers: Answers, clients: Sequence[Client], stems: StemCache) -> Tensor:
-        """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``."""
+    def _correct(
+        self, name: str, forward: Forward, answers: Answers, clients: Sequence[Client], stems: StemCache, watched: Seen | None
+    ) -> Tensor:
+        """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``.
+
+        ``watched``: takes in what else it says.
+        """
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
         states = [self.state(forward, answers, group) for group in groups]
@@ -152,10 +177,31 @@ class Evaluator:
             seen = StemCache(float("inf"))  # for the groups of this batch that see the images as they are
             first = 0
             for group, state, text in zip(groups, states, texts, strict=True):
-                logits = forward.logits(state, self._image_stem(name, tested, forward, group, (seen, stems)), text)
-                correct[first : first + len(group), tested] = right(logits, labels, [client.id for client in group]).cpu()
+                stem = self._image_stem(name, tested, forward, group, (seen, stems))
+                features, logits = forward.features_and_logits(state, stem, text)
+                rows = slice(first, first + len(group))
+                correct[rows, tested] = right(logits, labels, [client.id for client in group]).cpu()
+                if watched:
+                    watched.add(rows, tested, Pass(features, text, logits, labels), forward.method.backbone.logit_scale)
                 first += len(group)
+        if watched:
+            watched.grams = self._grams(forward, groups, states, stems, size)
         return correct
+
+    def _grams(
+        self, forward: Forward, groups: Sequence[Sequence[Client]], states: Sequence[State], stems: StemCache, size: int
+    ) -> Tensor | None:
+        """Of what S gives of the images for CKA, ``size`` at a time: unit Gram matrices [C,B,B], None where the method has no S."""
+        grams, seen = [], StemCache(float("inf"))
+        for group, state in zip(groups, states, strict=True):
+            outputs = []
+            for rows in diagnostics.spread(len(self.federated.base.indices)).split(size):
+                found = forward.shared_outputs(state, self._image_stem("base", rows, forward, group, (seen, stems)))
+                if found is None:
+                    return None
+                outputs.append(found)
+            grams.append(diagnostics.unit_grams(torch.cat(outputs, dim=1)).cpu())
+        return torch.cat(grams)
 
     def _image_stem(self, name: str, tested: Tensor, forward: Forward, group: Sequence[Client], kept: tuple[StemCache, StemCache]) -> Stem:
         """The stem of the images ``tested`` of the test set ``name`` as each client of the group sees them, client by client.

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from pfedmma.comm.ledger import percentile
+from pfedmma.records.evaluated import ClientScores, Diagnostics
 from pfedmma.records.rows import COLUMNS, IN_HM, Accuracy, Scores
+from pfedmma.system.fields import finite
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -16,12 +18,12 @@ def harmonic_mean(values: Sequence[float]) -> float:
     return len(values) / sum(1.0 / v for v in values) if all(v > 0 for v in values) else 0.0
 
 
-def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> Accuracy:
+def summarise(table: Tensor, domains: Sequence[str | None] = (), diagnostics: Diagnostics | None = None) -> Accuracy:
     """Averages over clients [K, 4] -> local, base, novel, their harmonic mean, and the spread over clients.
 
     ``hm`` is the harmonic mean of the averages of Local, Base and Novel (it reproduces the published averages); ``hm_base_novel`` of
     Base and Novel alone. A column with nothing to test is None and is left out of the means. Where clients belong to ``domains`` [K],
-    ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those.
+    ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those. ``diagnostics``, if known, stand beside them.
     """
     result: Scores = {}
     columns = {name: _finite(table[:, i]) for i, name in enumerate(COLUMNS)}
@@ -43,7 +45,13 @@ def summarise(table: Tensor, domains: Sequence[str | None] = ()) -> Accuracy:
     if by_domain:
         means = [mean for mean in by_domain.values() if mean is not None]
         result["domain_average"] = sum(means) / len(means) if means else None
-    return Accuracy(result, by_domain)
+    return Accuracy(result, by_domain, diagnostics)
+
+
+def client_scores(table: Tensor, ids: Sequence[int]) -> ClientScores:
+    """The rows of a table [K, 4] of these clients; without columns in which nothing is tested."""
+    columns = {name: tuple(map(finite, table[list(ids), i].tolist())) for i, name in enumerate(COLUMNS)}
+    return ClientScores(tuple(ids), {name: values for name, values in columns.items() if any(value is not None for value in values)})
 
 
 def _finite(column: Tensor) -> list[float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.records.rows import Accuracy
 
 
@@ -18,3 +19,7 @@ class Reference:
 
     accuracy: Accuracy | None = None
     table: Tensor | None = None
+
+    def known(self, config: EvaluationConfig) -> bool:
+        """Whether it holds all that is asked for."""
+        return self.accuracy is not None and (not config.diagnostics or self.accuracy.diagnostics is not None)

@@ -52,9 +52,9 @@ def meet_new_clients(engine: Engine, reference: tuple[Method, Members], told: To
     zero_shot = group.table(*reference)
     start = starting(engine, group.ids)
     at_once = group.table_of(start)
-    exchanged, lengths = engine.training.layout.exchanged_size, sorted(engine.evaluation.new_clients_epochs)
+    exchanged, lengths = engine.training.layout.exchanged_size, sorted(engine.evaluation.config.new_clients_epochs)
     first_trained = {FROZEN: exchanged, FREE: 0}
-    wanted = {way: first_trained[way] for way in engine.evaluation.new_clients_shared}
+    wanted = {way: first_trained[way] for way in engine.evaluation.config.new_clients_shared}
     # Where nothing is exchanged, frozen and free are the same; what is not trained stays as it began.
     found: dict[int, dict[int, Tensor]] = {}
     for first in dict.fromkeys(wanted.values()):
@@ -62,7 +62,7 @@ def meet_new_clients(engine: Engine, reference: tuple[Method, Members], told: To
     rows = [group.row(way, k, found[first].get(k, at_once)) for way, first in wanted.items() for k in lengths]
     return NewClients(
         ids=tuple(group.ids),
-        start=engine.evaluation.new_clients_start,
+        start=engine.evaluation.config.new_clients_start,
         zero_shot=group.summarise(zero_shot),
         rows=tuple(rows),
         bytes=dict(engine.world.ledger.apart),
@@ -80,7 +80,7 @@ class Group:
     @classmethod
     def from_engine(cls, engine: Engine) -> Group:
         new = [client.id for client in engine.clients if client.new]
-        ids = participation.tested(new, engine.evaluation.clients, engine.seed)
+        ids = participation.tested(new, engine.evaluation.config.clients, engine.seed)
         return cls(engine, ids, [engine.clients[i] for turn, i in enumerate(ids) if engine.world.hosts(turn)])
 
     def table_of(self, states: ClientStates) -> Tensor:
@@ -94,7 +94,7 @@ class Group:
         All ranks enter, and raise `Interrupted` if any was asked to end.
         """
         engine = self.engine
-        own = engine.evaluator.table(method, members.answers(), self.own, stems, engine.told)
+        own = engine.evaluation.evaluator.table(method, members.answers(), self.own, stems, engine.evaluation.told)
         table = torch.zeros(len(self.ids), len(COLUMNS), dtype=torch.float64)
         table[[self.ids.index(client.id) for client in self.own]] = own
         asked = torch.tensor([float(engine.interruption.asked)], dtype=torch.float64)
@@ -118,7 +118,7 @@ def starting(engine: Engine, ids: Sequence[int]) -> ClientStates:
     server, ledger, wire = engine.server, engine.world.ledger, WIRE_DTYPES[engine.server.rules.wire].itemsize
     received = len(ids) * engine.training.layout.exchanged_size + server.read_parameters(ids)
     ledger.move(RECEIVED, uplink_bytes=0, downlink_bytes=received * wire)
-    private = mean_private(engine, len(ids)) if engine.evaluation.new_clients_start == "mean" else None
+    private = mean_private(engine, len(ids)) if engine.evaluation.config.new_clients_start == "mean" else None
     return engine.states.for_newcomers(_budget(engine, 1), private)
 
 

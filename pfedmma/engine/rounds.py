@@ -6,28 +6,22 @@ Shape legend: C participants that this rank hosts, K clients, X exchanged parame
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator, Told, in_silence
-from pfedmma.accuracy.first_texts import FirstTexts
-from pfedmma.accuracy.metrics import summarise
-from pfedmma.accuracy.selection import Best, better
-from pfedmma.clip.stems import StemCache
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.server import Server, Uploads
-from pfedmma.methods.base import Method
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.rows import Accuracy, RoundRow
-from pfedmma.records.selected import LAST
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
@@ -91,18 +85,12 @@ class Engine:
     world: World
     clients: tuple[Client, ...]
     training: LocalTraining
-    evaluator: Evaluator
+    evaluation: Evaluation
     members: Members
     federation: FederationConfig
-    evaluation: EvaluationConfig
     seed: int
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
     interruption: Interruption = field(default_factory=Interruption)
-    told: Told = in_silence  # how far an evaluation has come
-    table: Tensor | None = field(default=None)  # accuracies of the last evaluation, all clients [K, 4]
-    texts: FirstTexts = field(default_factory=FirstTexts)
-    validator: Evaluator | None = None  # tests on the validation split, where that selects the round that is reported
-    best: Best | None = None  # of the evaluated rounds so far, where one is selected
 
     @property
     def states(self) -> ClientStates:
@@ -137,11 +125,9 @@ class Engine:
             clock.lap("wait")
             self.server.round(self.uploads(round_, cohort, trained.uploads))
             clock.lap("exchange")
-            evaluated = due(self.evaluation.every, round_, self.federation.rounds)
-            accuracy = self.evaluate() if evaluated else None
-            validation = self.select(round_, accuracy) if accuracy else None
+            tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
             clock.lap("evaluate")
-            listener.round_done(replace(self.record(round_, cohort, read, loss, clock, accuracy), validation=validation))
+            listener.round_done(self.record(round_, cohort, read, loss, clock, tested))
             if interrupted or listener.checkpoint_due(round_):
                 listener.save(round_)
             if interrupted:
@@ -165,72 +151,20 @@ class Engine:
         return loss / sum(sizes.values()), asked > 0
 
     def evaluate(self) -> Accuracy:
-        """Accuracy of every client with what it answers with now; keeps the table by client. All ranks enter."""
-        self.table = self.evaluate_all(self.training.method, self.members, self.training.batches.stems, self.shared_texts())
-        return self.summarise(self.table)
+        """Accuracy of every client with what it answers with now. All ranks enter."""
+        return self.evaluation.test(self.training.method, self.members, self.training.batches.stems)
 
-    def select(self, round_: int, accuracy: Accuracy) -> Accuracy | None:
-        """Compare an evaluated round with the best so far; its accuracy on the validation split, where that decides. All ranks enter."""
-        if self.evaluation.select == LAST:
-            return None
-        assert self.table is not None
-        validation = None
-        if self.validator is not None:
-            stems = self.training.batches.stems
-            table = self.evaluate_all(self.training.method, self.members, stems, self.shared_texts(), self.validator)
-            validation = self.summarise(table)
-        self.best = better(self.best, self.evaluation.select, round_, validation or accuracy, self.table)
-        return validation
+    def test_round(self, round_: int) -> Tested:
+        """As `evaluate`, and what else is recorded of a round. All ranks enter."""
+        return self.evaluation.of_round(round_, self.training.method, self.members, self.training.batches.stems)
 
-    @property
-    def reported(self) -> Tensor | None:
-        """The accuracies that the run reports [K, 4]: those of the best round where one is selected, else the last; None before any."""
-        return self.table if self.best is None else self.best.table
-
-    def shared_texts(self) -> Mapping[str, Tensor]:
-        """Text features that all clients are tested with, see `Answers`. All ranks enter."""
-        if self.evaluation.text_features == "current":
-            return {}
-        first = self.clients[self.tested()[0]]
-        return self.texts.get(self.evaluator, self.training.method, self.members.answers(), first, self.world)
-
-    def tested(self) -> list[int]:
-        """The clients that are tested."""
-        return participation.tested(self.participants, self.evaluation.clients, self.seed)
-
-    def summarise(self, table: Tensor) -> Accuracy:
-        """Averages of a table over clients, and over their domains if they have any."""
-        return summarise(table, [client.domain for client in self.clients])
-
-    def evaluate_all(
-        self,
-        method: Method,
-        members: Members,
-        stems: StemCache | None = None,
-        texts: Mapping[str, Tensor] | None = None,
-        evaluator: Evaluator | None = None,
-    ) -> Tensor:
-        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of who is not tested, as new clients.
-
-        ``evaluator``: of other images than those of the run's split.
-        """
-        tested = self.tested()
-        hosted = self.hosted(tested)
-        if evaluator is not None:  # whose clients have images of their own in its split
-            hosted = [evaluator.federated.clients[client.id] for client in hosted]
-        own = (evaluator or self.evaluator).table(method, replace(members.answers(), texts=texts or {}), hosted, stems, self.told)
-        table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
-        table[[client.id for client in hosted]] = own
-        table = self.world.sum(table.flatten(), "metrics").view(table.shape)
-        return table if len(tested) == len(table) else torch.full_like(table, torch.nan).index_copy(0, torch.tensor(tested), table[tested])
-
-    def record(self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, accuracy: Accuracy | None) -> RoundRow:
+    def record(self, round_: int, cohort: Sequence[int], read: int, loss: float, clock: Clock, tested: Tested | None) -> RoundRow:
         """The round's object in ``metrics.jsonl``; ``read``: parameters of others that the participants were sent."""
         samples = sum(len(self.clients[i].train) for i in cohort)
         wire_bytes = WIRE_DTYPES[self.server.rules.wire].itemsize
         comm = RoundComm(**self.world.ledger.close_round(self.training.layout.exchanged_size, len(cohort), wire_bytes, read))
-        split = self.evaluator.federated.base.split if accuracy else None
-        return RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm, accuracy, split)
+        row = RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm)
+        return row if tested is None else replace(row, **tested._asdict())
 
 
 class Clock:

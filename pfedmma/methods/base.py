@@ -112,6 +112,13 @@ class Method:
         """Features of images [C,B,...] and classes [C,K,...] -> [C,B,K]."""
         return cosine_logits(images, texts, self.backbone.logit_scale)
 
+    def shared_outputs(self, state: State, stem: Any) -> Tensor | None:
+        """Stem of C x B images (client by client) -> what the projection that both towers share gives of them [C,B,r], for diagnostics.
+
+        None: the method has no such projection.
+        """
+        return None
+
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Training loss of each client [C]; ``labels`` [C,B], ``weights`` [C,B] sum to 1 a client and are 0 on padding."""
         return cross_entropy(self.logits(state, images, texts), labels, weights)

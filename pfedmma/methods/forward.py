@@ -62,8 +62,18 @@ class Forward:
 
     def logits(self, state: State, images: Stem, texts: Tensor) -> Tensor:
         """[C,B,K] of images, client by client, and what `text_features` gave."""
+        return self.features_and_logits(state, images, texts)[1]
+
+    def features_and_logits(self, state: State, images: Stem, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of images [C,B,...] beside their `logits`."""
         with self.method.backbone.autocast():
-            return self.method.logits(state, self.method.image_features(state, images), texts)
+            features = self.method.image_features(state, images)
+            return features, self.method.logits(state, features, texts)
+
+    def shared_outputs(self, state: State, images: Stem) -> Tensor | None:
+        """See `Method.shared_outputs`."""
+        with self.method.backbone.autocast():
+            return self.method.shared_outputs(state, images)
 
     def losses(self, state: State, images: Stem | Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Training losses [C] of a batch: normalised pixels [C*B,3,S,S] or their stem, client by client; labels and weights [C,B]."""

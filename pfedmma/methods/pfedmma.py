@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.stems import TowerStem
-from pfedmma.methods.adapters.multimodal import PARTS, AdapterSpec, adapted_features
+from pfedmma.methods.adapters.multimodal import PARTS, AdapterSpec, adapted_features, shared_outputs
 from pfedmma.methods.base import Entry, Method, count
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system.errors import UserError
@@ -125,6 +125,9 @@ class MultiModalAdapters(Method):
 
     def text_features(self, state: State, stem: TowerStem) -> Tensor:
         return F.normalize(adapted_features(self.backbone, self.spec, state, stem.repeat(count(state)), "text"), dim=-1)
+
+    def shared_outputs(self, state: State, stem: TowerStem) -> Tensor | None:
+        return shared_outputs(self.backbone, self.spec, state, stem)
 
 
 def _refuse_contradictions(config: Any, spec: AdapterSpec) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pfedmma.records.communication import RoundComm, RunComm
+from pfedmma.records.evaluated import ClientScores, Diagnostics
 from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
@@ -34,10 +35,14 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Averages over clients and their spread, by name as `pfedmma.accuracy.metrics.summarise` says; ``domains``: Local by domain."""
+    """Averages over clients and their spread, by name as `pfedmma.accuracy.metrics.summarise` says; ``domains``: Local by domain.
+
+    ``diagnostics``: None unless ``evaluation.diagnostics`` asked for them.
+    """
 
     scores: Scores
     domains: Scores = field(default_factory=dict)
+    diagnostics: Diagnostics | None = None
 
     def score(self, name: str) -> float | None:
         """A score; None if there is none of that name."""
@@ -46,11 +51,13 @@ class Accuracy:
     def to_json(self) -> dict[str, Any]:
         last: dict[str, Any] = {"domains": self.domains} if self.domains else {}
         last |= {name: value for name, value in self.scores.items() if name == "domain_average"}
+        last |= {"diagnostics": self.diagnostics.to_json()} if self.diagnostics else {}
         return {name: value for name, value in self.scores.items() if name not in last} | last
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Accuracy:
-        return cls(fields.scores(), fields.part("domains").scores() if fields.has("domains") else {})
+        diagnostics = Diagnostics.from_fields(fields.part("diagnostics")) if fields.has("diagnostics") else None
+        return cls(fields.scores(), fields.part("domains").scores() if fields.has("domains") else {}, diagnostics)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class RoundRow:
 
     ``split``: of the images that the clients were tested on; None where nothing was evaluated, or a version before 0.2.0 wrote the row.
     ``validation``: accuracies on the validation split, where they select the round that is reported.
+    ``per_client``: None where nothing was evaluated, or more clients were tested than ``evaluation.per_client``.
     """
 
     round: int
@@ -70,10 +78,11 @@ class RoundRow:
     accuracy: Accuracy | None = None
     split: str | None = None
     validation: Accuracy | None = None
+    per_client: ClientScores | None = None
 
     def tested_on(self, split: str) -> RoundRow:
         """The row, without accuracies where they are of another split; a row that does not say its split is taken to be of this one."""
-        return self if self.split in (None, split) else dataclasses.replace(self, accuracy=None, split=None)
+        return self if self.split in (None, split) else dataclasses.replace(self, accuracy=None, split=None, per_client=None)
 
     def spent(self, *parts: str) -> float:
         """Seconds of some parts together; a part that is not recorded counts nothing."""
@@ -81,7 +90,8 @@ class RoundRow:
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
-        return _with_or_without(values, "validation", self.validation and self.validation.to_json())
+        values = _with_or_without(values, "validation", self.validation and self.validation.to_json())
+        return _with_or_without(values, "per_client", self.per_client and self.per_client.to_json())
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RoundRow:
@@ -96,6 +106,7 @@ class RoundRow:
             accuracy=_accuracy(fields, "accuracy"),
             split=fields.text("split") if fields.has("split") else None,
             validation=_accuracy(fields, "validation") if fields.has("validation") else None,
+            per_client=ClientScores.from_fields(fields.part("per_client")) if fields.has("per_client") else None,
         )
 
 

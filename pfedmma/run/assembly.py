@@ -22,6 +22,7 @@ from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source
 from pfedmma.engine.batches import Batches, LocalWork
 from pfedmma.engine.cohort import Members, PassWidth
+from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.new_clients import meet_new_clients
 from pfedmma.engine.rounds import Engine
@@ -70,8 +71,7 @@ class Run:
     def zero_shot(self) -> Reference:
         """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
         method = ZeroShot(self.backbone)
-        table = self.engine.evaluate_all(method, new_members(method, self.config, self.engine.world))
-        return Reference(self.engine.summarise(table), table)
+        return Reference(*self.engine.evaluation.measured(method, new_members(method, self.config, self.engine.world)))
 
     def new_clients(self, told: Told = in_silence) -> NewClients | None:
         """What new clients reach when the rounds are over; None where there are none. All ranks enter. ``told``: how far they have come."""
@@ -112,19 +112,10 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
-    engine = Engine(
-        world,
-        federated.clients,
-        LocalTraining(members.states.layout, batches),
-        testers[0],
-        members,
-        config.federation,
-        config.evaluation,
-        config.seed,
-        width,
-        interruption or Interruption(),
-        validator=testers[1] if len(testers) > 1 else None,
-    )
+    validator = testers[1] if len(testers) > 1 else None
+    evaluation = Evaluation(config.evaluation, testers[0], federated.clients, world, config.seed, validator)
+    training = LocalTraining(members.states.layout, batches)
+    engine = Engine(world, federated.clients, training, evaluation, members, federation, config.seed, width, interruption or Interruption())
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 

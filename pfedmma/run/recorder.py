@@ -69,10 +69,10 @@ class Recorder:
             classes=self.run.classes,
             backbone=self.run.weights.to_json(),
             select=self.run.config.evaluation.select,
-            selected=None if engine.best is None else engine.best.selected,
-            selected_table=None if engine.best is None else engine.best.table,
+            selected=None if engine.evaluation.best is None else engine.evaluation.best.selected,
+            selected_table=None if engine.evaluation.best is None else engine.evaluation.best.table,
         )
         if engine.world.is_main:
             self.folder.sync_metrics()
-        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, engine.texts.flat())
+        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, engine.evaluation.texts.flat())
         save_checkpoint(self.folder.checkpoints, snapshot, engine.world, self.run.config.checkpoint.keep)

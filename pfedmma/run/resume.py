@@ -47,8 +47,8 @@ def restore(run: Run, folder: RunFolder, round_: int | None = None) -> Manifest 
     _answer_as_before(run, manifest.progress.answers)
     hosted = run.engine.hosted(range(len(run.engine.clients)))
     texts = fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
-    run.engine.best = _best_so_far(run, manifest.progress)
-    run.engine.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
+    run.engine.evaluation.best = _best_so_far(run, manifest.progress)
+    run.engine.evaluation.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
     run.engine.world.ledger.restore(manifest.progress.ledger)
     return manifest
 

@@ -41,7 +41,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         rounds=config.federation.rounds,
         world_size=engine.world.size,
         device=engine.world.device.type,
-        accuracy=None if engine.reported is None else engine.summarise(engine.reported),
+        accuracy=engine.evaluation.reported[0],
         zero_shot=zero_shot.accuracy,
         per_client=per_client(run, zero_shot),
         trained_parameters=layout.trained_size,
@@ -54,7 +54,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         versions=versions(),
         config=settings(config),
         split=config.evaluation.split,
-        selected=None if engine.best is None else engine.best.selected,
+        selected=None if engine.evaluation.best is None else engine.evaluation.best.selected,
         new_clients=new_clients,
     )
 
@@ -73,7 +73,7 @@ def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
 def per_client(run: Run, zero_shot: Reference) -> tuple[ClientResult, ...]:
     """What each participant holds and reaches; accuracies of CLIP as it comes are None where nobody knows them."""
     reference = None if zero_shot.table is None else zero_shot.table.tolist()
-    table = run.engine.reported
+    table = run.engine.evaluation.reported[1]
     rows = []
     for client in run.federated.clients:
         if client.new:

@@ -103,6 +103,13 @@ class Fields:
         """Every number of the object, and None for each null; what else it holds is left out."""
         return {key: finite(value) for key, value in self.values.items() if value is None or _is_number(value)}
 
+    def scores_in(self, key: str) -> tuple[float | None, ...]:
+        """A list of numbers, with None for each null and what is not finite."""
+        values = self._list(key)
+        if not all(value is None or _is_number(value) for value in values):
+            raise self._wrong(key, "a list of numbers or nulls")
+        return tuple(map(finite, values))
+
     def _list(self, key: str) -> list[Any]:
         value = self._take(key)
         if not isinstance(value, list):

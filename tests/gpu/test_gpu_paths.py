@@ -196,7 +196,7 @@ def test_evaluation_is_that_of_the_cpu() -> None:
         states.scatter(range(7), (states.initial.cpu() + 0.02 * drawn).to(device))
         serve(engine.members, states.initial[: states.layout.exchanged_size])
         engine.evaluate()
-        tables.append(engine.table)
+        tables.append(engine.evaluation.table)
     host, gpu = (table[:, :3] for table in tables)
     assert len({tuple(row) for row in host.tolist()}) > 1  # clients differ
     one = torch.tensor([100.0 / (6 * 2), 100.0 / (60 * 2), 100.0 / (60 * 2)], dtype=torch.float64)  # the smallest client has six classes

@@ -229,7 +229,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 def base_accuracy(run: Run, prompt: Tensor) -> float:
     """Of a prompt on all base test images, by the classifier that a person would build of it."""
-    base, method, evaluator = run.federated.base, run.engine.training.method, run.engine.evaluator
+    base, method, evaluator = run.federated.base, run.engine.training.method, run.engine.evaluation.evaluator
     model = PersonalCLIP.from_tensors(method, {"prompt": prompt.view(method.shapes["prompt"])}, {}, run.federated.template)
     logits = model.classifier(base.classes)(evaluator.pixels.normalise(evaluator.pixels.fitted(base.split, base.indices)))
     return 100.0 * float((logits.argmax(dim=1) == base.labels).double().mean())

@@ -115,19 +115,19 @@ class AdapterSpec:
             tensors: {name: [C, *shape]}.
             normed: LN1 of the block's input [C*N, T, W].
         """
+        x = ACTIVATIONS[self.activation](self.shared_output(tensors, tower, block, normed))
+        x = _layer(tensors, f"{tower}.{block}.up", x)
+        x = _scale_value(x, self.scale) if self.rescale else x * self.scale
+        return x.view(normed.shape)
+
+    def shared_output(self, tensors: Mapping[str, Tensor], tower: str, block: int, normed: Tensor) -> Tensor:
+        """What S of ``block`` gives, before the activation, of `__call__`'s arguments: [C,N*T,r]."""
         clients = next(iter(tensors.values())).shape[0]
-        shared, own = f"shared.{self.shared_number(tower, block)}", f"{tower}.{block}"
-        act = ACTIVATIONS[self.activation]
-
-        def layer(x: Tensor, name: str) -> Tensor:
-            return linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
         x = normed.reshape(clients, -1, normed.shape[-1])
         if self.rescale:
             x = _scale_gradient(x, self.scale)
-        x = layer(act(layer(act(layer(x, f"{own}.down")), shared)), f"{own}.up")
-        x = _scale_value(x, self.scale) if self.rescale else x * self.scale
-        return x.view(normed.shape)
+        x = ACTIVATIONS[self.activation](_layer(tensors, f"{tower}.{block}.down", x))
+        return _layer(tensors, f"shared.{self.shared_number(tower, block)}", x)
 
 
 def adapted_features(backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str, Tensor], stem: TowerStem, name: str) -> Tensor:
@@ -137,6 +137,28 @@ def adapted_features(backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str
     x = tower.finish(stem, places)
     clients = next(iter(tensors.values())).shape[0]
     return tower.features(x).float().unflatten(0, (clients, -1))
+
+
+def shared_outputs(backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str, Tensor], stem: TowerStem) -> Tensor | None:
+    """What S gives in the highest adapted block of the image tower: stem of C*N images -> [C,N,r]; None where that tower has no adapters.
+
+    Of the pooled token; of a tower that averages its tokens, the mean over them.
+    """
+    if not spec.has("visual"):
+        return None
+    found: list[Tensor] = []
+
+    def output(block: int, normed: Tensor) -> Tensor:
+        if block == spec.pairs[-1][0]:
+            found.append(spec.shared_output(tensors, "visual", block, normed).unflatten(1, (-1, normed.shape[1])))
+        return spec(tensors, "visual", block, normed)
+
+    backbone.visual.finish(stem, Places(output=output))
+    return found[0].mean(dim=2)
+
+
+def _layer(tensors: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
 
 class _ScaleGradient(torch.autograd.Function):
