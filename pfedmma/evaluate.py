@@ -15,7 +15,7 @@ from pfedmma.records.checkpoint.read import not_kept, say_reported
 from pfedmma.records.folder import RunFolder
 from pfedmma.run import display
 from pfedmma.run.assembly import assemble
-from pfedmma.run.display import accuracy_table, new_clients_table
+from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.arguments import positive
@@ -60,7 +60,10 @@ def evaluate(config: Config, folder: RunFolder, world: World, round_: int | None
         bar.advance()
     if world.is_main:
         rows = [("zeroshot", zero_shot.accuracy, ""), (config.method.name, accuracy, "")]
-        show(accuracy_table(f"{folder.path} after round {manifest.round}, {config.evaluation.split} split (percent)", rows))
+        about = f"{folder.path} after round {manifest.round}, {config.evaluation.split} split"
+        show(accuracy_table(f"{about} (percent)", rows))
+        if config.evaluation.diagnostics:
+            show(diagnostics_table(about, [(name, found) for name, found, _ in rows]))
         if new_clients:
             show(new_clients_table(config.method.name, new_clients))
         result = {

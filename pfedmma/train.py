@@ -24,7 +24,7 @@ from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
-from pfedmma.run.display import accuracy_table, new_clients_table
+from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table
 from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
@@ -158,9 +158,12 @@ def ranks(world: World) -> str:
 def show_result(summary: RunSummary, folder: RunFolder) -> None:
     """The final table."""
     rows = [("zeroshot", summary.zero_shot, "0 B"), (summary.method, summary.accuracy, megabytes(summary.bytes_per_client_round))]
-    show(accuracy_table(f"{summary.dataset}, {summary.backbone}, {len(summary.per_client)} clients (percent)", rows))
+    about = f"{summary.dataset}, {summary.backbone}, {len(summary.per_client)} clients"
+    show(accuracy_table(f"{about} (percent)", rows))
     if summary.selected is not None:
         print(f"the accuracy is that of {summary.selected}")
+    if summary.accuracy and summary.accuracy.diagnostics:
+        show(diagnostics_table(about, [(name, accuracy) for name, accuracy, _ in rows]))
     if summary.new_clients:
         show(new_clients_table(summary.method, summary.new_clients))
     print(f"summary: {folder.summary}", file=sys.stdout, flush=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pfedmma.system.console import percent
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 
@@ -18,6 +19,11 @@ DIAGNOSTICS = {  # name -> title
     "ece": "ECE, percent",
     "shared_cka": "CKA of S between clients",
 }
+
+
+def written(name: str, value: float | None) -> str:
+    """A diagnostic for reading: percent to two digits, what lies between -2 and 2 to four."""
+    return percent(value) if name == "ece" or value is None else f"{value:.4f}"
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ class Accuracy:
         """A score; None if there is none of that name."""
         return self.scores.get(name)
 
+    def diagnostic(self, name: str) -> float | None:
+        """One of `DIAGNOSTICS`; None if it is not known."""
+        return getattr(self.diagnostics, name) if self.diagnostics else None
+
     def to_json(self) -> dict[str, Any]:
         last: dict[str, Any] = {"domains": self.domains} if self.domains else {}
         last |= {name: value for name, value in self.scores.items() if name == "domain_average"}

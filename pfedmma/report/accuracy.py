@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import methodcaller
 from typing import NamedTuple
 
+from pfedmma.records.evaluated import DIAGNOSTICS, written
 from pfedmma.records.rows import IN_HM, TITLES, Accuracy
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
@@ -29,6 +31,8 @@ def final(runs: Sequence[Report]) -> Section:
         if any(row.accuracy.domains for row in rows if row.accuracy):
             blocks.append(_domains(rows, about))
         blocks += [Text(f"{run.label}: {run.selected}.") for run in group if run.selected is not None]
+        if any(row.accuracy.diagnostics for row in rows if row.accuracy):
+            blocks.append(_diagnostics(rows, about))
     return Section("accuracy", "Accuracy", blocks)
 
 
@@ -91,23 +95,34 @@ def _domains(rows: Sequence[Row], about: str) -> Table:
     return Table(f"Local by domain in percent{about}", ("domain", *(label for label, _ in with_domains)), table)
 
 
+def _diagnostics(rows: Sequence[Row], about: str) -> Table:
+    known = [(row.label, row.accuracy) for row in rows if row.accuracy and row.accuracy.diagnostics]
+    table = [[label, *(written(name, accuracy.diagnostic(name)) for name in DIAGNOSTICS)] for label, accuracy in known]
+    caption = f"Diagnostics on the base test images{about}: margin and gap of normalised features, means over clients"
+    return Table(caption, ("run", *DIAGNOSTICS.values()), table)
+
+
 def curves(runs: Sequence[Report]) -> Section:
-    """Loss and accuracies over rounds, all runs in each drawing."""
+    """Loss, accuracies and, where they are known, diagnostics over rounds, all runs in each drawing."""
     drawn = with_curves(runs)
     if not drawn:
         return Section("curves", "Over rounds", [Text("There is no metrics.jsonl, so there are no curves.")])
     losses = [Curve(run.label, [(float(row.round), row.loss) for row in run.rounds], i) for i, run in drawn]
     panels = [("Training loss", charts.line_chart(losses, lambda v: f"{v:.4g}"))]
-    for name in (*IN_HM, "hm", "unseen"):
-        lines = [
-            Curve(run.label, [(float(row.round), row.accuracy.score(name)) for row in run.rounds if row.accuracy], i) for i, run in drawn
-        ]
-        if not any(value is not None for line in lines for _, value in line.points):
-            continue
-        levels = {f"{v:.2f}": v for _, run in drawn if run.zero_shot and (v := run.zero_shot.score(name)) is not None}
-        levels_shown = [("zero-shot", v) for v in levels.values()] if len(levels) <= 3 else []
-        panels.append((f"{TITLES[name]}, percent", charts.line_chart(lines, lambda v: f"{v:.4g}", levels_shown)))
+    shown = [(f"{TITLES[name]}, percent", methodcaller("score", name)) for name in (*IN_HM, "hm", "unseen")]
+    shown += [(title[0].upper() + title[1:], methodcaller("diagnostic", name)) for name, title in DIAGNOSTICS.items()]
+    panels += [(title, chart) for title, value in shown if (chart := _over_rounds(drawn, value)) is not None]
     blocks: list[Block] = [Figure(panels, charts.key([(i, run.label) for i, run in drawn]))]
     if (means := max(charts.stride(len(run.rounds)) for _, run in drawn)) > 1:
         blocks.insert(0, Text(f"Of the longest run each point is the mean of {means} rounds."))
     return Section("curves", "Over rounds", blocks)
+
+
+def _over_rounds(drawn: Sequence[tuple[int, Report]], value: Callable[[Accuracy], float | None]) -> charts.Element | None:
+    """What ``value`` takes of each evaluation of the runs (position, run), beside zero-shot; None where there is nothing."""
+    lines = [Curve(run.label, [(float(row.round), value(row.accuracy)) for row in run.rounds if row.accuracy], i) for i, run in drawn]
+    if not any(v is not None for line in lines for _, v in line.points):
+        return None
+    levels = {f"{v:.4g}": v for _, run in drawn if run.zero_shot and (v := value(run.zero_shot)) is not None}
+    levels_shown = [("zero-shot", v) for v in levels.values()] if len(levels) <= 3 else []
+    return charts.line_chart(lines, lambda v: f"{v:.4g}", levels_shown)

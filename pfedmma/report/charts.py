@@ -28,6 +28,7 @@ MARKS = {
     "triangle down": "m-4-3h8l-4 7z",
 }
 MOST_POINTS, MOST_MARKS = 300, 40
+MOST_IN_BUNDLE, FEWEST_POINTS = 6000, 20  # points of all thin lines together; of one, all the same
 Format = Callable[[float], str]
 
 
@@ -63,9 +64,41 @@ def line_chart(
     return image
 
 
-def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float | None]]:
-    """The points, or means of as many neighbours as keep a drawing small."""
-    size = stride(len(points))
+def bundle(lines: Sequence[Curve], named: Sequence[Curve], form: Format) -> Element:
+    """Many thin curves over rounds, told apart by their tooltips alone, and a few over them, named where they end."""
+    most = most_in_bundle(len(lines))
+    thin = [Curve(curve.label, thinned(curve.points, most), None) for curve in lines]
+    thick = [Curve(curve.label, thinned(curve.points, most), curve.index) for curve in named]
+    points = [point for curve in (*thin, *thick) for point in curve.points]
+    x = linear([a for a, _ in points], LEFT, RIGHT, whole=True)
+    y = linear([b for _, b in points if b is not None], BOTTOM, TOP)
+    image = _image(HEIGHT, "a line a client over rounds", _frame(x, y, form, "round"))
+    for curve in thin:
+        known = [b for _, b in curve.points if b is not None]
+        label = f"{curve.label}: {form(known[0])} to {form(known[-1])}" if known else curve.label
+        path = "".join("M" + "L".join(f"{short(x.at(a))} {short(y.at(b))}" for a, b in part) for part in _unbroken(curve.points, False))
+        image.append(tag("path", tag("title", label), class_="thin", d=path))
+    image.extend(_curve(curve, x, y, form) for curve in thick)
+    image.extend(_named(curve, x, y) for curve in thick if any(b is not None for _, b in curve.points))
+    return image
+
+
+def most_in_bundle(lines: int) -> int:
+    """How many points each of so many thin curves has at most."""
+    return max(FEWEST_POINTS, MOST_IN_BUNDLE // max(lines, 1))
+
+
+def _named(curve: Curve, x: Axis, y: Axis) -> Element:
+    """The name of a curve where it ends: below its end in the lower half, above it in the upper one."""
+    a, b = [(a, b) for a, b in curve.points if b is not None][-1]
+    lower = (TOP + BOTTOM) / 2 < y.at(b) < BOTTOM - 14
+    below = 14 if lower or y.at(b) < TOP + 14 else -6
+    return tag("text", curve.label, class_="note", x=x.at(a), y=y.at(b) + below, text_anchor="end")
+
+
+def thinned(points: Sequence[tuple[float, float | None]], most: int = MOST_POINTS) -> list[tuple[float, float | None]]:
+    """The points, or means of as many neighbours as keep a drawing small: at most ``most`` of them."""
+    size = stride(len(points), most)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     means = ([v for _, v in group if v is not None] for group in groups)
     return [
@@ -74,9 +107,9 @@ def thinned(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
     ]
 
 
-def stride(points: int) -> int:
+def stride(points: int, most: int = MOST_POINTS) -> int:
     """How many neighbours of so many points are drawn as their mean."""
-    return max(1, -(-points // MOST_POINTS))
+    return max(1, -(-points // most))
 
 
 def dumbbells(rows: Sequence[tuple[str, float | None, float | None, str]], span: Sequence[float]) -> Element:

@@ -1,4 +1,4 @@
-"""Who among the clients gains and who loses against zero-shot."""
+"""Who among the clients gains and who loses against zero-shot, and when."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from pfedmma.records.rows import IN_HM, TITLES, ClientResult
-from pfedmma.report import charts
+from pfedmma.report import charts, client_curves
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
 from pfedmma.report.runs import Report
 from pfedmma.system.console import percent
@@ -17,9 +17,12 @@ MOST_CLASSES = 8
 
 
 def section(runs: Sequence[Report]) -> Section:
-    """Who gains and who loses against zero-shot."""
+    """Who gains and who loses against zero-shot, at the end and round by round."""
     shown = [run for run in runs if not run.is_reference and any(client.scores["local"] is not None for client in run.clients)]
+    curves = client_curves.figure([run for run in runs if not run.is_reference])
     if not shown:
+        if curves:  # of a run that is still going on
+            return Section("clients", "Clients", [curves])
         return Section("clients", "Clients", [Text("There are no accuracies of single clients in these runs.")])
     blocks: list[Block] = []
     compared = [run for run in shown if any(client.gain("local") is not None for client in run.clients)]
@@ -29,6 +32,8 @@ def section(runs: Sequence[Report]) -> Section:
         missing = ", ".join(run.label for run in shown if run not in compared)
         blocks.append(Text(f"The zero-shot accuracy of single clients is not recorded in {missing}: only what its clients reach is shown."))
     blocks.append(Figure([_panel(run, shown) for run in shown]))
+    if curves:
+        blocks.append(curves)
     blocks.append(_worst(shown))
     return Section("clients", "Clients", blocks)
 

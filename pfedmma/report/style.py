@@ -53,6 +53,8 @@ svg text.note { fill: var(--soft); paint-order: stroke; stroke: var(--page); str
 .grid { stroke: var(--line); }
 .axis, .zero { stroke: var(--soft); }
 .line, .reference { fill: none; stroke-width: 2; }
+.thin { fill: none; stroke: var(--soft); stroke-width: 1; opacity: 0.45; }
+.thin:hover { stroke-width: 2.5; opacity: 1; }
 .reference { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 1.5 3; }
 .mark, .tip { stroke: transparent; stroke-width: 9; }
 .tip { fill: transparent; }

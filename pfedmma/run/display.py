@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.accuracy.evaluator import Told
+from pfedmma.records.evaluated import DIAGNOSTICS, written
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, NewClients, RoundRow
 from pfedmma.system.console import ProgressBar, percent, printable
 
@@ -43,6 +44,17 @@ def new_clients_table(method: str, new: NewClients) -> Table:
         table.add_column(name, justify="right")
     for way, epochs, accuracy in (("zeroshot", "", new.zero_shot), *((row.shared, str(row.epochs), row.accuracy) for row in new.rows)):
         table.add_row(way, epochs, *(percent(accuracy.score(name)) for name in HEADLINE))
+    return table
+
+
+def diagnostics_table(title: str, rows: Sequence[tuple[str, Accuracy | None]]) -> Table:
+    """Rows of (name, accuracy or None), of which the diagnostics are shown."""
+    table = Table(title=escape(printable(title)))
+    table.add_column("method")
+    for name in DIAGNOSTICS.values():
+        table.add_column(name, justify="right")
+    for method, accuracy in rows:
+        table.add_row(escape(printable(method)), *(written(name, accuracy.diagnostic(name) if accuracy else None) for name in DIAGNOSTICS))
     return table
 
 

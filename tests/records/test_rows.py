@@ -20,7 +20,7 @@ from pfedmma.report import main as report
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
 from tests.support import small
-from tests.support.reported import Page, accuracy, member, met, round_, summary, write_run
+from tests.support.reported import Page, accuracy, diagnosed, member, met, round_, summary, write_run
 
 OLD = Path(__file__).parent / "written_by_0_1_0"
 DOMAINS = {"domains": {"photo": 80.0, "sketch": None}, "domain_average": 80.0}
@@ -37,12 +37,43 @@ def read_summary(values: Any) -> RunSummary:
 # What is written is read back, key by key.
 
 
-@pytest.mark.parametrize("evaluated", [None, accuracy(70.0), accuracy(70.0, novel=None) | DOMAINS])
+@pytest.mark.parametrize("evaluated", [None, accuracy(70.0), accuracy(70.0, novel=None) | DOMAINS | diagnosed(0.5, None)])
 def test_a_row_is_read_back(evaluated: dict[str, Any] | None) -> None:
     row = read_row(round_(3, 4, evaluated))
     assert (row.round, row.clients, row.samples, row.comm.uplink_bytes) == (3, (0, 1, 2, 3), 48, 4 * 12_672)
     assert json.dumps(row.to_json()) == json.dumps(round_(3, 4, evaluated))
     assert read_row(json.loads(json.dumps(row.to_json()))) == row
+
+
+def test_accuracies_of_clients_are_read_back() -> None:
+    each = {"clients": [0, 3], "local": [50.0, None], "base": [40.5, 30.0]}
+    row = read_row(round_(3, 4, accuracy(70.0)) | {"per_client": each})
+    assert row.per_client is not None and row.per_client.columns["local"] == (50.0, None)
+    assert json.dumps(row.to_json()) == json.dumps(round_(3, 4, accuracy(70.0)) | {"per_client": each})
+    assert read_row(row.to_json()) == row and row.tested_on("val").per_client is None
+
+
+@pytest.mark.parametrize(
+    ("each", "says"),
+    [
+        ({"clients": [0, 1], "local": [50.0]}, "row: per_client: local must hold 2 numbers, one of each of its clients, not 1"),
+        ({"clients": [0], "local": ["x"]}, "row: per_client: local must be a list of numbers or nulls"),
+        ({"local": [50.0]}, "row: per_client has no 'clients'"),
+        ([1, 2], "row: per_client must be an object, not a list"),
+    ],
+)
+def test_accuracies_of_clients_of_another_kind_are_refused(each: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read_row(round_(3, 4, accuracy(70.0)) | {"per_client": each})
+
+
+def test_diagnostics_stand_beside_accuracies() -> None:
+    found = read_row(round_(3, 4, accuracy(70.0) | diagnosed(0.5, None))).accuracy
+    assert found is not None and (found.diagnostic("alignment_margin"), found.diagnostic("shared_cka")) == (0.5, None)
+    plain = read_row(round_(3, 4, accuracy(70.0))).accuracy
+    assert plain is not None and plain.diagnostic("ece") is None and "diagnostics" not in plain.to_json()
+    with pytest.raises(UserError, match="row: accuracy: diagnostics has no 'modality_gap'"):
+        read_row(round_(3, 4, accuracy(70.0) | {"diagnostics": {"alignment_margin": 0.5}}))
 
 
 def test_a_summary_is_read_back() -> None:

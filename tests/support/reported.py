@@ -30,6 +30,11 @@ def round_(number: int, clients: int, evaluated: dict[str, Any] | None, up: int 
     return line | {"seconds": seconds, "comm": comm, "accuracy": evaluated, "split": "test" if evaluated else None}
 
 
+def diagnosed(margin: float, cka: float | None = 0.75) -> dict[str, Any]:
+    """The part of an ``accuracy`` object that ``evaluation.diagnostics`` adds."""
+    return {"diagnostics": {"alignment_margin": margin, "modality_gap": 0.25, "ece": 12.5, "shared_cka": cka}}
+
+
 def member(client: int, before: float | None, after: float | None, classes: Sequence[str] = ("cat", "dog")) -> dict[str, Any]:
     """A client of ``per_client``."""
     row = {"id": client, "domain": None, "classes": list(classes), "train_samples": 12, "test_samples": 5}
