@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.config.identity import change_of, comparable, refuse_other_config, relevant, settings
 from pfedmma.config.schema import Config, load
 from pfedmma.system.errors import UserError
@@ -86,8 +88,7 @@ def test_a_result_stands_for_other_settings_only_if_it_does_not_depend_on_them(i
 def test_what_may_change() -> None:
     names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
-    evaluation = ["evaluation.every", "evaluation.split", "evaluation.batch_size", "evaluation.clients"]
-    evaluation += [f"evaluation.new_clients_{name}" for name in ("epochs", "shared", "start")]
+    evaluation = [f"evaluation.{item.name}" for item in dataclasses.fields(EvaluationConfig)]
     assert names[GOES_ON] == ["federation.rounds", *evaluation]
     sections = {name.partition(".")[0] for name in names[SAME_RESULT]}
     assert sections == {"plugins", "backbone", "data", "federation", "checkpoint", "distributed"}

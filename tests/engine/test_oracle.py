@@ -184,7 +184,9 @@ def test_accuracies_follow_each_clients_current_adapters(clients_per_pass: int) 
     run, clip = evaluation_run()
     run.engine.clients = tuple(dataclasses.replace(c, test=torch.arange(c.id, 50, 3)) for c in run.engine.clients)
     federation = relabelled(run, clip)
-    run.engine.evaluation.evaluator = dataclasses.replace(run.engine.evaluation.evaluator, federated=federation, batch_size=21, clients_per_pass=clients_per_pass)
+    run.engine.evaluation.evaluator = dataclasses.replace(
+        run.engine.evaluation.evaluator, federated=federation, batch_size=21, clients_per_pass=clients_per_pass
+    )
     before = oracle_table(run, clip, federation)
     run.engine.evaluate()
     torch.testing.assert_close(run.engine.evaluation.table[:, :3], before)

@@ -21,6 +21,7 @@ from pfedmma.records import trackers
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
+from tests.support.reported import accuracy, diagnosed, round_row
 from tests.support.tracked import curves, losses, near
 
 pytest.importorskip("tensorboard")
@@ -46,6 +47,13 @@ def test_a_tracker_that_comes_later_is_told_what_it_missed(tmp_path: Path) -> No
     main(small.settings(plain, "federation.rounds=5"))
     assert small.timeless(small.metrics(tracked)) == small.timeless(small.metrics(plain))
     assert small.summary(tracked)["config"] == small.summary(plain)["config"]
+
+
+def test_curves_of_diagnostics_but_not_of_each_client() -> None:
+    each = {"clients": list(range(100)), "local": [50.0] * 100}
+    told = trackers.curves(round_row(3, evaluated=accuracy(70.0) | diagnosed(0.5, None), per_client=each), sent=1.0)
+    assert told["accuracy/diagnostics/alignment_margin"] == 0.5 and told["accuracy/local"] == 70.0
+    assert len(told) < 40 and not [name for name in told if "client" in name or "cka" in name]
 
 
 def test_a_finished_run_that_is_resumed_says_its_result_once(tmp_path: Path) -> None:
