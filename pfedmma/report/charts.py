@@ -78,7 +78,7 @@ def bundle(lines: Sequence[Curve], named: Sequence[Curve], form: Format) -> Elem
         label = f"{curve.label}: {form(known[0])} to {form(known[-1])}" if known else curve.label
         path = "".join("M" + "L".join(f"{short(x.at(a))} {short(y.at(b))}" for a, b in part) for part in _unbroken(curve.points, False))
         image.append(tag("path", tag("title", label), class_="thin", d=path))
-    image.extend(_curve(curve, x, y, form) for curve in thick)
+    image.extend(_curve(curve, x, y, form, "round") for curve in thick)
     image.extend(_named(curve, x, y) for curve in thick if any(b is not None for _, b in curve.points))
     return image
 
