@@ -38,6 +38,7 @@ SETTINGS = (
     "data.clients=20",
     "data.shots=4",
     "data.camera=0",
+    "data.medium=0",
     "federation.participation=0.5",
     "federation.local_epochs=1",
     "evaluation.every=100",

@@ -105,6 +105,7 @@ def new_engine(world: World, device: str, registered: int, participants: int, im
         "data.clients=2",
         "data.protocol=iid",
         "data.camera=0",
+        "data.medium=0",
         "federation.local_epochs=1",
         f"federation.batch_size={min(images, 16)}",
         f"federation.clients_per_pass={width}",

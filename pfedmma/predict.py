@@ -1,9 +1,9 @@
 """What one client's model sees in images: ``python -m pfedmma.predict RUN --client 3 IMAGE...``
 
 Images are files, or folders that are searched for images. They are resized and cut to the middle as at evaluation, and seen as they are:
-with data.name=shapes clients are trained and tested behind cameras of their own, which are not applied here. RUN may be finished or
-interrupted; its newest good checkpoint is read, or that of --round, its data are not. Text features are the client's own, also in a run
-with evaluation.text_features=first.
+a run's medium and its clients' cameras (data.medium and data.camera, by default with data.name=shapes) are not applied here. RUN may be
+finished or interrupted; its newest good checkpoint is read, or that of --round, its data are not. Text features are the client's own, also
+in a run with evaluation.text_features=first.
 
 exit status: 0; 1 if some of the images could not be read (they are named, the others are answered); 2 if there is no answer at all.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from pfedmma.config.schema import Config
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import ANOTHER_RUN, OUTSIDE, SAME_RESULT, described, flatten, plain
+from pfedmma.system.options import ANOTHER_RUN, OUTSIDE, SAME_RESULT, described, done_earlier, flatten, plain
 
 
 def change_of() -> dict[str, str]:
@@ -48,8 +48,9 @@ def refuse_other_config(config: Config, saved: dict[str, Any]) -> None:
 
 
 def _completed(flat: dict[str, Any]) -> dict[str, Any]:
-    """With the defaults of settings that are missing: what an earlier version had no setting for, it did as the default says."""
-    return {item.name: plain(item.default) for item in described(Config)} | flat
+    """With the settings that are missing: what an earlier version had no setting for, it did as the setting says, or its default."""
+    defaults = {item.name: plain(item.default) for item in described(Config)}
+    return defaults | done_earlier(Config, defaults | flat) | flat
 
 
 def _same(value: Any) -> Any:

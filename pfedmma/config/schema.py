@@ -27,7 +27,22 @@ from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
-from pfedmma.system.options import OUTSIDE, SAME_RESULT, Raw, converted, insert, merged, nested, read_settings, section, setting, shown
+from pfedmma.system.options import (
+    OUTSIDE,
+    SAME_RESULT,
+    Raw,
+    converted,
+    done_earlier,
+    dotted,
+    flatten,
+    insert,
+    merged,
+    nested,
+    read_settings,
+    section,
+    setting,
+    shown,
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +86,12 @@ def load(file: str | Path | Sequence[str | Path] | None = None, overrides: Seque
 
 
 def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The settings of the run in ``folder``, and ``overrides`` on top; it lies where it is found, whatever it says itself."""
-    return load(expanded(folder) / "config.yaml", [*overrides, f"run_dir={folder}"])
+    """The settings of the run in ``folder``, and ``overrides`` on top; it lies where it is found, whatever it says itself.
+
+    What its version had no setting for, it did as that version did.
+    """
+    tree, here = read_settings(expanded(folder) / "config.yaml"), [*overrides, f"run_dir={folder}"]
+    return resolve(merged(dotted(done_earlier(Config, flatten(resolve(tree, here)))), tree), here)
 
 
 def resolve(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
 from pfedmma.data.partition import partition_file
-from pfedmma.data.partition.camera import camera
+from pfedmma.data.partition.camera import KINDS, camera
 from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import FederatedData, count_new, with_new_clients
 from pfedmma.data.partition.protocols import PROTOCOLS
@@ -21,6 +23,16 @@ from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
 from pfedmma.system.options import SAME_RESULT, setting
+
+
+def _hue_earlier(flat: Mapping[str, Any]) -> str:
+    """The kind of camera before there was a choice; where no client had a camera, any."""
+    return "hue" if flat["data.camera"] > 0 or (flat["data.name"] == "shapes" and flat["data.camera"] < 0) else "pattern"
+
+
+def _no_medium_earlier(flat: Mapping[str, Any]) -> float:
+    """Pictures were as they were drawn; those of other data sets are by default."""
+    return 0.0 if flat["data.name"] == "shapes" else -1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,11 @@ class DataConfig:
         "auto",
         "training images: crop (random resized crop and flip), none, or auto (none for shapes, crop for photographs)",
     )
-    camera: float = setting(-1.0, "how far each client's colours differ from the others', 0 to 1; -1: the data set's own default")
+    camera: float = setting(-1.0, "strength of what each client's own camera does to its pictures, 0 to 1; -1: the data set's own default")
+    camera_kind: str = setting("pattern", "what cameras do: pattern (of a sensor, as strong for all clients) or hue", earlier=_hue_earlier)
+    medium: float = setting(
+        -1.0, "how far all pictures of all clients are halftone prints, 0 to 1; -1: the data set's own default", earlier=_no_medium_earlier
+    )
     on_bad_image: str = setting("stop", "an unreadable image ends the run (stop), or is left out and counted (skip)")
     cache_gb: float = setting(8.0, "GB of decoded images kept in memory; the rest lies in a temporary file", SAME_RESULT)
 
@@ -67,6 +83,8 @@ class DataConfig:
         checks.in_unit_interval("test_fraction", self.test_fraction)
         checks.one_of("augment", self.augment, ("auto", "crop", "none"))
         checks.share_or_default("camera", self.camera, -1.0)
+        checks.one_of("camera_kind", self.camera_kind, KINDS)
+        checks.share_or_default("medium", self.medium, -1.0)
         checks.one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
         checks.at_least("cache_gb", self.cache_gb, 0)
         if self.template not in ("generic", "dataset") and (self.template.count("{}") != 1 or template_problem(self.template)):
@@ -92,10 +110,10 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
 def seen_by_clients(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:
     """The partition that ``config`` asks for, tested on ``test_split``, each client with the camera that it sees all images through."""
     federated = divide(source, config, seed, test_split)
-    strength = source.camera if config.camera == -1.0 else config.camera
+    strength = source.cameras.get(config.camera_kind, 0.0) if config.camera == -1.0 else config.camera
     if strength == 0:
         return federated
-    seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength)) for c in federated.clients)
+    seen = tuple(dataclasses.replace(c, camera=camera(seed, c.id, strength, config.camera_kind)) for c in federated.clients)
     return dataclasses.replace(federated, clients=seen)
 
 
@@ -106,7 +124,7 @@ def say(source: Source) -> None:
 
 
 def open_source(config: DataConfig, seed: int, size: int) -> Source:
-    """The data set that ``config`` names, with the class prompt that it asks for.
+    """The data set that ``config`` names, with the class prompt and in the medium that it asks for.
 
     Args:
         seed: of the run. size: pixels a side at which images are drawn, where they are drawn.
@@ -130,7 +148,8 @@ def open_source(config: DataConfig, seed: int, size: int) -> Source:
     if config.class_names:
         source = renamed(source, config.class_names)
     templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}
-    return dataclasses.replace(source, template=templates.get(config.template, config.template))
+    medium = source.medium if config.medium == -1.0 else config.medium
+    return dataclasses.replace(source, template=templates.get(config.template, config.template), medium=medium)
 
 
 def divide(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:

@@ -9,7 +9,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +23,19 @@ LARGEST = 3.4e38  # number
 CHANGES = ANOTHER_RUN, GOES_ON, SAME_RESULT, OUTSIDE = "another run", "goes on", "same result", "outside"
 
 
-def setting(default: Any, meaning: str, change: str = ANOTHER_RUN) -> Any:
+Earlier = Callable[[Mapping[str, Any]], Any]  # a value, by the other settings {"data.name": "shapes", ...}
+
+
+def setting(default: Any, meaning: str, change: str = ANOTHER_RUN, earlier: Earlier | None = None) -> Any:
     """A field of a dataclass of settings.
 
     Args:
         meaning: what it sets, with unit and choices, in a line; tables of settings are made of it.
         change: `ANOTHER_RUN`, `GOES_ON` (it may change when a run is resumed), `SAME_RESULT` (no result depends on it) or `OUTSIDE`
             (no setting of the run itself).
+        earlier: what versions did that had no such setting, where that is not the default.
     """
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "change": change})
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "change": change, "earlier": earlier})
 
 
 class Described(NamedTuple):
@@ -42,6 +46,7 @@ class Described(NamedTuple):
     default: Any
     meaning: str
     change: str
+    earlier: Earlier | None = None
 
 
 class Open:
@@ -96,8 +101,14 @@ def described(cls: type, prefix: str = "") -> list[Described]:
         else:
             assert item is not None
             says = item.metadata
-            found.append(Described(f"{prefix}{name}", kind, item.default, says.get("meaning", ""), says.get("change", ANOTHER_RUN)))
+            meaning, change = says.get("meaning", ""), says.get("change", ANOTHER_RUN)
+            found.append(Described(f"{prefix}{name}", kind, item.default, meaning, change, says.get("earlier")))
     return found
+
+
+def done_earlier(cls: type, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"data.medium": 0.0, ...}: what versions did that lack settings of ``cls``, where it is not the default, in a run of ``flat``."""
+    return {item.name: item.earlier(flat) for item in described(cls) if item.earlier}
 
 
 def read_settings(path: Path) -> dict[str, Any]:

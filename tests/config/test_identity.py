@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.config.identity import change_of, comparable, refuse_other_config, relevant, settings
-from pfedmma.config.schema import Config, load
+from pfedmma.config.schema import Config, dump, load, load_written
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import ANOTHER_RUN, CHANGES, GOES_ON, OUTSIDE, SAME_RESULT, Described, described, flatten
 
@@ -115,10 +116,42 @@ def test_what_an_earlier_version_had_no_setting_for_was_as_the_default_says() ->
         refuse_other_config(load(None, ["optimizer.clip=1"]), before)
 
 
+def without_looks(*overrides: str) -> dict[str, Any]:
+    """The settings of a run of a version that knew cameras of one kind, and no medium."""
+    flat = settings(load(None, ["run_dir=r", *overrides]))
+    return {name: value for name, value in flat.items() if name not in ("data.camera_kind", "data.medium")}
+
+
+def test_pictures_of_earlier_versions_were_others_and_are_not_mixed() -> None:
+    with pytest.raises(UserError, match=r"data\.camera_kind \(was hue, is pattern\), data\.medium \(was 0\.0, is -1\.0\)$"):
+        refuse_other_config(load(None, ["run_dir=r"]), without_looks())
+    same = load(None, ["run_dir=r", "data.camera_kind=hue", "data.medium=0"])
+    refuse_other_config(same, without_looks())
+    assert relevant(settings(same)) == relevant(without_looks()) != relevant(settings(load(None, ["run_dir=r"])))
+
+
+@pytest.mark.parametrize("overrides", [["data.name=caltech101"], ["data.camera=0", "data.medium=0"]])
+def test_pictures_without_a_camera_are_what_they_were(overrides: list[str]) -> None:
+    refuse_other_config(load(None, ["run_dir=r", *overrides]), without_looks(*overrides))
+    with pytest.raises(UserError, match=r"camera \(was .*, is 0\.3\)"):
+        refuse_other_config(load(None, ["run_dir=r", *overrides, "data.camera=0.3"]), without_looks(*overrides))
+
+
+def test_settings_that_a_run_has_written_are_read_as_its_version_did(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(load(None, ["run_dir=r", "data.clients=4"])))
+    assert load_written(file, ["seed=7"]) == load(None, ["run_dir=r", "data.clients=4", "seed=7"])
+    tree = yaml.safe_load(file.read_text())
+    del tree["data"]["camera_kind"], tree["data"]["medium"]
+    file.write_text(yaml.safe_dump(tree))
+    assert load_written(file) == load(None, ["run_dir=r", "data.clients=4", "data.camera_kind=hue", "data.medium=0"])
+    assert load_written(file, ["data.medium=0.5"]).data.medium == 0.5
+
+
 @pytest.mark.parametrize("run", ["adapters", "pool"])
 def test_a_result_of_version_0_1_0_stands(run: str) -> None:
     folder = WRITTEN / run
-    config = load(folder / "config.yaml")
+    config = load_written(folder / "config.yaml")
     before = json.loads((folder / "summary.json").read_text())["config"]
     assert relevant(before) == relevant(settings(config))
     refuse_other_config(config, before)

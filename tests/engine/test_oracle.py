@@ -12,7 +12,7 @@ from pfedmma import rng
 from pfedmma.clip.loading import create_model
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
-from pfedmma.data.partition.federated import EvaluationSet, FederatedData
+from pfedmma.data.partition.federated import EvaluationSet, FederatedData, cameras
 from pfedmma.engine.cohort import Members
 from pfedmma.engine.server import SHARED, Server
 from pfedmma.methods.forward import Forward
@@ -145,8 +145,7 @@ def test_logits_of_a_stack_equal_each_clients_own(label_space: str) -> None:
 
     pixels, state = run.engine.training.batches.pixels, run.engine.members.answers().tensors([0, 1, 2])
     forward = Forward.from_prompts(run.engine.training.method, run.federated.template, images.classes)
-    cameras = torch.stack([client.camera for client in run.engine.clients])[:, None]
-    pictures = pixels.normalise(pixels.fitted(images.split, images.indices).expand(3, -1, -1, -1, -1), cameras)
+    pictures = pixels.normalise(pixels.fitted(images.split, images.indices).expand(3, -1, -1, -1, -1), cameras(run.engine.clients))
     with torch.no_grad():
         state = {**state, **forward.fixed(state, NOTHING)}
         got = forward.logits(state, forward.image_stem(pictures.flatten(0, 1)), forward.text_features(state))

@@ -37,8 +37,10 @@ def open_clip_transform(preprocess: Preprocess, normalised: bool, resize_mode: s
     return image_transform_v2(config, is_train=False)
 
 
-def pixels_of(images: list[Tensor], augment: str, reads: Counter | None = None, preprocess: Preprocess = CLIP) -> Pixels:
-    """`Pixels` over the same images in all three splits; ``reads`` counts the decodings of (split, position)."""
+def pixels_of(
+    images: list[Tensor], augment: str, reads: Counter | None = None, preprocess: Preprocess = CLIP, medium: float = 0.0
+) -> Pixels:
+    """`Pixels` over the same images in all three splits, in a medium; ``reads`` counts the decodings of (split, position)."""
 
     def split(name: str) -> Split:
         def read(index: int) -> Tensor:
@@ -48,4 +50,5 @@ def pixels_of(images: list[Tensor], augment: str, reads: Counter | None = None, 
 
         return Split(torch.zeros(len(images), dtype=torch.long), read)
 
-    return Pixels(Source("toy", ("a",), {name: split(name) for name in ("train", "val", "test")}), preprocess, augment, torch.device("cpu"))
+    source = Source("toy", ("a",), {name: split(name) for name in ("train", "val", "test")}, medium=medium)
+    return Pixels(source, preprocess, augment, torch.device("cpu"))

@@ -2,8 +2,8 @@
 
 Contrastive training (Radford et al. 2021) on captioned drawings of `pfedmma.data.drawn.drawing`, every image drawn once and never
 again. A caption may leave the pattern out, so several captions of a batch can be true of one image; such pairs are no
-negatives and are left out of the softmax. No camera (`pfedmma.data.partition.camera`) is ever applied: what clients of the data
-set ``shapes`` see looks different from everything here.
+negatives and are left out of the softmax. Neither a camera (`pfedmma.data.partition.camera`) nor a medium
+(`pfedmma.data.pixels.medium`) is ever applied: what clients of the data set ``shapes`` see looks different from everything here.
 
 Shape legend: N drawings, M captions, S pixels a side, D features.
 """

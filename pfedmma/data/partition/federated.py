@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pfedmma import rng
+from pfedmma.data.partition.camera import Camera
 from pfedmma.system.errors import UserError
 
 _NONE = torch.empty(0, dtype=torch.long)
@@ -23,9 +24,9 @@ class Client:
     """One client: its classes (base labels), its training images and its own test images.
 
     ``train`` [n] are positions in the source's training split, ``labels`` [n] their base labels; ``test`` [m] are positions in
-    the federated data's base test set. ``camera`` [3,3] is the colour matrix of the client's own looks, None for plain images;
-    ``domain`` the name of the domain it belongs to, None where there are no domains. ``new``: it takes part in no round, and comes when
-    the last one is over.
+    the federated data's base test set. ``camera`` is what the client sees its images through, None for plain images; ``domain`` the
+    name of the domain it belongs to, None where there are no domains. ``new``: it takes part in no round, and comes when the last one is
+    over.
     """
 
     id: int
@@ -33,15 +34,15 @@ class Client:
     train: Tensor
     labels: Tensor
     test: Tensor
-    camera: Tensor | None = None
+    camera: Camera | None = None
     domain: str | None = None
     new: bool = False
 
 
-def cameras(clients: Sequence[Client]) -> Tensor | None:
-    """The clients' colour matrices [C,1,3,3], to apply to their images [C,N,...]; None where images are plain."""
-    matrices = [client.camera for client in clients if client.camera is not None]
-    return torch.stack(matrices)[:, None] if matrices else None
+def cameras(clients: Sequence[Client]) -> Camera | None:
+    """The clients' cameras, to apply to their images [C,N,...]; None where images are plain."""
+    own = [client.camera for client in clients if client.camera is not None]
+    return Camera.stacked(own) if own else None
 
 
 def held_classes(clients: Sequence[Client], count: int) -> Tensor:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
+from pfedmma.data.partition.camera import Camera
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages
 from pfedmma.data.pixels.crop import crop_box, fit, from_corner, random_crop, side_by_side
+from pfedmma.data.pixels.medium import printed, screen
 from pfedmma.data.pixels.resample import crop_resize
 from pfedmma.data.sources.base import Source
 
@@ -51,6 +53,7 @@ class Pixels:
         self._fitted: dict[str, FittedImages] = {}
         self._mean = torch.tensor(preprocess.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(3, 1, 1)
+        self._screen = screen(preprocess.size).to(device) if source.medium else None
 
     def fitted(self, split: str, indices: Tensor) -> Tensor:
         """[n] -> [n,3,S,S] uint8, as open_clip's evaluation preprocessing makes them (before normalisation)."""
@@ -115,9 +118,11 @@ class Pixels:
             return images
         return crop_resize(images, staged.boxes.to(self.device), staged.flips.to(self.device), self.preprocess.size)
 
-    def normalise(self, images: Tensor, camera: Tensor | None = None) -> Tensor:
-        """uint8 [..., 3,S,S] -> float on the device, normalised; seen through ``camera`` [..., 3,3] if there is one."""
+    def normalise(self, images: Tensor, camera: Camera | None = None) -> Tensor:
+        """uint8 [..., 3,S,S] -> float on the device, normalised; in the source's medium, seen through ``camera`` if there is one."""
         x = images.to(self.device, non_blocking=True).float() / 255.0
+        if self._screen is not None:
+            x = printed(x, self.source.medium, self._screen)
         if camera is not None:
-            x = (camera.to(self.device) @ x.flatten(-2)).clamp(0.0, 1.0).view(x.shape)
+            x = camera.see(x)
         return (x - self._mean) / self._std

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -69,7 +69,8 @@ class Source:
     own_template: str = ""  # the usual prompt of this data set, where it has one
     made_split: dict[str, Any] | None = None  # a split that was made up because the data came without one
     augment: str = "crop"  # what "auto" means for this source
-    camera: float = 0.0  # likewise
+    cameras: Mapping[str, float] = field(default_factory=dict)  # likewise: strength of the clients' cameras, by their kind
+    medium: float = 0.0  # how far its pictures are prints, see `pfedmma.data.pixels.medium`
     domains: tuple[str, ...] = ()
     coarse: tuple[int, ...] | None = None  # superclass of each class, where there are superclasses
     notes: tuple[str, ...] = ()  # what a user should know of how it was read, a sentence each

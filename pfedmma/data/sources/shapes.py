@@ -1,5 +1,10 @@
 """The data set ``shapes``: 120 classes of a colour and a shape, drawn by `pfedmma.data.drawn.drawing` from the seed.
 
+Its pictures differ from those that the ``tiny`` CLIP knows in something that all clients share, the medium, and in something that each
+client has for itself, its camera. Both strengths were chosen on zero-shot accuracy alone, before anything was trained: either shift alone
+takes Base from above 99 % to between 70 and 75 %, so that there is as much to learn together as alone, and under both every client's Base
+lies between 40 and 70 %.
+
 Shape legend: S pixels a side.
 """
 
@@ -13,7 +18,8 @@ from pfedmma.data.drawn.drawing import COLOURS, PATTERNS, SHAPES, STYLES, draw_r
 from pfedmma.data.sources.base import Open, Source, Split
 
 PER_CLASS = {"train": 64, "val": 10, "test": 10}
-CAMERA = 0.5  # strength of the clients' cameras, see `pfedmma.data.partition.camera`
+CAMERAS = {"pattern": 0.18, "hue": 0.5}  # strength of the clients' cameras, see `pfedmma.data.partition.camera`
+MEDIUM = 0.5  # see `pfedmma.data.pixels.medium`
 
 
 def classes() -> list[tuple[int, int]]:
@@ -32,7 +38,8 @@ def load(seed: int, size: int) -> Source:
         class_names=tuple(f"{COLOURS[colour]} {SHAPES[shape]}" for colour, shape in classes()),
         splits={name: _split(name, seed, size) for name in PER_CLASS},
         augment="none",
-        camera=CAMERA,
+        cameras=CAMERAS,
+        medium=MEDIUM,
     )
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from pfedmma.clip import tiny
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.preprocess import Preprocess
-from pfedmma.data.partition.camera import camera
+from pfedmma.data.partition.camera import Camera, camera
 from pfedmma.data.pixels import pixels as pixels_module
 from pfedmma.data.pixels.crop import fit
+from pfedmma.data.pixels.medium import printed, screen
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.resample import crop_resize
 from tests.support.pictures import CLIP, picture, pixels_of, to_pil
@@ -85,16 +86,29 @@ def test_every_file_is_decoded_at_most_once(augment: str):
 
 def test_normalise_sees_through_each_clients_camera():
     images = torch.stack([picture(8, 8, i) for i in range(2)]).expand(3, 2, 3, 8, 8)  # clients, images
-    cameras = torch.stack([camera(0, client, 1.0) for client in range(3)])
+    cameras = [camera(0, client, 1.0, "hue") for client in range(3)]
     pixels = pixels_of([], "none")
-    seen = pixels.normalise(images, cameras[:, None])
+    seen = pixels.normalise(images, Camera.stacked(cameras))
     for client in range(3):
         for i in range(2):
-            colour = (images[client, i].float() / 255).permute(1, 2, 0) @ cameras[client].T
+            colour = (images[client, i].float() / 255).permute(1, 2, 0) @ cameras[client].colours.T
             expected = (colour.clamp(0, 1) - torch.tensor(CLIP.mean)) / torch.tensor(CLIP.std)
             torch.testing.assert_close(seen[client, i], expected.permute(2, 0, 1), atol=1e-5, rtol=0)
     gray = torch.full((3, 3, 4, 4), 77, dtype=torch.uint8)
-    torch.testing.assert_close(pixels.normalise(gray, cameras), pixels.normalise(gray), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pixels.normalise(gray, cameras[0]), pixels.normalise(gray), atol=1e-5, rtol=0)
+
+
+def test_normalise_prints_before_a_camera_sees():
+    """The pictures are in the medium; cameras look at them."""
+    own = camera(0, 1, 0.3)
+    small = Preprocess(32, CLIP.mean, CLIP.std)
+    plain, both = (pixels_of([], "none", None, small, medium) for medium in (0.0, 0.5))
+    image = picture(32, 32, 0)[None]
+    black, range_ = torch.tensor(CLIP.mean).view(3, 1, 1), torch.tensor(CLIP.std).view(3, 1, 1)
+    prints = printed(image.float() / 255, 0.5, screen(32))
+    torch.testing.assert_close(both.normalise(image), (prints - black) / range_)
+    torch.testing.assert_close(both.normalise(image, own), (own.see(prints) - black) / range_)
+    torch.testing.assert_close(plain.normalise(image, own), (own.see(image.float() / 255) - black) / range_)
 
 
 def test_a_batch_of_photographs_is_never_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch):

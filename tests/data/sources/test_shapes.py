@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
+from pfedmma.comm.world import World
+from pfedmma.config.schema import load
 from pfedmma.data.drawn.drawing import COLOURS, SHAPES
+from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.sources import shapes
+from pfedmma.methods.zeroshot import ZeroShot
+from pfedmma.records.rows import COLUMNS
+from pfedmma.run.assembly import assemble, new_members
 
 
 def test_120_distinct_classes():
@@ -55,3 +63,23 @@ def test_no_image_of_a_class_is_drawn_twice():
 
 def test_images_are_drawn_at_the_size_of_the_backbone():
     assert shapes.load(seed=0, size=64).splits["val"].read(0).shape == (3, 64, 64)
+
+
+def zero_shot_base(*settings: str) -> list[float]:
+    """Of four clients of the default world, on a third of its test images."""
+    config = load(None, ["data.clients=4", "data.shots=1", "run_dir=none", *settings])
+    run = assemble(config, World(0, 1, torch.device("cpu")))
+    base = run.federated.base
+    few = dataclasses.replace(base, indices=base.indices[::3], labels=base.labels[::3])
+    clients = tuple(dataclasses.replace(client, test=torch.arange(1)) for client in run.federated.clients)
+    evaluator = dataclasses.replace(run.engine.evaluator, federated=FederatedData(clients, few, None, run.federated.template))
+    method = ZeroShot(run.backbone)
+    table = evaluator.table(method, new_members(method, config, run.engine.world).answers(), clients)
+    return table[:, COLUMNS.index("base")].tolist()
+
+
+def test_each_shift_alone_costs_as_much_and_both_leave_every_client_room() -> None:
+    assert min(zero_shot_base("data.camera=0", "data.medium=0")) >= 99
+    for alone in ("data.camera=0", "data.medium=0"):
+        assert all(65 <= accuracy <= 80 for accuracy in zero_shot_base(alone)), alone
+    assert all(40 <= accuracy <= 70 for accuracy in zero_shot_base())
