@@ -41,7 +41,9 @@ class DataConfig:
 
     name: str = setting("shapes", "shapes (drawn, no files), caltech101, domainnet, imagefolder, or another data set of configs/README.md")
     root: str = setting("", "folder with the data set", SAME_RESULT)
-    protocol: str = setting("base_to_novel", "how images are divided among clients: base_to_novel, iid, dirichlet, pachinko or domains")
+    protocol: str = setting(
+        "base_to_novel", "how images are divided: base_to_novel, base_to_novel_dirichlet, iid, dirichlet, pachinko or domains"
+    )
     clients: int = setting(10, "number of clients")
     new_clients: float = setting(
         0.0, "share of the clients that never train in a round and come after the last one, 0 to less than 1; see evaluation.new_clients_*"
@@ -49,7 +51,7 @@ class DataConfig:
     shots: int = setting(16, "training images of a class; 0: all")
     beta: float = setting(0.5, "concentration of the Dirichlet draws; smaller means more skew")
     min_samples: int = setting(1, "training images that every client gets at least")
-    domains: tuple[str, ...] = setting((), "domains that are used, in this order, such as [photo, sketch]; empty: all there are")
+    domains: tuple[str, ...] = setting((), "domains that are used, in this order, such as [photo, sketch]; empty: all (shapes: none)")
     held_out_domain: str = setting("", "a domain that no client holds, tested as unseen")
     partition_file: str = setting("", "a partition written by python -m pfedmma.describe --out; it takes the place of data.protocol")
     template: str = setting(
@@ -89,8 +91,8 @@ class DataConfig:
         checks.at_least("cache_gb", self.cache_gb, 0)
         if self.template not in ("generic", "dataset") and (self.template.count("{}") != 1 or template_problem(self.template)):
             raise UserError(f"template: '{self.template[:80]}' must be 'generic', 'dataset' or a text with one {{}} for the class name")
-        if self.held_out_domain and self.protocol == "base_to_novel":
-            raise UserError("held_out_domain: base_to_novel has no unseen domain; use data.protocol=domains, dirichlet or iid")
+        if self.held_out_domain and self.protocol.startswith("base_to_novel"):
+            raise UserError(f"held_out_domain: {self.protocol} has no unseen domain; use data.protocol=domains, dirichlet or iid")
 
 
 def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess, world: World) -> tuple[FederatedData, Pixels]:
@@ -144,7 +146,7 @@ def open_source(config: DataConfig, seed: int, size: int) -> Source:
     )
     source = DATA_SETS[config.name](wanted)
     if config.domains and not source.domains:
-        raise UserError(f"data.domains: {source.name} has no domains; leave it out, or see domainnet and domainfolder")
+        raise UserError(f"data.domains: {source.name} has no domains; leave it out, or see shapes, domainnet and domainfolder")
     if config.class_names:
         source = renamed(source, config.class_names)
     templates = {"generic": GENERIC_TEMPLATE, "dataset": source.own_template or GENERIC_TEMPLATE}

@@ -60,10 +60,10 @@ def assert_described(settings: list[str], folder: Path, capsys: pytest.CaptureFi
     return federation
 
 
-@pytest.mark.parametrize("protocol", ["base_to_novel", "iid", "dirichlet"])
+@pytest.mark.parametrize("protocol", ["base_to_novel", "base_to_novel_dirichlet", "iid", "dirichlet"])
 def test_drawn_images(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     federation = assert_described([*SHAPES, f"data.protocol={protocol}", "data.clients=6"], tmp_path, capsys)
-    assert sum(len(client.train) for client in federation.clients) == 4 * (60 if protocol == "base_to_novel" else 120)
+    assert sum(len(client.train) for client in federation.clients) == 4 * (60 if protocol.startswith("base_to_novel") else 120)
 
 
 def test_the_table_says_what_there_is_most_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -135,6 +135,8 @@ def test_a_partition_in_a_folder_that_is_not_there(tmp_path: Path):
         (["data.protocol=iid", "data.clients=500", "data.shots=1"], "120 training images cannot give 500 clients 1 each"),
         (["data.protocol=iid", "data.held_out_domain=photo"], "shapes has not"),
         (["data.held_out_domain=photo"], "base_to_novel has no unseen domain"),
+        (["data.protocol=base_to_novel_dirichlet", "data.held_out_domain=photo"], "base_to_novel_dirichlet has no unseen domain"),
+        (["data.domains=photo"], "data.domains: shapes has no domain 'photo'; it has flat, sketch, night, blurry"),
     ],
 )
 def test_impossible_requests(arguments: list[str], told: str):

@@ -1,4 +1,7 @@
-"""The protocol ``base_to_novel``: half of the labels are trained on, disjoint ones by each client; the others are novel."""
+"""The protocols of base and novel classes: half of the labels are trained on, the others are novel.
+
+``base_to_novel``: clients hold disjoint base classes. ``base_to_novel_dirichlet``: they hold uneven shares of all base classes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import random
 
 import torch
 
+from pfedmma.data.partition import skew
 from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.partition.shots import draw_shots
@@ -23,17 +27,42 @@ def base_to_novel(source: Source, division: Division, test_split: str = "test") 
     Raises:
         UserError: a client would get no class, or a class has fewer than ``division.shots`` training images.
     """
+    base, novel = _halves(source, test_split)
+    clients = []
+    for number, classes in enumerate(split_classes(len(base.classes), division.clients)):
+        train = torch.cat([draw_shots(source, label, division.shots, division.seed) for label in classes])
+        test = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
+        clients.append(Client(number, classes, train, source.splits["train"].labels[train], test))
+    return FederatedData(tuple(clients), base, novel, source.template)
+
+
+def base_to_novel_dirichlet(source: Source, division: Division, test_split: str = "test") -> FederatedData:
+    """Base and novel as in `base_to_novel`, base classes divided by label skew: each by its own Dirichlet(``division.beta``) draw.
+
+    Local is tested on the client's share of the base test images, in the proportions of its training images; Base and Novel on the whole
+    base and novel test sets. A client may hold images of any base class, and several clients of the same. ``division.shots`` images a
+    class are divided, 0 for all.
+
+    Raises:
+        UserError: as `base_to_novel`, or no draw gives every client ``division.least`` images.
+    """
+    base, novel = _halves(source, test_split)
+    drawn = [draw_shots(source, label, division.shots, division.seed) for label in range(len(base.classes))]
+    train = torch.cat(drawn).sort().values
+    labels = source.splits["train"].labels[train]
+    clients = []
+    for number, (own, test) in enumerate(skew.dirichlet(labels, base.labels, division)):
+        clients.append(Client(number, tuple(labels[own].unique().tolist()), train[own], labels[own], test))
+    return FederatedData(tuple(clients), base, novel, source.template)
+
+
+def _halves(source: Source, test_split: str) -> tuple[EvaluationSet, EvaluationSet]:
+    """The test sets of the base classes, the first ceil(n/2) labels, and of the novel ones."""
     total = len(source.class_names)
     n_base = -(-total // 2)
     if total < 2:
         raise UserError(f"data.protocol: base_to_novel needs at least 2 classes; {source.name} has {total}")
-    base = _evaluation_set(source, test_split, 0, n_base)
-    clients = []
-    for number, classes in enumerate(split_classes(n_base, division.clients)):
-        train = torch.cat([draw_shots(source, label, division.shots, division.seed) for label in classes])
-        test = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
-        clients.append(Client(number, classes, train, source.splits["train"].labels[train], test))
-    return FederatedData(tuple(clients), base, _evaluation_set(source, test_split, n_base, total), source.template)
+    return _evaluation_set(source, test_split, 0, n_base), _evaluation_set(source, test_split, n_base, total)
 
 
 def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.data.partition import skew
-from pfedmma.data.partition.base_to_novel import base_to_novel
+from pfedmma.data.partition.base_to_novel import base_to_novel, base_to_novel_dirichlet
 from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.partition.shots import draw_shots
@@ -114,6 +114,7 @@ def _domains(source: Source, train: Images, test: Images, division: Division) ->
 
 PROTOCOLS: dict[str, Callable[[Source, Division, str], FederatedData]] = {  # name -> from the source and the name of the test split
     "base_to_novel": base_to_novel,
+    "base_to_novel_dirichlet": base_to_novel_dirichlet,
     "iid": partial(spread, _iid),
     "dirichlet": partial(spread, _dirichlet),
     "pachinko": partial(spread, _pachinko),
@@ -147,4 +148,7 @@ def _held_out_domain(source: Source, name: str) -> int:
 
 def _require_domains(source: Source) -> None:
     if not source.domains:
-        raise UserError(f"data.protocol: domains needs a source with domains, which {source.name} has not; see domainnet or domainfolder")
+        raise UserError(
+            f"data.protocol: domains needs a source with domains, which {source.name} has not; see domainnet or domainfolder, or set "
+            "data.domains for shapes"
+        )

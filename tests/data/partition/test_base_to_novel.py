@@ -1,4 +1,4 @@
-"""The base-to-novel protocol, on label counts that can be checked by hand."""
+"""The base-to-novel protocols, on label counts that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pfedmma.data.partition.base_to_novel import base_to_novel, split_classes
+from pfedmma.data.partition.base_to_novel import base_to_novel, base_to_novel_dirichlet, split_classes
 from pfedmma.data.partition.division import Division
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.sources.base import Source, Split
@@ -186,3 +186,89 @@ def test_the_partition_does_not_touch_global_randomness():
     before = random.getstate(), torch.random.get_rng_state()
     divide(8, clients=3)
     assert random.getstate() == before[0] and torch.equal(torch.random.get_rng_state(), before[1])
+
+
+# Base classes with label skew.
+
+
+def skewed(clients: int = 3, seed: int = 0, of: Source | None = None, test_split: str = "test", **how: float) -> FederatedData:
+    """``how``: the other fields of a `Division`."""
+    return base_to_novel_dirichlet(of or source(8), Division(clients, seed, **how), test_split)  # type: ignore[arg-type]
+
+
+def counts(federation: FederatedData) -> list[list[int]]:
+    """Training images of each base class that each client holds."""
+    return [client.labels.bincount(minlength=len(federation.base.classes)).tolist() for client in federation.clients]
+
+
+def test_without_skew_every_client_has_its_part_of_every_class():
+    # Dirichlet(1e6) over three clients: a third each. 6 training images of a class are 2 2 2, 3 test images are 1 1 1.
+    federation = skewed(beta=1e6)
+    assert counts(federation) == [[2, 2, 2, 2]] * 3
+    assert [federation.base.labels[client.test].bincount().tolist() for client in federation.clients] == [[1, 1, 1, 1]] * 3
+    assert all(client.classes == (0, 1, 2, 3) for client in federation.clients)
+
+
+def test_with_much_skew_a_class_is_with_few_clients():
+    toy = source(40, train=30)
+    federation = skewed(5, of=toy, beta=0.05)
+    largest = torch.tensor(counts(federation)).amax(dim=0) / 30.0
+    assert largest.mean() > 0.8, "of Dirichlet(0.05) over 5 clients the largest share is about 0.9"
+    even = torch.tensor(counts(skewed(5, of=toy, beta=1e6)))
+    assert bool((even == 6).all())
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_skewed_clients_hold_every_base_image_once_and_no_novel_one(beta: float):
+    toy = source(9, test=4)
+    federation = skewed(of=toy, beta=beta)
+    labels = toy.splits["train"].labels
+    assert torch.cat([client.train for client in federation.clients]).sort().values.tolist() == (labels < 5).nonzero().squeeze(1).tolist()
+    assert torch.cat([client.test for client in federation.clients]).sort().values.tolist() == list(range(5 * 4))
+    for client in federation.clients:
+        assert torch.equal(client.labels, labels[client.train]) and torch.equal(client.train, client.train.sort().values)
+        assert client.classes == tuple(client.labels.unique().tolist())
+
+
+def test_skewed_test_images_are_in_the_proportions_of_the_training_images():
+    toy = source(8, train=20, test=10)
+    federation = skewed(of=toy, beta=0.5)
+    for client, train in zip(federation.clients, counts(federation), strict=True):
+        test = federation.base.labels[client.test].bincount(minlength=4)
+        # 20 training and 10 test images of a class: half as many, each less than one from its exact part.
+        assert bool((test - torch.tensor(train) / 2).abs().max() < 1.5)
+
+
+def test_base_and_novel_are_those_of_the_protocol_without_skew():
+    plain, federation = divide(9, clients=2), skewed(2, of=source(9))
+    for name, images in plain.sets().items():
+        other = federation.sets()[name]
+        assert (other.split, other.classes) == (images.split, images.classes)
+        assert torch.equal(other.indices, images.indices) and torch.equal(other.labels, images.labels)
+    assert skewed(of=source(9, train=9), test_split="val").base.split == "val"
+
+
+def test_shots_are_drawn_before_they_are_divided():
+    toy = source(8, train=20)
+    few = skewed(of=toy, shots=6)
+    assert torch.tensor(counts(few)).sum(dim=0).tolist() == [6, 6, 6, 6]
+    plain = divide(8, clients=2, shots=6, train=20)
+    drawn, same = (torch.cat([client.train for client in one.clients]).sort().values for one in (few, plain))
+    assert torch.equal(drawn, same), "the same images that clients with classes of their own share out"
+
+
+def test_the_seed_draws_the_shares():
+    def held(seed: int) -> list[list[int]]:
+        return [client.train.tolist() for client in skewed(seed=seed, of=source(8, train=20)).clients]
+
+    assert held(1) == held(1) != held(2)
+
+
+def test_too_little_for_every_client_names_what_would_help():
+    with pytest.raises(UserError, match=r"^data\.clients: 24 training images cannot give 5 clients 5 each; lower data\.clients"):
+        skewed(5, least=5)
+    # With so small a beta each of the four classes is with one client: the fifth has none, whatever is drawn.
+    with pytest.raises(UserError, match=r"200 draws with data\.beta=0\.001 left one of 5 clients .*; raise data\.beta, or"):
+        skewed(5, beta=0.001, least=4)
+    with pytest.raises(UserError, match="base_to_novel needs at least 2 classes; toy has 1"):
+        skewed(1, of=source(1))

@@ -23,6 +23,7 @@ CLASSES = tuple(f"c{i}" for i in range(6))
 DOMAINS = ("photo", "sketch", "paint")
 CONFIGS = {
     "base_to_novel": DataConfig(clients=3, shots=2),
+    "base_to_novel_dirichlet": DataConfig(protocol="base_to_novel_dirichlet", clients=3, shots=0),
     "iid": DataConfig(protocol="iid", clients=4, shots=0),
     "dirichlet": DataConfig(protocol="dirichlet", clients=4, shots=3, held_out_domain="photo"),
     "domains": DataConfig(protocol="domains", clients=4, shots=0, held_out_domain="sketch"),

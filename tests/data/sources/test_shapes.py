@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from pfedmma.comm.world import World
@@ -14,6 +15,7 @@ from pfedmma.data.sources import shapes
 from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.rows import COLUMNS
 from pfedmma.run.assembly import assemble, new_members
+from pfedmma.system.errors import UserError
 
 
 def test_120_distinct_classes():
@@ -63,6 +65,20 @@ def test_no_image_of_a_class_is_drawn_twice():
 
 def test_images_are_drawn_at_the_size_of_the_backbone():
     assert shapes.load(seed=0, size=64).splits["val"].read(0).shape == (3, 64, 64)
+
+
+def test_domains_are_styles_with_images_of_their_own() -> None:
+    source = shapes.load(0, 32, ["night", "flat"])
+    assert source.domains == ("night", "flat") and shapes.load(0, 32).domains == ()
+    split, count = source.splits["test"], shapes.PER_CLASS["test"]
+    assert split.domains is not None
+    for domain in (0, 1):
+        assert torch.equal(split.labels[split.domains == domain].bincount(), torch.full((120,), count))
+    night, flat = (split.read(7 * 2 * count + start).float() for start in (0, count))  # the first images of class 7
+    assert night.mean() < 0.6 * flat.mean(), "the ground is dark at night"
+    assert torch.equal(night, shapes.load(0, 32, ["sketch", "night"]).splits["test"].read(7 * 2 * count + count).float())
+    with pytest.raises(UserError, match=r"data\.domains: shapes has no domain 'photo'; it has flat, sketch, night, blurry"):
+        shapes.load(0, 32, ["flat", "photo"])
 
 
 def zero_shot_base(*settings: str) -> list[float]:
