@@ -13,7 +13,7 @@ import yaml
 
 from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.config.identity import change_of, comparable, refuse_other_config, relevant, settings
-from pfedmma.config.schema import Config, dump, load, load_written
+from pfedmma.config.schema import Config, dump, load, load_run
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import ANOTHER_RUN, CHANGES, GOES_ON, OUTSIDE, SAME_RESULT, Described, described, flatten
 
@@ -139,19 +139,20 @@ def test_pictures_without_a_camera_are_what_they_were(overrides: list[str]) -> N
 
 def test_settings_that_a_run_has_written_are_read_as_its_version_did(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(dump(load(None, ["run_dir=r", "data.clients=4"])))
-    assert load_written(file, ["seed=7"]) == load(None, ["run_dir=r", "data.clients=4", "seed=7"])
+    here = f"run_dir={tmp_path}"
+    file.write_text(dump(load(None, ["run_dir=elsewhere", "data.clients=4"])))
+    assert load_run(tmp_path, ["seed=7"]) == load(None, [here, "data.clients=4", "seed=7"])
     tree = yaml.safe_load(file.read_text())
     del tree["data"]["camera_kind"], tree["data"]["medium"]
     file.write_text(yaml.safe_dump(tree))
-    assert load_written(file) == load(None, ["run_dir=r", "data.clients=4", "data.camera_kind=hue", "data.medium=0"])
-    assert load_written(file, ["data.medium=0.5"]).data.medium == 0.5
+    assert load_run(tmp_path) == load(None, [here, "data.clients=4", "data.camera_kind=hue", "data.medium=0"])
+    assert load_run(tmp_path, ["data.medium=0.5"]).data.medium == 0.5
 
 
 @pytest.mark.parametrize("run", ["adapters", "pool"])
 def test_a_result_of_version_0_1_0_stands(run: str) -> None:
     folder = WRITTEN / run
-    config = load_written(folder / "config.yaml")
+    config = load_run(folder)
     before = json.loads((folder / "summary.json").read_text())["config"]
     assert relevant(before) == relevant(settings(config))
     refuse_other_config(config, before)
