@@ -563,6 +563,18 @@ def test_the_method_names_its_paper(vit_b_16: Backbone, name: str) -> None:
     assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__)
 
 
+def test_the_page_says_what_clients_answer_with(vit_b_16: Backbone) -> None:
+    page = (Path(registry.__file__).parent / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in page.splitlines() if re.match(r"\| `\w+`(, `\w+`)* \| (the server's|its own|CLIP)", line)]
+    said = {name: answer.strip() for names, answer in rows for name in re.findall(r"`(\w+)`", names)}
+    assert said.keys() == set(NAMES)
+    for name, answer in said.items():
+        method = registry.build(MethodConfig(name), vit_b_16)
+        assert ("own last" in answer) == (method.answers == OWN) and answer.startswith("the server's") == bool(
+            method.exchange and method.answers == SERVERS
+        )
+
+
 CONFIGS = Path(registry.__file__).parents[2] / "configs" / "methods"
 
 
