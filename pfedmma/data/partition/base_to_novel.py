@@ -27,13 +27,13 @@ def base_to_novel(source: Source, division: Division, test_split: str = "test") 
     Raises:
         UserError: a client would get no class, or a class has fewer than ``division.shots`` training images.
     """
-    base, novel = _halves(source, test_split)
+    base = _base(source, test_split)
     clients = []
     for number, classes in enumerate(split_classes(len(base.classes), division.clients)):
         train = torch.cat([draw_shots(source, label, division.shots, division.seed) for label in classes])
         test = torch.isin(base.labels, torch.tensor(classes)).nonzero().squeeze(1)
         clients.append(Client(number, classes, train, source.splits["train"].labels[train], test))
-    return FederatedData(tuple(clients), base, novel, source.template)
+    return FederatedData(tuple(clients), base, _novel(source, test_split), source.template)
 
 
 def base_to_novel_dirichlet(source: Source, division: Division, test_split: str = "test") -> FederatedData:
@@ -46,23 +46,32 @@ def base_to_novel_dirichlet(source: Source, division: Division, test_split: str 
     Raises:
         UserError: as `base_to_novel`, or no draw gives every client ``division.least`` images.
     """
-    base, novel = _halves(source, test_split)
+    base = _base(source, test_split)
     drawn = [draw_shots(source, label, division.shots, division.seed) for label in range(len(base.classes))]
     train = torch.cat(drawn).sort().values
     labels = source.splits["train"].labels[train]
     clients = []
     for number, (own, test) in enumerate(skew.dirichlet(labels, base.labels, division)):
         clients.append(Client(number, tuple(labels[own].unique().tolist()), train[own], labels[own], test))
-    return FederatedData(tuple(clients), base, novel, source.template)
+    return FederatedData(tuple(clients), base, _novel(source, test_split), source.template)
 
 
-def _halves(source: Source, test_split: str) -> tuple[EvaluationSet, EvaluationSet]:
-    """The test sets of the base classes, the first ceil(n/2) labels, and of the novel ones."""
+def _base(source: Source, test_split: str) -> EvaluationSet:
+    """The test set of the base classes."""
     total = len(source.class_names)
-    n_base = -(-total // 2)
     if total < 2:
         raise UserError(f"data.protocol: base_to_novel needs at least 2 classes; {source.name} has {total}")
-    return _evaluation_set(source, test_split, 0, n_base), _evaluation_set(source, test_split, n_base, total)
+    return _evaluation_set(source, test_split, 0, _base_classes(total))
+
+
+def _novel(source: Source, test_split: str) -> EvaluationSet:
+    total = len(source.class_names)
+    return _evaluation_set(source, test_split, _base_classes(total), total)
+
+
+def _base_classes(total: int) -> int:
+    """How many of so many classes are base classes: half of them, rounded up."""
+    return -(-total // 2)
 
 
 def split_classes(n_base: int, clients: int) -> list[tuple[int, ...]]:
