@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pfedmma.comm.ledger import percentile
 from pfedmma.records.evaluated import ClientScores, Diagnostics
-from pfedmma.records.rows import COLUMNS, IN_HM, Accuracy, Scores
+from pfedmma.records.rows import COLUMNS, IN_HM, Accuracy, Scores, combined
 from pfedmma.system.fields import finite
 
 
@@ -19,11 +19,13 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def summarise(table: Tensor, domains: Sequence[str | None] = (), diagnostics: Diagnostics | None = None) -> Accuracy:
-    """Averages over clients [K, 4] -> local, base, novel, their harmonic mean, and the spread over clients.
+    """Averages over clients [K, 4] of one data set -> local, base, novel, what follows from them, and the spread over clients.
 
-    ``hm`` is the harmonic mean of the averages of Local, Base and Novel (it reproduces the published averages); ``hm_base_novel`` of
-    Base and Novel alone. A column with nothing to test is None and is left out of the means. Where clients belong to ``domains`` [K],
-    ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those. ``diagnostics``, if known, stand beside them.
+    ``hm`` is the harmonic mean of the averages of Local, Base and Novel over clients; ``hm_base_novel`` of Base and Novel alone; ``cm``
+    as `combined` says. Published averages over data sets are means of such numbers, not made of means
+    (`pfedmma.compare.table`). A column with nothing to test is None and is left out of ``hm``. Where clients belong to ``domains``
+    [K], ``domains`` is the mean Local accuracy in each and ``domain_average`` the mean of those. ``diagnostics``, if known, stand beside
+    them.
     """
     result: Scores = {}
     columns = {name: _finite(table[:, i]) for i, name in enumerate(COLUMNS)}
@@ -35,6 +37,7 @@ def summarise(table: Tensor, domains: Sequence[str | None] = (), diagnostics: Di
     result["hm"] = harmonic_mean(present) if present else None
     both = [v for name in ("base", "novel") if (v := result[name]) is not None]
     result["hm_base_novel"] = harmonic_mean(both) if len(both) == 2 else None
+    result["cm"] = combined(result["local"], result["hm_base_novel"])
     for name, values in columns.items():
         result[f"{name}_std"] = float(torch.tensor(values, dtype=torch.float64).std(correction=0)) if values else None
         result[f"{name}_worst"] = min(values) if values else None

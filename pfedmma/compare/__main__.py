@@ -1,7 +1,8 @@
 """Run a grid of methods, datasets, shots and seeds, and write one table: ``python -m pfedmma.compare FILE [FILE ...] [key=value ...]``.
 
 Finished runs are not done again and interrupted ones go on, so the same command continues after anything. Settings on the command line
-go to every run. `pfedmma.compare.grid` says what a compare file holds; configs/compare/ has some.
+go to every run. `pfedmma.compare.grid` says what a compare file holds; configs/compare/ has some. Where a file chooses on validation
+data, `--dry-run` prints the candidates; once they are done, the chosen runs.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedmma.compare import grid, new_clients, schedule, table
+from pfedmma.compare import grid, new_clients, schedule, selection, table, written
 from pfedmma.compare.grid import Plan
+from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.arguments import positive
@@ -35,21 +37,34 @@ def main(argv: list[str] | None = None) -> None:
     else:
         plans = [plan for file in files for plan in grid.read(file, overrides, args.out and args.out / file.stem, group=file.stem)]
     grid.refuse_shared_folders(plans)
-    schedule.require_one_setting_a_run(plans)
+    schedule.require_one_setting_a_run([*plans, *(plan.on_test() for plan in plans if plan.is_candidate)])
     if args.dry_run:
-        for plan in plans:
-            if schedule.finished(plan) is None:
+        for plan in [*plans, *_chosen(plans)]:
+            if not schedule.settled(plan):
                 schedule.write_plan(plan)
                 print(shlex.join(schedule.command(plan, args.ranks)))
         return
-    failed = [] if args.table_only else schedule.run_all(plans, schedule.Slots(args.jobs, args.ranks))
-    done = collect(plans)
+    failed, started = [], len(plans)
+    if not args.table_only:
+        slots = schedule.Slots(args.jobs, args.ranks)
+        failed = schedule.run_all(plans, slots)
+        if chosen := _chosen(plans):
+            print("what is chosen on the validation split, on the test split:", flush=True)
+            failed += schedule.run_all(chosen, slots)
+            started += len(chosen)
+    choices = selection.choices(plans)
+    done = collect(selection.reported(plans, choices))
     if done:
-        write(done, out)
+        write(done, choices, out)
     if failed:
-        raise UserError(f"{len(failed)} of {len(plans)} runs failed; the first is {failed[0]}; the same command tries them again")
+        raise UserError(f"{len(failed)} of {started} runs failed; the first is {failed[0]}; the same command tries them again")
+    selection.require_some(choices)
     if not done:
         raise UserError("none of the runs is finished yet; leave --table-only out to do them")
+
+
+def _chosen(plans: Sequence[Plan]) -> list[Plan]:
+    return [plan for choice in selection.choices(plans) for plan in choice.runs]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -73,19 +88,24 @@ def collect(plans: Sequence[Plan]) -> list[Done]:
     return done
 
 
-def write(runs: Sequence[Done], out: Path) -> None:
+def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
     """Show the tables and write them, and the figures, below ``out``."""
-    for name, part in table.tables(runs):
-        show(table.terminal(name, part), width=120)
-        for difference in table.differences(part):
-            print(difference)
-    met = new_clients.tables(runs)
-    for name, lines in met:
-        show(new_clients.terminal(name, lines), width=120)
-    print("\n".join(table.notes(runs)))
-    files = {"table.md": table.markdown(runs), "table.csv": table.table_csv(runs), "runs.csv": table.runs_csv(runs)}
-    if met:
-        files |= {"table.md": f"{files['table.md']}\n{new_clients.markdown(runs)}", "new_clients.csv": new_clients.csv(runs)}
+    sheets = [*table.sheets(runs, choices), *new_clients.sheets(runs)]
+    for sheet in sheets:
+        show(written.terminal(sheet), width=140)
+        for note in sheet.notes:
+            print(note)
+    print(table.NOTE)
+    files = {
+        "table.md": written.markdown(sheets),
+        "table.tex": written.latex(sheets),
+        "table.csv": written.table_csv(runs),
+        "runs.csv": written.runs_csv(runs),
+    }
+    if choices:
+        files["candidates.csv"] = written.candidates_csv(choices)
+    if any(run.summary.new_clients for run in runs):
+        files["new_clients.csv"] = new_clients.csv(runs)
     out.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         write_atomically(out / file, text.encode())

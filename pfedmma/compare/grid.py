@@ -1,4 +1,4 @@
-"""Compare files: which methods, datasets, shots and seeds make up a comparison.
+"""Compare files: which methods, datasets, shots, settings and seeds make up a comparison.
 
 A compare file is YAML::
 
@@ -7,22 +7,31 @@ A compare file is YAML::
     methods: [pfedmma, promptfl]     # names, or a mapping of labels to further settings
     datasets: [shapes]               # likewise; optional
     shots: [16]                      # optional
+    grid: {method.dim: [8, 32]}      # optional: dotted settings and their values, all combinations
+    select: val                      # optional: choose among the combinations, for each method, instead of comparing in each
     seeds: [0, 1, 2]                 # optional
 
-A label that does not set ``method.name`` (``data.name``) is itself the name.
+A label that does not set ``method.name`` (``data.name``) is itself the name. Its settings may name a ``config`` file of its own, from
+which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line.
+
+Without ``select`` a combination of the grid is a part of the setting in which methods are compared. With ``select: val`` the combinations
+are a method's candidates: they run on the validation split, and the best of each method runs on the test split
+(`pfedmma.compare.selection`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.methods.registry import entry_of
@@ -30,66 +39,145 @@ from pfedmma.system import options
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import shown
 
-KEYS = ("config", "settings", "methods", "datasets", "shots", "seeds")
+KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "seeds")
 ROOT = Path("runs") / "compare"
-MOST_RUNS = 2000
+CANDIDATES = "candidates"  # the folder of runs on the validation split, below that of the comparison
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run of a comparison. ``setting`` is what it shares with the runs that it is compared with; its seed stands apart.
 
-    ``group``: the compare file, where there are several; runs of different files are not compared with each other.
+    ``group``: the compare file, where there are several; runs of different files are not compared with each other. ``combination``: of
+    the grid's values. ``candidates``: among how many combinations one is chosen for the method, 0 where nothing is chosen.
     """
 
     method: str
     dataset: str
     config: Config
     group: str = ""
+    combination: str = ""
+    candidates: int = 0
 
     @property
     def setting(self) -> str:
+        return ", ".join(part for part in (self.group, self.dataset, self.varied) if part)
+
+    @property
+    def varied(self) -> str:
+        """What of the setting is neither data set nor file: shots, and the combination where methods are compared in each."""
         shots = self.config.data.shots
-        parts = [self.group, self.dataset, f"{shots} shot{'s' if shots > 1 else ''}" if shots else ""]
+        parts = [f"{shots} shot{'s' if shots > 1 else ''}" if shots else "", "" if self.candidates else self.combination]
         return ", ".join(part for part in parts if part)
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether the run is there to be chosen from: on the validation split."""
+        return self.candidates > 0 and self.config.evaluation.split == "val"
 
     @property
     def name(self) -> str:
         return Path(self.config.run_dir).name
 
+    def on_test(self) -> Plan:
+        """The run of the same settings on the test split, in a folder of its own."""
+        folder = Path(self.config.run_dir)
+        evaluation = dataclasses.replace(self.config.evaluation, split="test")
+        tested = dataclasses.replace(self.config, evaluation=evaluation, run_dir=str(folder.parent.parent / folder.name))
+        return dataclasses.replace(self, config=tested)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a compare file asks for; ``methods`` and ``datasets``: label -> settings, ``common``: the settings below them."""
+
+    file: Path
+    common: dict[str, Any]
+    methods: dict[str, dict[str, Any]]
+    datasets: dict[str, dict[str, Any]]
+    shots: list[Any] | None
+    seeds: list[int]
+    grid: tuple[Combination, ...]
+    select: bool
+
+    @classmethod
+    def from_file(cls, file: Path, overrides: Sequence[str]) -> Asked:
+        tree = options.read_yaml(file)
+        for key in tree:
+            if key not in KEYS:
+                raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
+        common = _started(file, "settings", {"config": tree.get("config")} | _mapping(file, "settings", tree.get("settings") or {}))
+        data_name = _section(file, common, "data").get("name", "shapes")
+        asked = cls(
+            file,
+            common,
+            methods=_labels(file, "methods", tree.get("methods"), "method"),
+            datasets=_labels(file, "datasets", tree.get("datasets") or [data_name], "data"),
+            shots=None if tree.get("shots") is None else _numbers(file, "shots", tree["shots"]),
+            seeds=_numbers(file, "seeds", [common.get("seed", 0)] if tree.get("seeds") is None else tree["seeds"]),
+            grid=combinations(file, tree.get("grid")),
+            select=_select(file, tree),
+        )
+        asked.refuse_what_is_set_twice(overrides)
+        return asked
+
+    def refuse_what_is_set_twice(self, overrides: Sequence[str]) -> None:
+        """Raise a `UserError` if something else sets what the grid varies, or ``select`` sets, and one of the two would not count."""
+        given: dict[str, Any] = {}
+        for item in overrides:
+            options.insert(given, item.partition("=")[0].strip(), True)
+        above = {f"methods.{label}": tree for label, tree in self.methods.items()}
+        above |= {f"datasets.{label}": tree for label, tree in self.datasets.items()}
+        above |= {"the command line": given}
+        for name, (place, tree) in itertools.product(self.grid[0].values, above.items()):
+            if _has(tree, name):
+                raise UserError(f"{self.file}: '{name}' is set by 'grid' and by {place}; leave it out of one of them")
+        for place, tree in (above | {"settings and config": self.common, "grid": options.dotted(dict(self.grid[0].values))}).items():
+            if self.select and _has(tree, "evaluation.split"):
+                raise UserError(f"{self.file}: 'select' sets evaluation.split (val, then test for what is chosen); leave it out of {place}")
+
+    def runs(self) -> Iterator[tuple[str, str, int | None, int, Combination, int]]:
+        """(dataset, method, shots, seed, combination, number of candidates) of each run."""
+        for dataset, data in self.datasets.items():
+            usual = _section(self.file, options.merged(self.common, data), "data").get("shots")
+            for shots, method in itertools.product(self.shots or [usual], self.methods):
+                chosen = self.select and self.trains(method)
+                for combination, seed in itertools.product(self.grid if chosen or not self.select else (Combination({}),), self.seeds):
+                    yield dataset, method, shots, seed, combination, len(self.grid) if chosen else 0
+
+    def trains(self, method: str) -> bool:
+        """Whether the method of a label trains anything: nothing can be chosen for one that does not."""
+        name = _section(self.file, options.merged(self.common, self.methods[method]), "method")["name"]
+        try:
+            return entry_of(name).trains
+        except UserError as error:
+            raise UserError(f"{self.file}: method.{error}") from None
+
 
 def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, group: str = "") -> list[Plan]:
     """All runs that a compare file asks for, below ``out`` (by default ``runs/compare/<name of the file>``).
 
+    With ``select`` these are the candidates, and what needs no choice; the chosen ones follow from their results.
+
     Raises:
         UserError: an unreadable file, an unknown key, a setting that cannot be, two runs of one name.
     """
-    tree = options.read_yaml(file)
-    for key in tree:
-        if key not in KEYS:
-            raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
-    start = tree.get("config") or ""
-    if not isinstance(start, str):
-        raise UserError(f"{file}: 'config' must be the path of a config file, not '{shown(start)}'")
-    common = options.read_yaml(file.parent / start) if start else {}
-    common = options.merged(common, _mapping(file, "settings", tree.get("settings") or {}))
-    methods = _labels(file, "methods", tree.get("methods"), "method")
-    data_name = _section(file, common, "data").get("name", "shapes")
-    datasets = _labels(file, "datasets", tree.get("datasets") or [data_name], "data")
+    asked, out = Asked.from_file(file, overrides), out or ROOT / file.stem
     plans: list[Plan] = []
-    for dataset, data in datasets.items():
-        usual = _section(file, options.merged(common, data), "data").get("shots")
-        each_shots = _numbers(file, "shots", tree.get("shots"), usual)
-        seeds = _numbers(file, "seeds", tree.get("seeds"), common.get("seed", 0))
-        for shots, (method, own), seed in itertools.product(each_shots, methods.items(), seeds):
-            if len(plans) == MOST_RUNS:
-                raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
-            parts = [dataset, f"{shots}-shot" if shots is not None else "", method, f"seed{seed}"]
-            varied: dict[str, Any] = {"seed": seed, "run_dir": str((out or ROOT / file.stem) / _slug(parts))}
-            if shots is not None:
-                varied["data"] = {"shots": shots}
-            whole = reduce(options.merged, (data, own, varied), common)
-            plans.append(Plan(method, dataset, _resolved(file, whole, overrides), group))
+    for dataset, method, shots, seed, combination, candidates in asked.runs():
+        if len(plans) == MOST_RUNS:
+            raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
+        slug = _slug([dataset, f"{shots}-shot" if shots is not None else "", method, *combination.words, f"seed{seed}"])
+        varied: dict[str, Any] = {"seed": seed, "run_dir": str(out / CANDIDATES / slug if candidates else out / slug)}
+        if shots is not None:
+            varied["data"] = {"shots": shots}
+        if candidates:
+            varied["evaluation"] = {"split": "val"}
+        layers = (asked.datasets[dataset], asked.methods[method], options.dotted(dict(combination.values)), varied)
+        config = _resolved(file, reduce(options.merged, layers, asked.common), overrides)
+        if candidates and config.evaluation.every == 0:
+            raise UserError(f"{file}: select: val chooses by the HM of evaluations; evaluation.every=0 has none")
+        plans.append(Plan(method, dataset, config, group, str(combination), candidates))
     try:
         refuse_shared_folders(plans)
     except UserError as error:
@@ -123,14 +211,24 @@ def _labels(file: Path, key: str, value: Any, section: str) -> dict[str, dict[st
         raise UserError(f"{file}: '{key}' must be a list of names, or a mapping of labels to settings")
     labels = {}
     for label, settings in value.items():
-        tree = _mapping(file, f"{key}.{label}", settings or {})
+        tree = _started(file, f"{key}.{label}", _mapping(file, f"{key}.{label}", settings or {}))
         if "name" not in _section(file, tree, section):
             tree = options.merged({section: {"name": str(label)}}, tree)
         labels[str(label)] = tree
     return labels
 
 
-def _section(file: Path, tree: dict[str, Any], name: str) -> dict[str, Any]:
+def _started(file: Path, key: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings on top of those of the file that their ``config`` names, where it names one."""
+    tree = dict(tree)
+    start = tree.pop("config", None) or ""
+    if not isinstance(start, str):
+        where = "config" if key == "settings" else f"{key}.config"
+        raise UserError(f"{file}: '{where}' must be the path of a config file, not '{shown(start)}'")
+    return options.merged(options.dotted(options.read_yaml(file.parent / start)), tree) if start else tree
+
+
+def _section(file: Path, tree: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _mapping(file, name, tree.get(name) or {})
 
 
@@ -140,9 +238,28 @@ def _mapping(file: Path, key: str, value: Any) -> dict[str, Any]:
     return options.dotted(value)
 
 
-def _numbers(file: Path, key: str, value: Any, otherwise: Any) -> list[Any]:
-    value = [otherwise] if value is None else value
-    if not isinstance(value, list) or not value or not all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in value):
+def _has(tree: Any, name: str) -> bool:
+    """Whether nested settings set a dotted name."""
+    for part in name.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _select(file: Path, tree: Mapping[str, Any]) -> bool:
+    value = tree.get("select")
+    if value not in (None, "val"):
+        raise UserError(f"{file}: 'select' must be val (choose on the validation split) or left out, not '{shown(value)}'")
+    if value and not tree.get("grid"):
+        raise UserError(
+            f"{file}: 'select' chooses among the combinations of a grid; add one, such as grid: {{optimizer.lr: [0.001, 0.01]}}"
+        )
+    return bool(value)
+
+
+def _numbers(file: Path, key: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         raise UserError(f"{file}: '{key}' must be a list of whole numbers, not '{shown(value)}'")
     return value
 

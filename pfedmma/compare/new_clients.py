@@ -6,25 +6,23 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from pfedmma.compare.table import Done, as_csv, methods_of, settings_of, title, with_spread
+from pfedmma.compare.done import Done, methods_of, settings_of
+from pfedmma.compare.table import Sheet, title, with_spread
+from pfedmma.compare.written import as_csv
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
-from pfedmma.system import markdown as md
 
 HEAD = ("method", "shared part", "epochs alone", *(TITLES[name] for name in HEADLINE))
 ZERO_SHOT = ("zero-shot", "", "")
 Place = tuple[str, str, str]  # method, frozen or free, epochs; or `ZERO_SHOT`
 
 
-def tables(runs: Sequence[Done]) -> list[tuple[str, list[list[str]]]]:
-    """(title, rows of texts under `HEAD`) of each setting in which there are new clients."""
+def sheets(runs: Sequence[Done]) -> list[Sheet]:
+    """A table for each setting in which there are new clients."""
     found = []
     for setting in settings_of(runs):
         part = [run for run in runs if run.plan.setting == setting and run.summary.new_clients]
         if part:
-            found.append((f"New clients: {title(part)}", _rows(part)))
+            found.append(Sheet(f"New clients: {title(part)}", HEAD, _rows(part), []))
     return found
 
 
@@ -49,23 +47,6 @@ def _met(run: Done) -> list[tuple[Place, Accuracy]]:
 def _over(seeds: Sequence[Accuracy], name: str) -> str:
     known = [value for accuracy in seeds if (value := accuracy.score(name)) is not None]
     return with_spread(statistics.fmean(known) if known else None, statistics.stdev(known) if len(known) > 1 else None)
-
-
-def terminal(name: str, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=escape(name))
-    for number, column in enumerate(HEAD):
-        table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    return table
-
-
-def markdown(runs: Sequence[Done]) -> str:
-    """All tables."""
-    lines: list[str] = []
-    for name, rows in tables(runs):
-        lines += [md.bold(md.escape(name)), "", *md.table(HEAD, [[md.escape(cell) for cell in row] for row in rows], (1,)), ""]
-    return "\n".join(lines)
 
 
 def csv(runs: Sequence[Done]) -> str:

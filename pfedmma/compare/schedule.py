@@ -21,6 +21,8 @@ from pfedmma.records.rows import RunSummary
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 
+DIVERGED = "lower optimizer.lr"  # what a run advises whose numbers are not finite
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -54,6 +56,16 @@ def finished(plan: Plan) -> RunSummary | None:
     return summary if relevant(summary.config) == relevant(settings(plan.config)) else None
 
 
+def diverged(plan: Plan) -> bool:
+    """Whether the plan's run, with just these settings, ended because its training diverged; another try would end the same."""
+    file, log = _plan_file(plan), _plan_file(plan).with_suffix(".log")
+    try:
+        of_plan = file.read_text(encoding="utf-8") == configuration.dump(plan.config)
+        return of_plan and any(DIVERGED in line for line in _errors(log))
+    except OSError:
+        return False
+
+
 def command(plan: Plan, ranks: int) -> list[str]:
     """What starts, or goes on with, the plan's run."""
     launch = [sys.executable]
@@ -72,9 +84,10 @@ def write_plan(plan: Plan) -> None:
 def run_all(plans: Sequence[Plan], slots: Slots) -> list[str]:
     """Do what is not done; returns one line about each run that failed.
 
-    An interruption ends the running ones, and the same command goes on where they were.
+    A candidate that diverges has not failed: that is its result (`pfedmma.compare.selection`), and it is not tried again. An
+    interruption ends the running ones, and the same command goes on where they were.
     """
-    waiting = [plan for plan in plans if finished(plan) is None]
+    waiting = [plan for plan in plans if not settled(plan)]
     print(f"{len(plans)} runs, {len(plans) - len(waiting)} already done", flush=True)
     running: dict[int, Job] = {}
     failed: list[str] = []
@@ -92,7 +105,7 @@ def run_all(plans: Sequence[Plan], slots: Slots) -> list[str]:
                 done += 1
                 problem = job.problem()
                 print(f"[{done}/{len(plans)}] {job.plan.name}: {problem or job.result()}", flush=True)
-                if problem:
+                if problem and not settled(job.plan):
                     failed.append(f"{job.plan.name}: {problem}")
     finally:
         for job in running.values():
@@ -125,9 +138,10 @@ class Job:
         if self.process.returncode == 0:
             ended = RunFolder(self.plan.config.run_dir).summary.exists()
             return "" if ended else "interrupted; the same command goes on with it"
-        lines = [line for line in Path(self.log.name).read_text(errors="replace").splitlines() if line.strip()]
-        said = [line for line in lines if line.startswith("error: ")]
-        return f"failed with status {self.process.returncode}: {(said or lines or ['no output'])[0 if said else -1]} (see {self.log.name})"
+        log = Path(self.log.name)
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        said = [*_errors(log), *lines[-1:], "no output"][0]
+        return f"failed with status {self.process.returncode}: {said} (see {log})"
 
     def result(self) -> str:
         accuracy = RunFolder(self.plan.config.run_dir).read_summary().accuracy
@@ -154,6 +168,16 @@ def require_one_setting_a_run(plans: Sequence[Plan]) -> None:
             if not saved:
                 raise UserError(f"{folder.path} holds a run that is no part of a comparison; choose another --out")
             refuse_other_config(plan.config, saved)
+
+
+def settled(plan: Plan) -> bool:
+    """Whether there is nothing left to do for a plan."""
+    return finished(plan) is not None or (plan.is_candidate and diverged(plan))
+
+
+def _errors(log: Path) -> list[str]:
+    """The lines in which a run's processes say what is wrong."""
+    return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
 
 
 def _plan_file(plan: Plan) -> Path:

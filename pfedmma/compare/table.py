@@ -1,177 +1,185 @@
-"""The table of a comparison: means and standard deviations over seeds, what it costs, and whether the differences mean anything."""
+"""The tables of a comparison: means and standard deviations over seeds, and what it costs; as numbers, and as texts to be shown.
+
+Over several data sets every score is the mean of each data set's own, HM, CM and HM(Base, Novel) like the rest. The HM of averages is
+another number, and never a lower one: published averages are means of HMs.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from pfedmma.accuracy.metrics import harmonic_mean
-from pfedmma.compare import selection
-from pfedmma.compare.grid import Plan
-from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, RoundRow, RunSummary
-from pfedmma.system import markdown as md
+from pfedmma.compare import published, selected_rounds
+from pfedmma.compare.differences import differences
+from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, columns, domain_columns, methods_of, settings_of
+from pfedmma.compare.selection import Choice
+from pfedmma.records.rows import HEADLINE, TITLES
 from pfedmma.system.console import megabytes
 
-
-@dataclass(frozen=True)
-class Done:
-    """A finished run: its plan, its summary, its rounds."""
-
-    plan: Plan
-    summary: RunSummary
-    rounds: Sequence[RoundRow]
-
-    def score(self, name: str) -> float | None:
-        """A final score; None where nothing was evaluated."""
-        return self.summary.accuracy.score(name) if self.summary.accuracy else None
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of a round: training and exchange, without evaluation; the median, as the first rounds warm up."""
-        parts = [row.spent("train", "wait", "exchange") for row in self.rounds]
-        return statistics.median(parts) if parts and self.summary.trained_parameters else None
+PUBLISHED = ", published"  # behind the label of a method
+COSTS = ("up", "down", "trained", "s / round")
+HEAD = ("method", *(TITLES[name] for name in HEADLINE), *COSTS)
+NOTE = (
+    "Percent, mean ± standard deviation over seeds. HM: harmonic mean of Local, Base and Novel; CM: mean of Local and the harmonic mean of "
+    "Base and Novel; over several settings both are means of each setting's own. up, down: bytes a client and round; trained: parameters "
+    "of one client; s / round: training and exchange."
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method: ``mean`` and ``std`` of each of `HEADLINE` over ``seeds`` seeds (None: nothing to test, or one seed)."""
+    """One method: ``mean`` and ``std`` of each of `columns` over ``seeds`` seeds (None: nothing to test, or one seed).
+
+    The costs are None where they are not known: of published numbers, which have no seeds either.
+    """
 
     method: str
-    mean: dict[str, float | None]
-    std: dict[str, float | None]
+    mean: Mapping[str, float | None]
+    std: Mapping[str, float | None]
     seeds: int
-    up: int
+    up: int | None
     down: int | None
-    trained: int
+    trained: int | None
     seconds: float | None
 
 
-def settings_of(runs: Sequence[Done]) -> list[str]:
-    return list(dict.fromkeys(run.plan.setting for run in runs))
+@dataclass(frozen=True)
+class Part:
+    """Runs that are compared with each other: those of a setting, or of several to be averaged over."""
+
+    title: str
+    label: str
+    runs: Sequence[Done]
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row for each method, followed by what is published of it in this setting."""
+        found = []
+        for row in rows(self.runs):
+            found.append(row)
+            if known := published.beside([run for run in self.runs if run.plan.method == row.method]):
+                found.append(Row(f"{row.method}{PUBLISHED}", known, {}, 0, None, None, None, None))
+        return found
 
 
-def methods_of(runs: Sequence[Done]) -> list[str]:
-    return list(dict.fromkeys(run.plan.method for run in runs))
+@dataclass(frozen=True)
+class Sheet:
+    """A table as it is shown: ``rows`` of texts under ``head``, whose first column is names; ``notes``: sentences below it."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[list[str]]
+    notes: list[str]
 
 
 def rows(runs: Sequence[Done]) -> list[Row]:
-    """A row for each method, over all settings among ``runs``: first averaged over settings, then over seeds.
+    """A row for each method, over all settings among ``runs``: every score first averaged over settings, then over seeds.
 
-    HM is the harmonic mean of the averages of Local, Base and Novel, as in the paper; with one setting, that run's own.
+    A score that one of the settings has not (Novel, where there are no novel classes) has no average over them.
     """
-    wanted = set(settings_of(runs))
-    return [_row(method, [run for run in runs if run.plan.method == method], wanted) for method in methods_of(runs)]
+    wanted, named = set(settings_of(runs)), columns(runs)
+    return [_row([run for run in runs if run.plan.method == method], wanted, named) for method in methods_of(runs)]
 
 
-def _row(method: str, runs: Sequence[Done], wanted: set[str]) -> Row:
+def _row(runs: Sequence[Done], wanted: set[str], named: Sequence[str]) -> Row:
     by_seed: dict[int, list[Done]] = {}
     for run in runs:
         by_seed.setdefault(run.plan.config.seed, []).append(run)
     # A seed that misses a setting would be averaged over other data than the rest.
     whole = [group for group in by_seed.values() if {run.plan.setting for run in group} == wanted]
-    averages = [_average(group) for group in whole]
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
-    for column in HEADLINE:
-        values = [v for average in averages if (v := average[column]) is not None]
+    for column in named:
+        values = [v for group in whole if (v := _mean([run.score(column) for run in group])) is not None]
         mean[column] = statistics.fmean(values) if values else None
         std[column] = statistics.stdev(values) if len(values) > 1 else None
     seconds = [s for run in runs if (s := run.seconds) is not None]
     first = runs[0].summary
     cost = (first.bytes_per_client_round, first.bytes_down_per_client_round, first.trained_parameters)
-    return Row(method, mean, std, len(whole), *cost, statistics.fmean(seconds) if seconds else None)
+    return Row(runs[0].plan.method, mean, std, len(whole), *cost, statistics.fmean(seconds) if seconds else None)
 
 
-def _average(group: Sequence[Done]) -> dict[str, float | None]:
-    result: dict[str, float | None] = {}
-    for column in IN_HM:
-        values = [v for run in group if (v := run.score(column)) is not None]
-        result[column] = statistics.fmean(values) if values else None
-    present = [v for v in result.values() if v is not None]
-    result["hm"] = harmonic_mean(present) if present else None
-    return result
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A method's HM against that of the best other one, paired over seeds and settings, in points of percent."""
+def parts(runs: Sequence[Done]) -> list[Part]:
+    """One for each setting; and the average over those that differ in data alone, of the methods in all of them.
 
-    method: str
-    other: str
-    mean: float
-    pairs: int
-    low: float | None = None  # 95 % interval
-    high: float | None = None
-    p: float | None = None  # two-sided paired t-test
-
-    def __str__(self) -> str:
-        start = f"{self.method} - {self.other}: {self.mean:+.2f} points of HM"
-        if self.p is None:
-            return f"{start} ({self.pairs} pair{'s' if self.pairs > 1 else ''}: no test)"
-        return f"{start}, 95 % interval {self.low:+.2f} to {self.high:+.2f}, paired t-test over {self.pairs} pairs: p = {self.p:.2g}"
-
-
-def differences(runs: Sequence[Done]) -> list[Difference]:
-    """Each method against the best other one; methods without HM are left out."""
-    scores: dict[str, dict[tuple[str, int], float]] = {}
-    for run in runs:
-        if (hm := run.score("hm")) is not None:
-            scores.setdefault(run.plan.method, {})[run.plan.setting, run.plan.config.seed] = hm
-    found = []
-    for method, own in scores.items():
-        common = {other: sorted(own.keys() & theirs.keys()) for other, theirs in scores.items() if other != method}
-        rivals = [other for other, keys in common.items() if keys]
-        if rivals:
-            best = max(rivals, key=lambda other: statistics.fmean(scores[other].values()))
-            keys = common[best]
-            found.append(_difference(method, best, [own[k] for k in keys], [scores[best][k] for k in keys]))
+    Nothing is averaged over shots, or over the values of a grid.
+    """
+    found = [Part(title(part), setting, part) for setting in settings_of(runs) if (part := _of(runs, setting))]
+    for varied in dict.fromkeys(run.plan.varied for run in runs):
+        group = [run for run in runs if run.plan.varied == varied]
+        settings = settings_of(group)
+        everywhere = set.intersection(*(set(methods_of(_of(group, setting))) for setting in settings))
+        if len(settings) > 1 and everywhere:
+            average = [run for run in group if run.plan.method in everywhere]
+            found.append(Part(title(average), _what(average), average))
     return found
 
 
-def _difference(method: str, other: str, own: Sequence[float], theirs: Sequence[float]) -> Difference:
-    gaps = [a - b for a, b in zip(own, theirs, strict=True)]
-    mean = statistics.fmean(gaps)
-    if len(gaps) < 2 or statistics.pstdev(gaps) == 0:  # no spread to test against
-        return Difference(method, other, mean, len(gaps))
-    from scipy import stats  # takes a second to import
-
-    test = stats.ttest_rel(own, theirs)
-    interval = test.confidence_interval(0.95)
-    return Difference(method, other, mean, len(gaps), float(interval.low), float(interval.high), float(test.pvalue))
+def _of(runs: Sequence[Done], setting: str) -> list[Done]:
+    return [run for run in runs if run.plan.setting == setting]
 
 
-def title(runs: Sequence[Done]) -> str:
-    names = settings_of(runs)
+def _what(runs: Sequence[Done]) -> str:
+    settings, varied = settings_of(runs), runs[0].plan.varied
+    if len(settings) == 1:
+        return settings[0]
+    return ", ".join(part for part in (f"average over {len(settings)} settings", varied) if part)
+
+
+def title(runs: Sequence[Done], what: str = "") -> str:
+    """What the runs have in common, in a line; ``what`` takes the place of their setting."""
     seeds = len({run.plan.config.seed for run in runs})
-    what = names[0] if len(names) == 1 else f"average over {len(names)} settings"
-    config = runs[0].plan.config
-    split = " (validation split)" if config.evaluation.split == "val" else ""
-    return f"{what}, {config.backbone.name}, {config.data.protocol}, {seeds} seed{'s' if seeds > 1 else ''}{split}"
+    split = " (validation split)" if runs[0].plan.config.evaluation.split == "val" else ""
+    backbones = " and ".join(dict.fromkeys(run.plan.config.backbone.name for run in runs))
+    protocols = " and ".join(dict.fromkeys(run.plan.config.data.protocol for run in runs))
+    return f"{what or _what(runs)}, {backbones}, {protocols}, {seeds} seed{'s' if seeds > 1 else ''}{split}"
 
 
-def tables(runs: Sequence[Done]) -> list[tuple[str, Sequence[Done]]]:
-    """(title, runs) of each table: one a setting, and the average over all of them, where there are several, of the methods in all."""
-    parts = [[run for run in runs if run.plan.setting == setting] for setting in settings_of(runs)]
-    everywhere = set.intersection(*(set(methods_of(part)) for part in parts))
-    average = [run for run in runs if run.plan.method in everywhere]
-    return [(title(part), part) for part in [*parts, *([average] if len(parts) > 1 and everywhere else [])]]
+def sheets(runs: Sequence[Done], choices: Sequence[Choice] = ()) -> list[Sheet]:
+    """Every table to be shown: one a part, or a single one with a line a part where there is one method; then those by domain."""
+    found, methods = parts(runs), methods_of(runs)
+    if len(methods) == 1 and len(found) > 1:
+        lines = [[part.label + row.method.removeprefix(methods[0]), *cells(row)[1:]] for part in found for row in part.rows]
+        main = [Sheet(title(runs, methods[0]), ("setting", *HEAD[1:]), lines, _notes(found, choices))]
+    else:
+        main = [Sheet(part.title, HEAD, [cells(row) for row in part.rows], _notes([part], choices)) for part in found]
+    return [*main, *(by_domain(part) for part in found if domain_columns(part.runs))]
 
 
-HEAD = ("method", *(TITLES[name] for name in HEADLINE), "up", "down", "trained", "s / round")
+def by_domain(part: Part) -> Sheet:
+    """Local of each domain, their mean, and that of an unseen one. Over several settings: the domains that all of them have."""
+    own = rows(part.runs)
+    named = [name for name in domain_columns(part.runs) if any(row.mean[name] is not None for row in own)]
+    head = ("method", *(DOMAIN_TITLES.get(name, name.removeprefix(OF_DOMAIN)) for name in named))
+    return Sheet(f"Local by domain: {part.title}", head, [[row.method, *_scores(row, named)] for row in own], [])
+
+
+def _notes(shown: Sequence[Part], choices: Sequence[Choice]) -> list[str]:
+    notes: list[str] = []
+    for part in shown:
+        before = f"{part.label}: " if len(shown) > 1 else ""
+        notes += [f"{before}{choice}" for choice in choices if {choice.plan.setting} == set(settings_of(part.runs))]
+        notes += [f"{before}{difference}" for difference in differences(part.runs)]
+        notes += [f"{before}{said}" for said in selected_rounds.notes((run.plan.method, run.summary.selected) for run in part.runs)]
+        notes += [published.SOURCE] * any(row.method.endswith(PUBLISHED) for row in part.rows)
+    return notes
 
 
 def cells(row: Row) -> list[str]:
     """The texts of a row, in the order of `HEAD`."""
-    values = [with_spread(row.mean[column], row.std[column]) for column in HEADLINE]
     seconds = "-" if row.seconds is None else f"{row.seconds:.2f}"
-    return [row.method, *values, megabytes(row.up), "-" if row.down is None else megabytes(row.down), f"{row.trained:,}", seconds]
+    moved = ["-" if count is None else megabytes(count) for count in (row.up, row.down)]
+    return [row.method, *_scores(row, HEADLINE), *moved, "-" if row.trained is None else f"{row.trained:,}", seconds]
+
+
+def _scores(row: Row, named: Sequence[str]) -> list[str]:
+    return [with_spread(row.mean.get(column), row.std.get(column)) for column in named]
 
 
 def with_spread(mean: float | None, std: float | None) -> str:
@@ -179,73 +187,3 @@ def with_spread(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "-"
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
-
-
-def terminal(name: str, runs: Sequence[Done]) -> Table:
-    table = Table(title=escape(name))
-    for column in HEAD:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for row in rows(runs):
-        table.add_row(*map(escape, cells(row)))
-    return table
-
-
-NOTE = (
-    "Percent, mean ± standard deviation over seeds. up, down: bytes a client and round; trained: parameters of one client; "
-    "s / round: training and exchange."
-)
-
-
-def notes(runs: Sequence[Done]) -> list[str]:
-    """What is to be said below all tables."""
-    return [*selection.notes((run.plan.method, run.summary.selected) for run in runs), NOTE]
-
-
-def markdown(runs: Sequence[Done]) -> str:
-    """All tables, and what the differences mean."""
-    lines = []
-    for name, part in tables(runs):
-        whole = [[md.code(method), *map(md.escape, rest)] for method, *rest in map(cells, rows(part))]
-        lines += [md.bold(md.escape(name)), "", *md.table(HEAD, whole), ""]
-        lines += [*(f"- {md.escape(str(difference))}" for difference in differences(part)), ""]
-    *selected, note = notes(runs)
-    return "\n".join([*lines, *(f"{md.escape(line)}\n" for line in selected), note, ""])
-
-
-def table_csv(runs: Sequence[Done]) -> str:
-    """One line for each table and method."""
-    lines: list[list[Any]] = [
-        ["table", "method", "seeds"]
-        + [f"{column}_{kind}" for column in HEADLINE for kind in ("mean", "std")]
-        + ["bytes_up", "bytes_down", "trained_parameters", "seconds_per_round"]
-    ]
-    for name, part in tables(runs):
-        for row in rows(part):
-            values = [value for column in HEADLINE for value in (row.mean[column], row.std[column])]
-            lines.append([name, row.method, row.seeds, *values, row.up, row.down, row.trained, row.seconds])
-    return as_csv(lines)
-
-
-def runs_csv(runs: Sequence[Done]) -> str:
-    """One line for each run."""
-    lines: list[list[Any]] = [
-        ["method", "dataset", "shots", "seed", *HEADLINE, "uplink_bytes", "downlink_bytes", "seconds_per_round", "run"]
-    ]
-    for run in runs:
-        config, comm = run.plan.config, run.summary.comm
-        accuracy = [run.score(column) for column in HEADLINE]
-        cost = [comm.uplink_bytes, comm.downlink_bytes, run.seconds, run.plan.name]
-        lines.append([run.plan.method, run.plan.dataset, config.data.shots, config.seed, *accuracy, *cost])
-    return as_csv(lines)
-
-
-def as_csv(lines: Sequence[Sequence[Any]]) -> str:
-    """The lines as they stand in a file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(map(_cell, line)) for line in lines])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -22,15 +22,21 @@ Scores = dict[str, float | None]  # None where there is nothing to test
 FORMAT = 1  # of both files; version 0.1.0 wrote no such number, which is format 0
 COLUMNS = ("local", "base", "novel", "unseen")  # what a client is tested on
 IN_HM = COLUMNS[:3]  # HM is their harmonic mean
-HEADLINE = ("local", "base", "novel", "hm")  # the scores of a short table
+HEADLINE = ("local", "base", "novel", "hm", "cm")  # the scores of a short table
 TITLES = {
     "local": "Local",
     "base": "Base",
     "novel": "Novel",
     "hm": "HM",
+    "cm": "CM",
     "hm_base_novel": "HM of Base and Novel",
     "unseen": "Unseen domain",
 }
+
+
+def combined(local: float | None, hm_base_novel: float | None) -> float | None:
+    """CM = (Local + HM(Base, Novel)) / 2: how well clients do at home and elsewhere, each counted half; None where one is missing."""
+    return None if local is None or hm_base_novel is None else (local + hm_base_novel) / 2
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,9 @@ class Accuracy:
     diagnostics: Diagnostics | None = None
 
     def score(self, name: str) -> float | None:
-        """A score; None if there is none of that name."""
+        """A score; None if there is none of that name. CM follows from the others where an earlier version has not written it."""
+        if name == "cm" and name not in self.scores:
+            return combined(self.scores.get("local"), self.scores.get("hm_base_novel"))
         return self.scores.get(name)
 
     def diagnostic(self, name: str) -> float | None:

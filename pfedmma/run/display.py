@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pfedmma.accuracy.evaluator import Told
 from pfedmma.records.evaluated import DIAGNOSTICS, written
-from pfedmma.records.rows import HEADLINE, TITLES, Accuracy, NewClients, RoundRow
+from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, Accuracy, NewClients, RoundRow
 from pfedmma.system.console import ProgressBar, percent, printable
 
 
@@ -19,7 +19,7 @@ def round_done(progress: ProgressBar, row: RoundRow) -> None:
     state = "" if row.loss is None else f"loss {row.loss:.4f}"
     progress.update(row.round, state)
     if row.accuracy is not None:
-        state += "  " + "  ".join(f"{name} {percent(row.accuracy.score(name))}" for name in HEADLINE)
+        state += "  " + "  ".join(f"{name} {percent(row.accuracy.score(name))}" for name in (*IN_HM, "hm"))  # 80 columns
     if row.accuracy is not None or not progress.live:
         progress.say(f"round {row.round}/{progress.total}  {state}  {row.spent('total'):.2f} s")
 

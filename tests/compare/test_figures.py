@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import statistics
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pfedmma.compare.done import Done
 from pfedmma.compare.grid import Plan
-from pfedmma.compare.table import Done
 from pfedmma.config import schema as configuration
 from pfedmma.system.series import COLOURS, DASHES, MARKS
 from tests.support.reported import round_, round_row, run_summary
@@ -24,9 +23,7 @@ UP, DOWN = 1_000, 3_000
 
 
 def accuracy(value: float | None) -> dict[str, Any]:
-    if value is None:
-        return {"local": None, "base": None, "novel": None, "hm": None}
-    return {"local": value, "base": value, "novel": value, "hm": value}
+    return dict.fromkeys(("local", "base", "novel", "hm", "hm_base_novel", "cm"), value)
 
 
 def done(method: str, seed: int, curve: dict[int, float | None], dataset: str = "shapes", factor: int = 1, rounds: int = 0) -> Done:
@@ -42,7 +39,7 @@ def done(method: str, seed: int, curve: dict[int, float | None], dataset: str = 
 
 def forget_novel(run: Done) -> None:
     assert run.summary.accuracy is not None
-    run.summary.accuracy.scores["novel"] = None
+    run.summary.accuracy.scores.update(novel=None, hm_base_novel=None, cm=None)
 
 
 RUNS = [
@@ -57,6 +54,10 @@ def lines(plot) -> dict[str, Any]:
     return {line.get_label(): line for line in plot.get_lines()}
 
 
+def means(runs: list[Done], by_bytes: bool, name: str = "hm") -> list[tuple[float, float]]:
+    return [(point.x, point.mean) for point in figures.mean_curve(runs, name, by_bytes)]
+
+
 def points(line) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
 
@@ -65,42 +66,73 @@ def points(line) -> list[tuple[float, float]]:
 
 
 def test_a_curve_has_the_rounds_in_which_all_seeds_were_evaluated():
-    assert figures.mean_curve(RUNS[:2], by_bytes=False) == [(2, 25.0), (4, 45.0)]
-    assert figures.mean_curve(RUNS[:1], by_bytes=False) == [(1, 10.0), (2, 20.0), (4, 40.0)]
+    assert means(RUNS[:2], False) == [(2, 25.0), (4, 45.0)]
+    assert means(RUNS[:1], False) == [(1, 10.0), (2, 20.0), (4, 40.0)]
 
 
 def test_bytes_are_those_of_both_ways_up_to_the_round():
     # Rounds 1 .. k move 4,000 (1 + ... + k): 4,000, 12,000, 24,000, 40,000; rounds without evaluation count as well.
-    assert figures.mean_curve(RUNS[:2], by_bytes=True) == [(12_000, 25.0), (40_000, 45.0)]
+    assert means(RUNS[:2], True) == [(12_000, 25.0), (40_000, 45.0)]
     twice = done("pfedmma", 2, {4: 0.0}, factor=2)
-    assert figures.mean_curve([RUNS[0], twice], by_bytes=True) == [(60_000, 20.0)]
+    assert means([RUNS[0], twice], True) == [(60_000, 20.0)]
 
 
 def test_an_evaluation_without_hm_is_no_point():
-    assert figures.mean_curve([done("a", 0, {1: None, 2: 4.0})], by_bytes=False) == [(2, 4.0)]
-    assert figures.mean_curve([done("a", 0, {})], by_bytes=False) == []
-    assert figures.mean_curve([], by_bytes=False) == []
+    assert means([done("a", 0, {1: None, 2: 4.0})], False) == [(2, 4.0)]
+    assert means([done("a", 0, {})], False) == []
+    assert means([], False) == []
+
+
+def test_the_spread_is_the_standard_deviation_over_seeds():
+    found = figures.mean_curve(RUNS[:2], "hm", False)  # 20 and 30, then 40 and 50
+    assert [point.std for point in found] == pytest.approx([math.sqrt(50.0)] * 2)
+    assert [point.std for point in figures.mean_curve(RUNS[:1], "hm", False)] == [None] * 3
 
 
 @pytest.mark.parametrize("by_bytes", [False, True])
-def test_every_method_has_its_line(by_bytes: bool):
-    (plot,) = figures.curves(RUNS, by_bytes).axes
-    found = lines(plot)
-    assert list(found) == ["pfedmma", "local", "zeroshot"]
-    assert points(found["pfedmma"]) == figures.mean_curve(RUNS[:2], by_bytes)
-    # What has been evaluated once is a level; and so is, against bytes, what sends none.
-    assert points(found["zeroshot"]) == [(0.0, 5.0), (1.0, 5.0)]
-    assert points(found["local"]) == ([(0.0, 14.0), (1.0, 14.0)] if by_bytes else [(2.0, 12.0), (4.0, 14.0)])
-    assert plot.get_xscale() == ("log" if by_bytes else "linear")
-    assert ("bytes" in plot.get_xlabel()) == by_bytes and plot.get_title() == "shapes, 16 shots"
-    assert len({line.get_color() for line in found.values()}) == 3
+def test_every_score_has_its_panel_and_every_method_its_line(by_bytes: bool):
+    panels = figures.curves(RUNS, by_bytes).axes
+    assert [plot.get_title() for plot in panels] == ["Local, percent", "Base, percent", "Novel, percent", "HM, percent"]
+    for plot in panels:
+        found = lines(plot)
+        assert list(found) == ["pfedmma", "local", "zeroshot"]
+        assert points(found["pfedmma"]) == means(RUNS[:2], by_bytes)
+        # What has been evaluated once is a level; and so is, against bytes, what sends none.
+        assert points(found["zeroshot"]) == [(0.0, 5.0), (1.0, 5.0)]
+        assert points(found["local"]) == ([(0.0, 14.0), (1.0, 14.0)] if by_bytes else [(2.0, 12.0), (4.0, 14.0)])
+        assert plot.get_xscale() == ("log" if by_bytes else "linear")
+        assert ("bytes" in plot.get_xlabel()) == by_bytes
+        assert len({line.get_color() for line in found.values()}) == 3
+    assert panels[0].get_ylabel() == "shapes, 16 shots"
 
 
-def test_every_setting_has_its_panel():
+def test_each_panel_has_its_own_score():
+    runs = [done("pfedmma", 0, {1: 10.0, 2: 20.0})]
+    for row in runs[0].rounds:
+        assert row.accuracy is not None
+        row.accuracy.scores.update(local=90.0 + row.round, novel=None)
+    local, base, hm = figures.curves(runs, by_bytes=False).axes  # there is no Novel
+    assert points(lines(local)["pfedmma"]) == [(1.0, 91.0), (2.0, 92.0)]
+    assert points(lines(base)["pfedmma"]) == points(lines(hm)["pfedmma"]) == [(1.0, 10.0), (2.0, 20.0)]
+
+
+def bands(plot) -> list[list[tuple[float, float]]]:
+    """The corners of each band, from left to right and from below."""
+    return [sorted({(float(x), round(float(y), 6)) for x, y in band.get_paths()[0].vertices}) for band in plot.collections]
+
+
+def test_a_band_shows_the_spread():
+    plot, *_ = figures.curves(RUNS[:3], by_bytes=False).axes
+    half = round(math.sqrt(50.0), 6)
+    (band,) = bands(plot)  # one seed has none
+    assert band == [(2.0, 25.0 - half), (2.0, 25.0 + half), (4.0, 45.0 - half), (4.0, 45.0 + half)]
+
+
+def test_every_setting_has_its_line_of_panels():
     runs = [*RUNS[:2], done("local", 0, {1: 1.0, 2: 2.0}, "cifar10"), done("pfedmma", 0, {1: 7.0, 3: 8.0}, "cifar10")]
-    figure = figures.curves(runs, by_bytes=False)
-    first, second = figure.axes
-    assert (first.get_title(), second.get_title()) == ("shapes, 16 shots", "cifar10, 16 shots")
+    panels = figures.curves(runs, by_bytes=False).axes
+    first, second = panels[0], panels[4]
+    assert len(panels) == 8 and (first.get_ylabel(), second.get_ylabel()) == ("shapes, 16 shots", "cifar10, 16 shots")
     assert [points(line) for line in first.get_lines()] == [[(2.0, 25.0), (4.0, 45.0)]]
     colour = first.get_lines()[0].get_color()
     assert [(line.get_color() == colour, points(line)) for line in second.get_lines()] == [
@@ -109,9 +141,14 @@ def test_every_setting_has_its_panel():
     ]
 
 
+def test_the_legend_has_every_method_also_one_without_a_curve_in_the_first_setting():
+    figure = figures.curves([*RUNS[:1], done("local", 0, {1: 1.0, 2: 2.0}, "cifar10")], by_bytes=False)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pfedmma", "local"]
+
+
 def test_more_methods_than_colours_are_told_apart():
     runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(2 * len(COLOURS) + 1)]
-    (plot,) = figures.curves(runs, by_bytes=False).axes
+    plot, *_ = figures.curves(runs, by_bytes=False).axes
     marked = {(line.get_color(), line.get_marker()) for line in plot.get_lines()}
     dashed = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in plot.get_lines()}
     assert len(marked) == len(dashed) == len(runs)
@@ -120,7 +157,7 @@ def test_more_methods_than_colours_are_told_apart():
 def test_every_mark_and_stroke_of_a_series_can_be_drawn():
     assert set(figures.MARKERS) == set(MARKS) and len(set(figures.MARKERS.values())) == len(MARKS)
     runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(len(DASHES))]
-    (plot,) = figures.curves(runs, by_bytes=False).axes
+    plot, *_ = figures.curves(runs, by_bytes=False).axes
     patterns = [line._unscaled_dash_pattern[1] for line in plot.get_lines()]
     assert [tuple(pattern or ()) for pattern in patterns] == list(DASHES)
 
@@ -132,17 +169,16 @@ def radar_axes(figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].get_xticklabels()]
 
 
-def test_the_radar_of_one_setting_has_the_four_columns():
+def test_the_radar_of_one_setting_has_the_columns_of_a_short_table():
     runs = [done("pfedmma", 0, {1: 40.0}), done("pfedmma", 1, {1: 60.0}), done("local", 0, {1: 30.0})]
     assert runs[0].summary.accuracy is not None
     runs[0].summary.accuracy.scores["novel"] = 20.0
     figure = figures.radar(runs)
-    assert radar_axes(figure) == ["Local", "Base", "Novel", "HM"]
+    assert radar_axes(figure) == ["Local", "Base", "Novel", "HM", "CM"]
     found = lines(figure.axes[0])
     values = [y for _, y in points(found["pfedmma"])]
-    assert values[:3] == pytest.approx([50.0, 50.0, 40.0]) and values[4] == values[0]
-    assert values[3] == pytest.approx(statistics.fmean([3 / (1 / 40 + 1 / 40 + 1 / 20), 60.0]))
-    assert [x for x, _ in points(found["local"])] == pytest.approx([0, math.pi / 2, math.pi, 3 * math.pi / 2, 0])
+    assert values == pytest.approx([50.0, 50.0, 40.0, 50.0, 50.0, 50.0])
+    assert [x for x, _ in points(found["local"])] == pytest.approx([*(2 * math.pi * k / 5 for k in range(5)), 0])
     assert figure.axes[0].get_ylim()[0] < 30.0 and figure.axes[0].get_ylim()[1] > 50.0
 
 
@@ -157,7 +193,7 @@ def test_with_three_settings_they_are_the_axes():
     assert set(found) == {"pfedmma", "local"}  # a method that misses a setting has no shape
     assert [y for _, y in points(found["pfedmma"])] == [11.0, 21.0, 31.0, 11.0]
     assert [y for _, y in points(found["local"])] == [7.0, 14.0, 21.0, 7.0]
-    assert radar_axes(figures.radar([run for run in runs if run.plan.dataset != "dtd"])) == ["Local", "Base", "Novel", "HM"]
+    assert radar_axes(figures.radar([run for run in runs if run.plan.dataset != "dtd"])) == ["Local", "Base", "Novel", "HM", "CM"]
 
 
 def test_a_protocol_without_novel_classes_has_a_radar_too():
@@ -171,15 +207,42 @@ def test_a_protocol_without_novel_classes_has_a_radar_too():
 
 # Files.
 
-PNG = b"\x89PNG\r\n\x1a\n"
-NAMES = {"radar.png", "accuracy_by_round.png", "accuracy_by_bytes.png"}
+PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"
+NAMES = {f"{name}.{kind}" for name in ("radar", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf")}
 
 
 def test_the_files_are_pictures(tmp_path: Path):
     (tmp_path / "radar.png").write_text("an earlier one")
     figures.draw(RUNS, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NAMES
-    assert all(path.read_bytes().startswith(PNG) for path in tmp_path.iterdir())
+    assert all(path.read_bytes().startswith(PNG if path.suffix == ".png" else PDF) for path in tmp_path.iterdir())
+
+
+def test_the_same_runs_give_the_same_files(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        figures.draw(RUNS, tmp_path / name)
+    assert (tmp_path / "a" / "radar.pdf").read_bytes() == (tmp_path / "b" / "radar.pdf").read_bytes()
+
+
+def test_many_settings_go_on_in_another_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(figures, "ROWS", 1)
+    runs = [done("pfedmma", 0, {1: 1.0, 2: 2.0}, name) for name in ("shapes", "dtd", "cifar10")]
+    figures.draw(runs, tmp_path)
+    more = {f"accuracy_by_{axis}_{number}.png" for axis in ("round", "bytes") for number in (2, 3)}
+    assert {path.name for path in tmp_path.iterdir()} == NAMES | more
+    assert (tmp_path / "accuracy_by_round.pdf").read_bytes().count(b"/Type /Page ") == 3
+
+
+@pytest.mark.parametrize("label", ["$x", "$\\frac$", "a $5 b $6", "_hidden"])
+def test_a_label_is_no_formula(label: str, tmp_path: Path):
+    runs = [done(label, 0, {1: 1.0, 2: 2.0}, name) for name in ("shapes", "dtd", "cifar10")]
+    for run in runs:
+        object.__setattr__(run.plan, "dataset", label + run.plan.dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figures.draw(runs, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == NAMES
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pfedmma.compare import grid
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
+from pfedmma.system import options
 from pfedmma.system.errors import UserError
 
 
@@ -97,6 +98,79 @@ def test_config_is_relative_to_the_compare_file(plans, tmp_path: Path, monkeypat
     assert only.name == "shapes-3-shot-pfedmma-seed9"
 
 
+def test_a_label_may_start_from_a_config_file_of_its_own(plans, tmp_path: Path):
+    (tmp_path / "few.yaml").write_text("data.clients: 3\ndata.shots: 2\n")
+    (tmp_path / "rates.yaml").write_text("optimizer: {lr: 0.3}\n")
+    found = plans(
+        "settings: {data.clients: 7}\ndatasets: {few: {config: few.yaml, data.name: shapes, data.shots: 4}, shapes: }\n"
+        "methods: {local: {config: rates.yaml}, pfedmma: }\n"
+    )
+    assert [(p.dataset, p.config.data.clients, p.config.data.shots) for p in found[::2]] == [("few", 3, 4), ("shapes", 7, 16)]
+    assert [p.config.optimizer.lr for p in found[:2]] == [0.3, 0.001]
+
+
+# Grids.
+
+
+def test_a_grid_is_the_product_of_its_lists(plans):
+    found = plans("methods: [pfedmma, local]\nseeds: [0, 1]\ngrid: {method.dim: [8, 16], optimizer.lr: [1e-3, 0.1]}\n")
+    got = [(p.method, p.config.method.dim, p.config.optimizer.lr, p.config.seed) for p in found]
+    wanted = [(m, dim, lr, seed) for m in ("pfedmma", "local") for dim in (8, 16) for lr in (0.001, 0.1) for seed in (0, 1)]
+    assert got == wanted
+    assert found[0].setting == "shapes, 16 shots, method.dim=8, optimizer.lr=1e-3" and found[0].candidates == 0
+    assert found[-1].name == "shapes-local-method.dim-16-optimizer.lr-0.1-seed1"
+    assert len({p.setting for p in found}) == 4  # what is compared across methods
+
+
+def test_values_of_a_grid_may_be_lists_and_texts(plans):
+    found = plans("methods: [pfedmma]\ngrid: {method.exchange: [none, [shared, visual.down]], method.rescale: [true, false]}\n")
+    assert [(p.config.method.exchange, p.config.method.rescale) for p in found] == [
+        (("none",), True),
+        (("none",), False),
+        (("shared", "visual.down"), True),
+        (("shared", "visual.down"), False),
+    ]
+    assert [p.combination for p in found][2:] == [
+        "method.exchange=shared+visual.down, method.rescale=true",
+        "method.exchange=shared+visual.down, method.rescale=false",
+    ]
+
+
+def test_a_grid_takes_precedence_over_what_all_runs_have(plans, tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("method: {dim: 4}\n")
+    found = plans("config: base.yaml\nsettings: {optimizer.lr: 0.5}\nmethods: [pfedmma]\ngrid: {method.dim: [8], optimizer.lr: [0.1]}\n")
+    assert [(p.config.method.dim, p.config.optimizer.lr) for p in found] == [(8, 0.1)]
+
+
+# Choosing.
+
+CHOOSING = "methods: [pfedmma, zeroshot]\nseeds: [0, 1]\ngrid: {optimizer.lr: [0.1, 0.2, 0.3]}\nselect: val\n"
+
+
+def test_candidates_run_on_the_validation_split_in_a_folder_of_their_own(plans):
+    found = plans(CHOOSING)
+    candidates, rest = found[:6], found[6:]
+    assert [(p.config.optimizer.lr, p.config.seed) for p in candidates] == [(lr, seed) for lr in (0.1, 0.2, 0.3) for seed in (0, 1)]
+    assert {(p.config.evaluation.split, p.candidates, p.is_candidate) for p in candidates} == {("val", 3, True)}
+    assert candidates[0].config.run_dir == "runs/compare/mine/candidates/shapes-pfedmma-optimizer.lr-0.1-seed0"
+    # What trains nothing has nothing to choose.
+    assert [(p.method, p.config.evaluation.split, p.is_candidate) for p in rest] == [("zeroshot", "test", False)] * 2
+    assert {p.setting for p in found} == {"shapes, 16 shots"}  # methods are compared whatever is chosen for each
+
+
+def test_the_run_on_the_test_split_differs_in_the_split_alone(plans):
+    candidate = plans(CHOOSING)[0]
+    tested = candidate.on_test()
+    assert tested.config.run_dir == "runs/compare/mine/shapes-pfedmma-optimizer.lr-0.1-seed0"
+    assert not tested.is_candidate and (tested.setting, tested.combination, tested.candidates) == (
+        candidate.setting,
+        candidate.combination,
+        3,
+    )
+    one, other = (options.flatten(plan.config) for plan in (candidate, tested))
+    assert {name for name in one if one[name] != other[name]} == {"evaluation.split", "run_dir"}
+
+
 LAYERS = ("config", "settings", "dataset", "method", "varied", "command line")
 
 
@@ -177,7 +251,7 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("method: [pfedmma]", "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, seeds"),
+        ("method: [pfedmma]", "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, seeds"),
         ("seeds: [0]", "'methods' must be a list of names, or a mapping of labels to settings"),
         ("methods: []", "'methods' must be a list"),
         ("methods: pfedmma", "'methods' must be a list"),
@@ -204,6 +278,35 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
         ("methods: [pfedmma]\nconfig: absent.yaml", "cannot read the config file .*absent.yaml"),
         ("methods: [pfedmma]\nseeds: [1, 1]", "two runs would share the folder shapes-pfedmma-seed1; give their labels other names"),
         ("methods: {a b: {method.name: local}, a-b: {method.name: pfedmma}}", "two runs would share the folder shapes-a-b-seed0"),
+        ("methods: [pfedmma]\ngrid: fast", "'grid' must be a mapping of settings to lists, such as .*, not 'fast'"),
+        ("methods: [pfedmma]\ngrid: {}", "'grid' must be a mapping of settings to lists"),
+        ("methods: [pfedmma]\ngrid: {method.dim: 8}", "grid.method.dim must be a list of values, not '8'"),
+        ("methods: [pfedmma]\ngrid: {method.dim: []}", "grid.method.dim must be a list of values"),
+        ("methods: [pfedmma]\ngrid: {method.dim: [8, null]}", "grid.method.dim must be a list of values"),
+        ("methods: [pfedmma]\ngrid: {method: {dim: [8]}}", "grid.method must be a list of values, .*; write the whole name, such as"),
+        ("methods: [pfedmma]\ngrid: {method.dim: [8, 8]}", "grid.method.dim has 8 twice"),
+        ("methods: [pfedmma]\ngrid: {optimizer.lr: [0.001, 1e-3]}", "grid.optimizer.lr has 1e-3 twice"),
+        ("methods: [pfedmma]\ngrid: {method.dimm: [8]}", "unknown setting 'method.dimm'; did you mean 'method.dim'"),
+        ("methods: [pfedmma]\ngrid: {method.dim: [0]}", "method.dim: must be .* 0"),
+        ("methods: [pfedmma]\ngrid: {seed: [0, 1]}", "grid.seed: a compare file has a key for it; write 'seeds'"),
+        ("methods: [pfedmma]\ngrid: {data.shots: [1]}", "grid.data.shots: .* write 'shots'"),
+        ("methods: [pfedmma]\ngrid: {data.name: [dtd]}", "grid.data.name: .* write 'datasets'"),
+        ("methods: [pfedmma]\ngrid: {method.name: [local]}", "grid.method.name: .* write 'methods'"),
+        ("methods: [pfedmma]\ngrid: {run_dir: [a, b]}", "grid.run_dir: no result depends on it"),
+        ("methods: [pfedmma]\ngrid: {data.cache_gb: [1, 2]}", "grid.data.cache_gb: no result depends on it"),
+        (
+            f"methods: [pfedmma]\ngrid: {{optimizer.lr: {list(range(1, 60))}, method.dim: {list(range(1, 60))}}}",
+            "more than 2000 combinations",
+        ),
+        ("methods: {pfedmma: {method.dim: 4}}\ngrid: {method.dim: [8]}", "'method.dim' is set by 'grid' and by methods.pfedmma; leave it"),
+        ("methods: [pfedmma]\ndatasets: {dtd: {data: {beta: 1}}}\ngrid: {data.beta: [1]}", "set by 'grid' and by datasets.dtd"),
+        ("methods: [pfedmma]\nselect: test\ngrid: {method.dim: [8]}", "'select' must be val .*, not 'test'"),
+        ("methods: [pfedmma]\nselect: val", "'select' chooses among the combinations of a grid; add one"),
+        ("methods: [pfedmma]\nselect: val\ngrid: {evaluation.split: [test]}", "'select' sets evaluation.split .* leave it out of grid"),
+        ("methods: [pfedmma]\nselect: val\ngrid: {method.dim: [8]}\nsettings: {evaluation.split: val}", "leave it out of settings"),
+        ("methods: {a: {method.name: local, evaluation.split: test}}\nselect: val\ngrid: {method.dim: [8]}", "out of methods.a"),
+        ("methods: [pfedmma]\nselect: val\ngrid: {method.dim: [8]}\nsettings: {evaluation.every: 0}", "evaluation.every=0 has none"),
+        ("methods: {pfedmma: {config: 5}}", "'methods.pfedmma.config' must be the path of a config file, not '5'"),
         ("- pfedmma", "must hold 'key: value' lines, not a list"),
         ("methods: [", "is not valid YAML"),
     ],
@@ -224,6 +327,12 @@ def test_a_bad_setting_on_the_command_line(plans):
         plans("methods: [pfedmma]\n", "federation.round=3")
 
 
+@pytest.mark.parametrize("setting", ["method.dim=4", "evaluation.split=test"])
+def test_the_command_line_may_not_set_what_the_file_varies(plans, setting: str):
+    with pytest.raises(UserError, match="leave it out of (the command line|one of them)$"):
+        plans("methods: [pfedmma]\ngrid: {method.dim: [8, 16]}\nselect: val\n", setting)
+
+
 def test_several_files_are_groups_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "below").mkdir()
@@ -239,3 +348,17 @@ def test_several_files_are_groups_of_their_own(tmp_path: Path, monkeypatch: pyte
         assert capsys.readouterr().out == ""
     first, second = (grid.read(Path(f"{name}.yaml"), group=name)[0] for name in ("one", "two"))
     assert (first.setting, second.setting) == ("one, shapes, 16 shots", "two, shapes, 16 shots")
+
+
+# The files of this project.
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "compare").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_compare_file_can_be_planned(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(tmp_path)
+    main([str(file), "data.root=DATA", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and len(set(lines)) == len(lines) == len(grid.read(file, ["data.root=DATA"]))
+    assert all("pfedmma.train --config runs/compare/" in line for line in lines)

@@ -11,8 +11,8 @@ import pytest
 
 from pfedmma.compare import __main__ as command
 from pfedmma.compare import new_clients
+from pfedmma.compare.done import Done
 from pfedmma.compare.grid import Plan
-from pfedmma.compare.table import Done
 from pfedmma.config import schema as configuration
 from tests.support.reported import met, round_row, run_summary
 
@@ -33,7 +33,8 @@ RUNS = [
 
 
 def test_a_line_for_each_method_way_and_length() -> None:
-    ((name, rows),) = new_clients.tables(RUNS)
+    (sheet,) = new_clients.sheets(RUNS)
+    name, rows = sheet.title, sheet.rows
     assert name == "New clients: shapes, 16 shots, tiny, base_to_novel, 2 seeds"
     assert [row[:3] for row in rows] == [
         ["zero-shot", "", ""],
@@ -48,24 +49,25 @@ def test_a_line_for_each_method_way_and_length() -> None:
 
 def test_settings_apart_and_runs_without_new_clients_left_out() -> None:
     runs = [*RUNS, done("ours", 0, met((1,), start=10.0), "cifar10"), done("theirs", 0, None, "cifar10"), done("ours", 0, None, "cifar100")]
-    names, rows = zip(*new_clients.tables(runs), strict=True)
+    sheets = new_clients.sheets(runs)
+    names, rows = [sheet.title for sheet in sheets], [sheet.rows for sheet in sheets]
     assert [name.split(",")[0] for name in names] == ["New clients: shapes", "New clients: cifar10"]
     assert {row[0] for row in rows[1]} == {"zero-shot", "ours"} and rows[1][1][3] == "10.00"  # one seed: no spread
-    assert new_clients.tables(runs[-2:]) == []
+    assert new_clients.sheets(runs[-2:]) == []
 
 
 def test_every_run_stands_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command.write(RUNS, tmp_path)
+    command.write(RUNS, [], tmp_path)
     lines = list(reader.DictReader(io.StringIO((tmp_path / "new_clients.csv").read_text())))
     assert len(lines) == 4 * 5
     (one,) = [x for x in lines if (x["method"], x["seed"], x["shared"], x["epochs"]) == ("ours", "1", "free", "5")]
     assert (one["setting"], one["local"], one["run"]) == ("shapes, 16 shots", "64.0", "shapes-ours-1")
     assert [x["local"] for x in lines if x["method"] == "zero-shot"] == ["45.0"] * 4
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert "| ours | free | 5 | 62.00 ± 2.83 |" in text and "**New clients: shapes" in text
+    assert "| `ours` | free | 5 | 62.00 ± 2.83 |" in text and "**New clients: shapes" in text
     assert "New clients: shapes" in capsys.readouterr().out
 
 
 def test_without_new_clients_there_is_no_such_file(tmp_path: Path) -> None:
-    command.write([done("ours", 0, None)], tmp_path)
+    command.write([done("ours", 0, None)], [], tmp_path)
     assert not (tmp_path / "new_clients.csv").exists() and "New clients" not in (tmp_path / "table.md").read_text(encoding="utf-8")

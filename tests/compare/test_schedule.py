@@ -110,7 +110,8 @@ def runs_csv(folder: str = "runs/compare/mine") -> dict[str, dict[str, str]]:
 
 def test_tables_and_figures_are_there(here: Path):
     out = here / "runs" / "compare" / "mine"
-    names = {"table.md", "table.csv", "runs.csv", "radar.png", "accuracy_by_round.png", "accuracy_by_bytes.png"}
+    names = {"table.md", "table.tex", "table.csv", "runs.csv"}
+    names |= {f"{name}.{kind}" for name in ("radar", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf")}
     assert {path.name for path in out.iterdir()} == names | {"plans", PFEDMMA, PROMPTFL}
     assert {path.name for path in (out / "plans").iterdir()} == {f"{run}.{kind}" for run in (PFEDMMA, PROMPTFL) for kind in ("yaml", "log")}
     assert "round 2/2" in (out / "plans" / f"{PFEDMMA}.log").read_text()
@@ -124,7 +125,7 @@ def test_they_agree_with_the_summaries(here: Path):
     assert list(table) == list(single) == ["pfedmma", "promptfl"]
     for method, name in (("pfedmma", PFEDMMA), ("promptfl", PROMPTFL)):
         wanted = summary(name)
-        for column in ("local", "base", "novel", "hm"):
+        for column in ("local", "base", "novel", "hm", "cm"):
             assert float(single[method][column]) == wanted["accuracy"][column]
             assert float(table[method][f"{column}_mean"]) == pytest.approx(wanted["accuracy"][column])
             assert table[method][f"{column}_std"] == ""
@@ -134,7 +135,9 @@ def test_they_agree_with_the_summaries(here: Path):
         assert int(table[method]["trained_parameters"]) == wanted["trained_parameters"]
         assert (single[method]["dataset"], single[method]["shots"], single[method]["seed"]) == ("caltech101", "2", "0")
         (line,) = [line for line in text.splitlines() if line.startswith(f"| `{method}`")]
-        assert [cell.strip() for cell in line.split("|")][2:6] == [f"{wanted['accuracy'][c]:.2f}" for c in ("local", "base", "novel", "hm")]
+        assert [cell.strip() for cell in line.split("|")][2:7] == [
+            f"{wanted['accuracy'][c]:.2f}" for c in ("local", "base", "novel", "hm", "cm")
+        ]
     assert f"{len(set(table))} seed" not in text and "caltech101, 2 shots, tiny, base_to_novel, 1 seed" in text
 
 
@@ -306,6 +309,20 @@ def test_failing_runs_are_tried_again(started: list[str]):
             main(["bad.yaml"])
         assert len(started) == count
     assert not Path("runs/compare/bad/runs.csv").exists()
+
+
+def test_what_is_chosen_on_the_validation_split_is_trained_again_and_tested(started: list[str]):
+    compare_file(Path("choose.yaml"), methods=["pfedmma"], grid={"optimizer.lr": [1e-6, 0.05]}, select="val")
+    main(["choose.yaml"])
+    names = [f"caltech101-2-shot-pfedmma-optimizer.lr-{lr}-seed0" for lr in ("1e-06", "0.05")]
+    candidates = [summary(name, "runs/compare/choose/candidates") for name in names]
+    best = max(range(2), key=lambda k: candidates[k]["accuracy"]["hm"])
+    assert started == [*names, names[best]] and {made["split"] for made in candidates} == {"val"}
+    tested = summary(names[best], "runs/compare/choose")
+    assert tested["split"] == "test" and float(runs_csv("runs/compare/choose")["pfedmma"]["hm"]) == tested["accuracy"]["hm"]
+    # It is the same training: what is tested on has no part in it.
+    losses = [[row["loss"] for row in small.metrics(Path("runs/compare/choose", where, names[best]))] for where in ("", "candidates")]
+    assert losses[0] == losses[1]
 
 
 # Slots.

@@ -11,8 +11,8 @@ import pytest
 
 import pfedmma
 from pfedmma.compare import table
+from pfedmma.compare.done import Done
 from pfedmma.compare.grid import Plan
-from pfedmma.compare.table import Done
 from pfedmma.config import schema
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import FORMAT, Accuracy, RoundRow, RunSummary

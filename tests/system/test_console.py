@@ -100,8 +100,8 @@ def test_the_table_of_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
     show(accuracy_table("a title", [("first", run_summary().accuracy, "12 B"), ("second", None, "-")]))
     lines = [line.strip("│").split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [[cell.strip() for cell in line] for line in lines] == [
-        ["first", "90.00", "60.00", "62.00", "80.00", "12 B"],
-        ["second", "-", "-", "-", "-", "-"],
+        ["first", "90.00", "60.00", "62.00", "80.00", "75.50", "12 B"],
+        ["second", "-", "-", "-", "-", "-", "-"],
     ]
 
 

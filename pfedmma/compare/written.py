@@ -1,0 +1,97 @@
+"""The tables of a comparison as they are written: at the terminal, as Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pfedmma.compare.done import Done, columns
+from pfedmma.compare.selection import Choice
+from pfedmma.compare.table import NOTE, Sheet, parts
+from pfedmma.system import latex as tex
+from pfedmma.system import markdown as md
+from pfedmma.system.console import printable
+
+
+def terminal(sheet: Sheet) -> Table:
+    table = Table(title=escape(printable(sheet.title)))
+    for number, column in enumerate(sheet.head):
+        table.add_column(escape(printable(column)), justify="right" if number else "left", no_wrap=True)
+    for row in sheet.rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    return table
+
+
+def markdown(sheets: Sequence[Sheet]) -> str:
+    """All tables, each with its notes."""
+    lines = []
+    for sheet in sheets:
+        whole = [[md.code(name), *map(md.escape, rest)] for name, *rest in sheet.rows]
+        lines += [md.bold(md.escape(sheet.title)), "", *md.table(list(map(md.escape, sheet.head)), whole), ""]
+        lines += [*(f"- {md.escape(note)}" for note in sheet.notes), ""]
+    return "\n".join([*lines, NOTE, ""])
+
+
+def latex(sheets: Sequence[Sheet]) -> str:
+    """All tables, to be read by ``\\input``: plain ``tabular``, no package, ASCII alone."""
+    lines = [f"% {tex.escape(NOTE)}"]
+    for sheet in sheets:
+        lines += ["", r"\begin{center}", rf"\textbf{{{tex.escape(sheet.title)}}}\\[1ex]"]
+        lines += [*tex.table(sheet.head, sheet.rows), r"\end{center}"]
+        lines += [f"% {tex.escape(note)}" for note in sheet.notes]
+    return "\n".join([*lines, ""])
+
+
+def table_csv(runs: Sequence[Done]) -> str:
+    """One line for each part and method, and for what is published of it, which has no seeds."""
+    named = columns(runs)
+    lines: list[list[Any]] = [
+        ["table", "method", "seeds"]
+        + [f"{column}_{kind}" for column in named for kind in ("mean", "std")]
+        + ["bytes_up", "bytes_down", "trained_parameters", "seconds_per_round"]
+    ]
+    for part in parts(runs):
+        for row in part.rows:
+            values = [values.get(column) for column in named for values in (row.mean, row.std)]
+            lines.append([part.title, row.method, row.seeds or None, *values, row.up, row.down, row.trained, row.seconds])
+    return as_csv(lines)
+
+
+def runs_csv(runs: Sequence[Done]) -> str:
+    """One line for each run."""
+    named = columns(runs)
+    costs = ["uplink_bytes", "downlink_bytes", "seconds_per_round"]
+    lines: list[list[Any]] = [["method", "dataset", "shots", "combination", "seed", *named, *costs, "run"]]
+    for run in runs:
+        plan, comm = run.plan, run.summary.comm
+        what = [plan.method, plan.dataset, plan.config.data.shots, plan.combination, plan.config.seed]
+        lines.append([*what, *map(run.score, named), comm.uplink_bytes, comm.downlink_bytes, run.seconds, plan.name])
+    return as_csv(lines)
+
+
+def candidates_csv(choices: Sequence[Choice]) -> str:
+    """One line for each candidate: its mean HM on the validation split, and whether it is the one that is run on the test split."""
+    lines: list[list[Any]] = [["method", "setting", "combination", "seeds", "hm_mean", "chosen"]]
+    for choice in choices:
+        for candidate in choice.candidates:
+            plan = candidate.plans[0]
+            chosen = "yes" if candidate is choice.best else "no"
+            lines.append([plan.method, plan.setting, plan.combination, len(candidate.plans), candidate.hm, chosen])
+    return as_csv(lines)
+
+
+def as_csv(lines: Sequence[Sequence[Any]]) -> str:
+    """The lines as they stand in a file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([list(map(_cell, line)) for line in lines])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
