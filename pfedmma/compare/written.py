@@ -42,8 +42,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
     lines = [f"% {tex.escape(NOTE)}"]
     for sheet in sheets:
         lines += ["", r"\begin{center}", rf"\textbf{{{tex.escape(sheet.title)}}}\\[1ex]"]
-        lines += [*tex.table(sheet.head, sheet.rows), r"\end{center}"]
-        lines += [f"% {tex.escape(note)}" for note in sheet.notes]
+        lines += [*tex.table(sheet.head, sheet.rows), *(rf"\\{{\small {tex.escape(note)}}}" for note in sheet.notes), r"\end{center}"]
     return "\n".join([*lines, ""])
 
 

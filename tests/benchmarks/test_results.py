@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pfedmma.compare import grid, published
 from tests.benchmarks.programs import RESULTS, ROOT
 from tests.benchmarks.test_communication import S_BYTES
 
@@ -62,3 +63,16 @@ def test_differences_that_the_page_speaks_of_are_those_kept(pair: str, points: s
     text = (RESULTS / "compare-embedded" / "table.md").read_text(encoding="utf-8")
     assert re.search(rf"^- {pair}: [+-]{points} points of HM, .* p = {p}$", text, re.MULTILINE)
     assert re.search(rf"\b{points}\b[^.]*\bp = {p}\b", PAGE)
+
+
+def test_every_table_of_the_paper_has_its_file_and_number_of_runs() -> None:
+    said = re.findall(r"^\| .* \| `(configs/compare/\w+\.yaml)` \| (\d+)", PAGE, re.MULTILINE)
+    assert len(said) == 12
+    for file, count in said:
+        assert len(grid.read(ROOT / file, ["data.root=DATA"])) == int(count), file
+    assert all(str(file.relative_to(ROOT)) in PAGE for file in (ROOT / "configs" / "compare").glob("*.yaml"))
+
+
+def test_published_averages_on_the_page_are_those_beside_ones_own() -> None:
+    numbers = re.findall(r"(\d\d\.\d\d) / (\d\d\.\d\d) / (\d\d\.\d\d) / (\d\d\.\d\d)", " ".join(PAGE.split()))
+    assert [tuple(map(float, row)) for row in numbers] == list(published.AVERAGES.values())

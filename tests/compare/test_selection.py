@@ -1,4 +1,4 @@
-"""Choosing among the combinations of a grid: on the validation split alone, the same candidates for every method, whatever interrupts it."""
+"""Choosing among the combinations of a grid: on the validation split alone, the same candidates for all methods, whatever interrupts it."""
 
 from __future__ import annotations
 

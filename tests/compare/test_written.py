@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pfedmma.compare import table, written
 from pfedmma.compare.differences import differences
+from pfedmma.system import latex
 from tests.support.compared import DOWN, ONE, TRAINED, UP, done
 
 WILD = [
@@ -97,7 +98,8 @@ def test_latex_is_a_plain_tabular():
     assert {len(re.split(r"(?<!\\)&", line)) for line in lines} == {len(table.HEAD)}
     assert r"ours & 83.00 $\pm$ 3.61 & 70.67 $\pm$ 2.08" in text
     assert r"{[}50\%{]} \textbackslash{}of\_\{a\}\$ \& \#1 & 50.00" in text
-    bare = re.sub(r"\\[{}]", "", text)
+    assert all(rf"\\{{\small {latex.escape(str(difference))}}}" in text for difference in differences(ONE))
+    bare = re.sub(r"\\\\|\\[{}]", "", text)  # without ends of lines and braces that are shown
     assert bare.count("{") == bare.count("}")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import pytest
 import torch
 import yaml
 
-from pfedmma.compare import grid
+from pfedmma.compare import grid, published
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
-from pfedmma.data.loading import NAMES, DataConfig, divide
+from pfedmma.data.loading import NAMES, divide
+from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.sources import lists
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
+from pfedmma.system import options
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.yaml"))
@@ -151,21 +155,77 @@ def test_its_clients_can_be_served(file: Path):
         assert [client.domain for client in federation.clients] == [name for name in domains for _ in range(data.clients // len(domains))]
 
 
+# Clients, beta, participation and local epochs: as in the released scripts, where there is one.
+WITH_ALL_IMAGES = {
+    "cifar10_dirichlet": (100, 0.5, 0.1, 1),
+    "cifar100_dirichlet": (100, 0.5, 0.1, 1),
+    "cifar100_pachinko": (100, 0.3, 0.1, 1),
+    "domainnet": (30, 0.3, 0.25, 1),
+    "office_caltech10": (12, 0.3, 1.0, 1),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ALL_IMAGES)
+def test_settings_with_all_images(name: str):
+    config = configuration.load(CONFIGS / f"{name}.yaml")
+    data, federation = config.data, config.federation
+    assert (data.clients, data.beta, federation.participation, federation.local_epochs) == WITH_ALL_IMAGES[name]
+    assert (data.shots, federation.rounds) == (0, 50) and data.protocol == (name.partition("_")[2] if "cifar" in name else "domains")
+
+
 def test_settings_of_the_paper():
-    loaded = {file.stem: configuration.load(file) for file in FILES}
-
-    def of(name: str) -> tuple[DataConfig, float]:
-        return loaded[name].data, loaded[name].federation.participation
-
-    for name in ("cifar10_dirichlet", "cifar100_dirichlet", "cifar100_pachinko"):
-        data, participation = of(name)
-        assert (data.clients, data.beta, data.shots, participation) == (100, 0.5, 0, 0.1)
-        assert data.protocol == name.partition("_")[2]
-    for name, clients in (("domainnet", 30), ("office_caltech10", 12)):
-        data, participation = of(name)
-        assert (data.protocol, data.clients, data.beta, data.shots, participation) == ("domains", clients, 0.5, 0, 1.0)
-    for name, config in loaded.items():
+    for name, config in {file.stem: configuration.load(file) for file in FILES}.items():
         if config.data.protocol == "base_to_novel" and name != "demo":
             assert (config.data.shots, config.data.clients) == (16, 5 if name == "eurosat" else 10)
             assert (config.federation.rounds, config.federation.local_epochs, config.federation.batch_size) == (50, 2, 32)
             assert (config.method.dim, config.method.scale, config.optimizer.lr) == (32, 0.001, 0.001)
+
+
+# Compare files of the paper's tables and figures.
+
+
+@functools.cache
+def planned(name: str) -> list[dict[str, Any]]:
+    """The settings of each run of a compare file."""
+    return [options.flatten(plan.config) for plan in grid.read(CONFIGS / "compare" / f"{name}.yaml", ["data.root=DATA"])]
+
+
+def varied(name: str, setting: str) -> list[Any]:
+    """The values of a setting among the runs of a compare file, in order."""
+    return list(dict.fromkeys(values[setting] for values in planned(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "values"),
+    [
+        ("shots", "data.shots", [1, 2, 4, 8, 16]),
+        ("vit_b32", "backbone.name", ["ViT-B-32"]),
+        ("domains", "data.protocol", ["domains"]),
+        ("cifar_beta", "data.beta", [0.1, 0.3, 0.5, 1.0]),
+        ("dim", "method.dim", [8, 16, 32, 64, 128]),
+        ("scale", "method.scale", [0.0001, 0.001, 0.01, 0.1]),
+        ("blocks", "method.blocks", [12, 8, 4, 1]),  # the first adapted one of 12 is 1, 5, 9, 12
+        ("clients", "data.clients", [5, 10, 25, 50]),
+        ("local_epochs", "federation.local_epochs", [1, 2, 5, 10]),
+        ("optimizer", "optimizer.name", ["sgd", "adam"]),
+    ],
+)
+def test_what_a_compare_file_varies(name: str, setting: str, values: list[Any]):
+    assert varied(name, setting) == values
+
+
+def test_their_data_sets_are_the_papers():
+    for name in ("paper", "shots", "vit_b32", "exchange", "dim", "scale", "blocks", "local_epochs", "optimizer"):
+        assert set(varied(name, "data.name")) == published.DATA_SETS, name
+
+
+def test_every_number_of_clients_can_be_served():
+    for name, clients in itertools.product(varied("clients", "data.name"), varied("clients", "data.clients")):
+        assert len(split_classes(-(-CLASSES[name] // 2), clients)) == clients
+
+
+def test_data_sets_of_a_compare_file_are_those_of_their_own_files():
+    for name in ("domainnet", "office_caltech10"):
+        (plan, *_) = [p for p in grid.read(CONFIGS / "compare" / "domains.yaml") if (p.dataset, p.method) == (name, "pfedmma")]
+        own = configuration.load(CONFIGS / f"{name}.yaml")
+        assert (plan.config.data, plan.config.federation, plan.config.backbone) == (own.data, own.federation, own.backbone)
