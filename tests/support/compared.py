@@ -17,7 +17,7 @@ UP, DOWN, TRAINED = 1_500, 2_500_000, 40_800
 def done(method: str, seed: int, accuracy: tuple[float | None, ...] | None, dataset: str = "shapes", shots: int = 16, **more: Any) -> Done:
     """A run that ended with these Local, Base and Novel, and with what follows from them as in a real summary.
 
-    ``more``: ``tree``, further settings; ``extra``, further scores; ``combination``, ``candidates``, as of a plan; ``selected``; ``seconds`` of rounds.
+    ``more``: ``tree``: further settings; ``extra``: further scores; ``combination``, ``candidates``: of a plan; ``selected``; ``seconds``.
     """
     tree = {"seed": seed, "run_dir": f"runs/{dataset}-{method}-{seed}", "data": {"shots": shots}}
     tree |= more.pop("tree", {})
