@@ -73,7 +73,7 @@ class Evaluation:
 
     def test(self, method: Method, members: Members, stems: StemCache) -> Accuracy:
         """Accuracy of every client with what it answers with now, kept with the table by client. All ranks enter."""
-        self.accuracy, self.table = self.measured(method, members, stems, self._shared_texts(method, members))
+        self.accuracy, self.table = self.measured(method, members, stems, self.shared_texts(method, members))
         return self.accuracy
 
     def _select(self, round_: int, method: Method, members: Members, stems: StemCache) -> Accuracy | None:
@@ -83,7 +83,7 @@ class Evaluation:
         assert self.accuracy is not None and self.table is not None
         validation = None
         if self.validator is not None:
-            table = self._table(self.validator, method, members, stems, self._shared_texts(method, members))
+            table = self._table(self.validator, method, members, stems, self.shared_texts(method, members))
             validation = self.summarise(table)
         self.best = better(self.best, self.config.select, round_, validation or self.accuracy, self.table)
         return validation
@@ -134,7 +134,7 @@ class Evaluation:
         table = self.world.sum(table.flatten(), "metrics").view(table.shape)
         return table if len(tested) == len(table) else torch.full_like(table, torch.nan).index_copy(0, torch.tensor(tested), table[tested])
 
-    def _shared_texts(self, method: Method, members: Members) -> Mapping[str, Tensor]:
+    def shared_texts(self, method: Method, members: Members) -> Mapping[str, Tensor]:
         """Text features that all clients are tested with; empty if each has its own. All ranks enter."""
         if self.config.text_features == "current":
             return {}

@@ -9,7 +9,7 @@ Shape legend: N new clients, P parameters of one client, T of them trained, X of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,16 +85,18 @@ class Group:
 
     def table_of(self, states: ClientStates) -> Tensor:
         """Accuracies [N, 4] of these states of the run's method. All ranks enter."""
-        training = self.engine.training
-        return self.table(training.method, Members(states, self.engine.server), training.batches.stems)
+        engine, training = self.engine, self.engine.training
+        texts = engine.evaluation.shared_texts(training.method, engine.members)
+        return self.table(training.method, Members(states, engine.server), training.batches.stems, texts)
 
-    def table(self, method: Method, members: Members, stems: StemCache | None = None) -> Tensor:
+    def table(self, method: Method, members: Members, stems: StemCache | None = None, texts: Mapping[str, Tensor] | None = None) -> Tensor:
         """Accuracies [N, 4]: each rank tests its own, then all know all.
 
         All ranks enter, and raise `Interrupted` if any was asked to end.
         """
         engine = self.engine
-        own = engine.evaluation.evaluator.table(method, members.answers(), self.own, stems, engine.evaluation.told)
+        answers = replace(members.answers(), texts=texts or {})
+        own = engine.evaluation.evaluator.table(method, answers, self.own, stems, engine.evaluation.told)
         table = torch.zeros(len(self.ids), len(COLUMNS), dtype=torch.float64)
         table[[self.ids.index(client.id) for client in self.own]] = own
         asked = torch.tensor([float(engine.interruption.asked)], dtype=torch.float64)
