@@ -150,7 +150,8 @@ class Evaluator:
     def _alike(self, method: Method, answers: Answers, clients: Sequence[Client]) -> list[list[int]]:
         """Rows of clients that have the same model and see the same pixels; one of them is tested for all.
 
-        These are clients without a state of their own (the method has none, or they never trained), a camera, or others to read.
+        These are clients without a state of their own (the method has none, or they began alike and never trained), a camera, or others to
+        read.
         """
         groups: dict[int, list[int]] = {}
         for row, client in enumerate(clients):
