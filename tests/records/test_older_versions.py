@@ -92,6 +92,21 @@ def test_going_on_gives_what_0_1_0_gave(name: str, run: Path, capsys: pytest.Cap
         assert result["accuracy"][column] == pytest.approx(getattr(RUNS[name], column), abs=0.2)
 
 
+def test_its_clients_answer_as_they_did(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the server's prompt, where a new run's clients answer with their own: these were not kept. The user is told."""
+    train.main([f"resume={run}", "federation.rounds=3"])
+    told = "clients of pfedmoap are tested with the server's tensors, not with their own last ones as today; it goes on so"
+    assert (told in capsys.readouterr().err) == (name == "pool")
+    progress = manifest.read_manifest(manifest.folder_of(run / "checkpoints", 3)).progress
+    assert progress.answers == "server"
+    found = read.newest_good(run / "checkpoints")
+    assert found is not None
+    tensors = small.final_tensors(run)
+    answer = read.client_answer(run / "checkpoints", found, 1)  # of a participant of round 3
+    sent = torch.cat([answer.tensors[tensor].flatten() for tensor in found.exchange])
+    assert torch.equal(sent, tensors["server.shared"])
+
+
 def test_the_next_checkpoint_is_todays(name: str, run: Path) -> None:
     train.main([f"resume={run}", "federation.rounds=3", "checkpoint.keep=9"])
     before, after = (manifest.read_manifest(manifest.folder_of(run / "checkpoints", round_)) for round_ in (2, 3))

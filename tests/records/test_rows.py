@@ -99,6 +99,20 @@ def test_new_clients_are_read_back_and_absent_where_there_are_none() -> None:
         read_summary(made)
 
 
+def test_a_selected_round_is_read_back() -> None:
+    """And rows with the accuracies that selected it; neither key is there where nothing is selected."""
+    chosen = {"round": 2, "by": "best_val", "score": "hm", "split": "val", "value": 61.5}
+    made = summary() | {"selected": chosen, "format": FORMAT, "version": pfedmma.__version__}
+    read = read_summary(made)
+    assert read.to_json() == made and list(read.to_json()) == list(made) and read_summary(read.to_json()) == read
+    assert str(read.selected) == "round 2, which has the best HM on the val split, 61.50 % (evaluation.select=best_val)"
+    assert "selected" not in read_summary(summary()).to_json()
+    line = round_(2, 4, accuracy(70.0)) | {"validation": accuracy(60.0)}
+    assert read_row(line).to_json() == line and "validation" not in read_row(round_(2, 4, accuracy(70.0))).to_json()
+    with pytest.raises(UserError, match="summary: selected: score must be one of hm, local"):
+        read_summary(made | {"selected": chosen | {"score": "base"}})
+
+
 def test_the_average_of_domains_follows_the_domains() -> None:
     read = Accuracy.from_fields(Fields(accuracy(70.0) | {"domain_average": 80.0, "domains": {"photo": 80.0}}, "accuracy"))
     assert list(read.to_json())[-2:] == ["domains", "domain_average"] and read.score("domain_average") == 80.0

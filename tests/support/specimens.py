@@ -168,6 +168,7 @@ def write_checkpoint(root: Path) -> Path:
     states, server = new_members()
     states.own[CLIENT] = torch.ones(5)
     server.pool.rows = {1: torch.ones(2), CLIENT: torch.zeros(2)}
+    server.pool.before, server.pool.received = {1: torch.zeros(2)}, {CLIENT: torch.ones(2)}
     write.save_checkpoint(root, write.Snapshot(2, states, server.state_dict(), manifest.Progress.from_json(PROGRESS)), ALONE, keep=1)
     return manifest.folder_of(root, 2)
 

@@ -219,6 +219,9 @@ def manifest(**changes: Any) -> bytes:
     return json.dumps(json.loads(good_manifest()) | changes).encode()
 
 
+SELECTED = {"round": 1, "by": "best_val", "score": "hm", "split": "val", "value": 50.0}
+
+
 def progress(**changes: Any) -> bytes:
     return manifest(progress=PROGRESS | changes)
 
@@ -276,6 +279,9 @@ MANIFESTS: dict[str, tuple[bytes, str]] = {
     "an answer that is none": (progress(answers="both"), "what they answer with"),
     "another answer": (progress(answers="own"), "does not fit its manifest"),
     "classes that are none": (progress(classes={}), "the classes or the accuracies in manifest.json are none"),
+    "a selected round without accuracies": (progress(selected=SELECTED), "accuracies in manifest.json are none"),
+    "accuracies of too few": (progress(selected=SELECTED, selected_clients="AAAAAAAAAAA="), "accuracies in manifest.json are none"),
+    "a score that is none": (progress(selected=SELECTED | {"score": "luck"}), "score must be one of hm, local"),
     "a class that is no name": (progress(classes=PROGRESS["classes"] | {"novel": [1]}), "a class in it is no name"),
     "classes held by too many": (progress(classes=PROGRESS["classes"] | {"held": "4AAA"}), "of another number of clients"),
 }
@@ -308,6 +314,9 @@ SERVERS: dict[str, dict[str, torch.Tensor]] = {
     "another size": SERVER | {"server.shared": torch.zeros(15)},
     "another shape": SERVER | {"initial": torch.zeros(19, 1)},
     "whole numbers": SERVER | {"initial": torch.zeros(19, dtype=torch.int64)},
+    "text features of two axes": SERVER | {"text.base": torch.zeros(2, 2)},
+    "what no client had sent before": SERVER | {"server.before.x": torch.zeros(2)},
+    "what a client received of another size": SERVER | {"server.received.1": torch.zeros(3)},
     "no client's prompt": SERVER | {"server.pool.x": torch.zeros(2)},
     "a client in other digits": SERVER | {"server.pool.\u0663": torch.zeros(2)},
     "a client below zero": SERVER | {"server.pool.-1": torch.zeros(2)},

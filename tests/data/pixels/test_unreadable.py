@@ -61,6 +61,19 @@ def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest
     assert capsys.readouterr().err.count("left out") == 5
 
 
+def test_validation_images_are_left_out_as_well(capsys: pytest.CaptureFixture[str]):
+    """Of the same clients; their training images are looked at, and counted, once."""
+    toy = source({1}, {2})
+    toy = dataclasses.replace(toy, splits=toy.splits | {"val": source(set(), {6, 7}).splits["test"]})
+    tested = federation(toy)
+    validated = dataclasses.replace(tested, base=dataclasses.replace(tested.base, split="val"))
+    kept, count = leave_out_unreadable([tested, validated], Pixels(toy, CLIP, "none", CPU), World(0, 1, CPU))
+    assert count == 4 == capsys.readouterr().err.count("left out")
+    assert [part.clients[0].train.tolist() for part in kept] == 2 * [[0, 2, 3, 4, 5]]
+    assert [part.base.indices.tolist() for part in kept] == [[0, 1, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5]]
+    assert [part.clients[1].test.tolist() for part in kept] == [[3, 4, 5, 6], [4, 5]]
+
+
 def test_whole_federation_is_untouched():
     toy = source(set(), set())
     whole = federation(toy)
