@@ -89,7 +89,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a compare file asks for; ``methods`` and ``datasets``: label -> settings, ``common``: the settings below them."""
+    """What a compare file asks for; ``methods`` and ``datasets``: label -> settings, ``common``: the settings below them.
+
+    ``overrides``: settings of the command line, above all others.
+    """
 
     file: Path
     common: dict[str, Any]
@@ -99,6 +102,7 @@ class Asked:
     seeds: list[int]
     grid: tuple[Combination, ...]
     select: bool
+    overrides: tuple[str, ...]
 
     @classmethod
     def from_file(cls, file: Path, overrides: Sequence[str]) -> Asked:
@@ -117,14 +121,15 @@ class Asked:
             seeds=_numbers(file, "seeds", [common.get("seed", 0)] if tree.get("seeds") is None else tree["seeds"]),
             grid=combinations(file, tree.get("grid")),
             select=_select(file, tree),
+            overrides=tuple(overrides),
         )
-        asked.refuse_what_is_set_twice(overrides)
+        asked.refuse_what_is_set_twice()
         return asked
 
-    def refuse_what_is_set_twice(self, overrides: Sequence[str]) -> None:
+    def refuse_what_is_set_twice(self) -> None:
         """Raise a `UserError` if something else sets what the grid varies, or ``select`` sets, and one of the two would not count."""
         given: dict[str, Any] = {}
-        for item in overrides:
+        for item in self.overrides:
             options.insert(given, item.partition("=")[0].strip(), True)
         above = {f"methods.{label}": tree for label, tree in self.methods.items()}
         above |= {f"datasets.{label}": tree for label, tree in self.datasets.items()}
@@ -141,17 +146,14 @@ class Asked:
         for dataset, data in self.datasets.items():
             usual = _section(self.file, options.merged(self.common, data), "data").get("shots")
             for shots, method in itertools.product(self.shots or [usual], self.methods):
-                chosen = self.select and self.trains(method)
+                chosen = self.select and self.trains(data, method)
                 for combination, seed in itertools.product(self.grid if chosen or not self.select else (Combination({}),), self.seeds):
                     yield dataset, method, shots, seed, combination, len(self.grid) if chosen else 0
 
-    def trains(self, method: str) -> bool:
+    def trains(self, data: dict[str, Any], method: str) -> bool:
         """Whether the method of a label trains anything: nothing can be chosen for one that does not."""
-        name = _section(self.file, options.merged(self.common, self.methods[method]), "method")["name"]
-        try:
-            return entry_of(name).trains
-        except UserError as error:
-            raise UserError(f"{self.file}: method.{error}") from None
+        config = _resolved(self.file, options.merged(options.merged(self.common, data), self.methods[method]), self.overrides)
+        return entry_of(config.method.name).trains
 
 
 def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, group: str = "") -> list[Plan]:

@@ -10,6 +10,7 @@ from pfedmma.compare import grid
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
+from pfedmma.methods import registry
 from pfedmma.system import options
 from pfedmma.system.errors import UserError
 
@@ -169,6 +170,15 @@ def test_the_run_on_the_test_split_differs_in_the_split_alone(plans):
     )
     one, other = (options.flatten(plan.config) for plan in (candidate, tested))
     assert {name for name in one if one[name] != other[name]} == {"evaluation.split", "run_dir"}
+
+
+def test_a_method_of_a_plugin_can_be_chosen_for(plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(registry, "REGISTERED", {})
+    (tmp_path / "mine.py").write_text(
+        "from pfedmma.methods.base import Method\nfrom pfedmma.methods import registry\nregistry.register('chosen_for', Method)\n"
+    )
+    text = f"settings: {{plugins: ['{tmp_path / 'mine.py'}']}}\nmethods: [chosen_for]\ngrid: {{optimizer.lr: [0.1, 0.2]}}\nselect: val\n"
+    assert [(p.method, p.config.optimizer.lr, p.is_candidate) for p in plans(text)] == [("chosen_for", lr, True) for lr in (0.1, 0.2)]
 
 
 LAYERS = ("config", "settings", "dataset", "method", "varied", "command line")

@@ -52,11 +52,18 @@ def numbers_of(folder: Path, method: str, ranks: int) -> dict[str, Any]:
     values_of(run_ranks(folder / f"meet-{method}-{ranks}", ranks, train, small.settings(run, *SETTINGS, f"method.name={method}")))
     comm = ("shared_parameters", "payload_bytes", "uplink_bytes", "downlink_bytes", "collectives")
     rounds = [
-        {name: row[name] for name in ("round", "clients", "samples", "loss", "accuracy")} | {name: row["comm"][name] for name in comm}
+        {name: row[name] for name in ("round", "clients", "samples", "loss")}
+        | {"accuracy": measured(row["accuracy"])}
+        | {name: row["comm"][name] for name in comm}
         for row in small.metrics(run)
     ]
     models = [] if method == "zeroshot" else [model_hash(run, client) for client in range(CLIENTS)]
-    return {"rounds": rounds, "models": models, "zero_shot": small.summary(run)["zero_shot"]}
+    return {"rounds": rounds, "models": models, "zero_shot": measured(small.summary(run)["zero_shot"])}
+
+
+def measured(accuracy: dict[str, Any]) -> dict[str, Any]:
+    """The scores but CM, which follows from the others."""
+    return {name: value for name, value in accuracy.items() if name != "cm"}
 
 
 def model_hash(run: Path, client: int) -> str:
