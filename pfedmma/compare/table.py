@@ -14,6 +14,7 @@ from pfedmma.compare import published, selected_rounds
 from pfedmma.compare.differences import differences
 from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, columns, domain_columns, methods_of, settings_of
 from pfedmma.compare.selection import Choice
+from pfedmma.compare.unseen import by_held_out, unseen
 from pfedmma.records.rows import HEADLINE, TITLES
 from pfedmma.system.console import megabytes
 
@@ -149,7 +150,7 @@ def sheets(runs: Sequence[Done], choices: Sequence[Choice] = ()) -> list[Sheet]:
         main = [Sheet(title(runs, methods[0]), ("setting", *HEAD[1:]), lines, _notes(found, choices))]
     else:
         main = [Sheet(part.title, HEAD, [cells(row) for row in part.rows], _notes([part], choices)) for part in found]
-    return [*main, *(by_domain(part) for part in found if domain_columns(part.runs))]
+    return [*main, *(by_domain(part) for part in found if domain_columns(part.runs)), *map(by_unseen_domain, by_held_out(runs))]
 
 
 def by_domain(part: Part) -> Sheet:
@@ -158,6 +159,14 @@ def by_domain(part: Part) -> Sheet:
     named = [name for name in domain_columns(part.runs) if any(row.mean[name] is not None for row in own)]
     head = ("method", *(DOMAIN_TITLES.get(name, name.removeprefix(OF_DOMAIN)) for name in named))
     return Sheet(f"Local by domain: {part.title}", head, [[row.method, *_scores(row, named)] for row in own], [])
+
+
+def by_unseen_domain(runs: Sequence[Done]) -> Sheet:
+    """Of runs that hold out one domain each: the accuracy in it, and the mean and the worst over these domains."""
+    own = unseen(runs)
+    lines = [[row.method, *(_with_spread(v, None) for v in (*row.by_domain.values(), row.mean, row.worst))] for row in own]
+    data = runs[0].plan.config.data.name
+    return Sheet(f"Unseen domain, left out in turn: {title(runs, data)}", ("method", *own[0].by_domain, "mean", "worst"), lines, [])
 
 
 def _notes(shown: Sequence[Part], choices: Sequence[Choice]) -> list[str]:
