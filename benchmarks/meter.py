@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pfedmma import train
 from pfedmma.comm.world import World
+from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.rounds import Engine
 from pfedmma.run.recorder import Recorder
 from pfedmma.system.errors import run_main
@@ -61,7 +62,7 @@ class Meter:
 
         setattr(World, "sum", counted)  # noqa: B010, a type checker refuses the plain form
         self.within(Engine, "run", "rounds")
-        self.within(Engine, "evaluate_all", "evaluation")
+        self.within(Evaluation, "measured", "evaluation")
         self.within(Recorder, "save", "checkpoint")
 
     def within(self, owner: type, method: str, phase: str) -> None:

@@ -51,14 +51,12 @@ class EvaluationConfig:
     )
     text_features: str = setting(
         "current",
-        "text features of a client's own model (current), or of the first client at the first evaluation, for all clients and later rounds "
-        "(first), as in the released code",
+        "current (of each client's model), or first (of the first client at the first evaluation, for all clients ever after, as released)",
         GOES_ON,
     )
     select: str = setting(
         "last",
-        "round whose accuracy is reported: last, best_val (best HM on the validation split), or best_test (best Local on the test split, "
-        "as in the released code: optimistic)",
+        "round that is reported: last, best_val (best HM on validation), or best_test (best Local on test, as released: optimistic)",
         GOES_ON,
     )
     new_clients_epochs: tuple[int, ...] = setting(

@@ -164,7 +164,7 @@ def by_domain(part: Part) -> Sheet:
 def by_unseen_domain(runs: Sequence[Done]) -> Sheet:
     """Of runs that hold out one domain each: the accuracy in it, and the mean and the worst over these domains."""
     own = unseen(runs)
-    lines = [[row.method, *(_with_spread(v, None) for v in (*row.by_domain.values(), row.mean, row.worst))] for row in own]
+    lines = [[row.method, *(with_spread(v, None) for v in (*row.by_domain.values(), row.mean, row.worst))] for row in own]
     data = runs[0].plan.config.data.name
     return Sheet(f"Unseen domain, left out in turn: {title(runs, data)}", ("method", *own[0].by_domain, "mean", "worst"), lines, [])
 

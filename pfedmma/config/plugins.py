@@ -55,7 +55,7 @@ def _load_file(name: str, known: str, run_dir: str) -> tuple[str, str]:
     if known and not path.exists():
         path = Path(path.name).absolute()
     if run_dir and path.resolve().is_relative_to(expanded(run_dir).resolve()):
-        raise UserError(f"plugins: {shown(path)} lies inside the run folder, which holds no code; keep it elsewhere")
+        raise UserError(f"plugins: {_called(name)} lies inside the run folder, which holds no code; keep it elsewhere")
     source = _read(path, name)
     made = _checked(hashlib.sha256(source).hexdigest(), known, name)
     module = f"pfedmma_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}_{made}"
@@ -79,6 +79,11 @@ def _load_module(name: str, known: str) -> tuple[str, str]:
     return name, made
 
 
+def _called(name: str) -> str:
+    """A plugin in a message: the last part of a path, which a whole one might not show."""
+    return shown(Path(name).name)
+
+
 def _read(path: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
@@ -92,7 +97,7 @@ def _read(path: Path, name: str) -> bytes:
 def _checked(made: str, known: str, name: str) -> str:
     if known and made != known:
         raise UserError(
-            f"plugins: {shown(name)} is not the code that the run was made with (SHA-256 {known[:12]}... then, {made[:12]}... now); "
+            f"plugins: {_called(name)} is not the code that the run was made with (SHA-256 {known[:12]}... then, {made[:12]}... now); "
             "restore it, or start a new run"
         )
     return made
@@ -113,10 +118,10 @@ def _run(name: str, path: Path, source: bytes) -> None:
 def _failed(name: str, error: BaseException) -> UserError:
     """The line of the plugin in which it failed, as far as that is known."""
     if isinstance(error, UserError):
-        return UserError(f"plugins: {shown(name)}: {error}")
+        return UserError(f"plugins: {_called(name)}: {error}")
     trace, line = error.__traceback__, getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
     while trace is not None:
         line = trace.tb_lineno if trace.tb_frame.f_code.co_filename.endswith(Path(name).name) else line
         trace = trace.tb_next
     at = f", line {line}" if line else ""
-    return UserError(f"plugins: {shown(name)} cannot be imported: {type(error).__name__}: {shown(str(error))}{at}; repair it")
+    return UserError(f"plugins: {_called(name)} cannot be imported: {type(error).__name__}: {shown(str(error))}{at}; repair it")

@@ -16,7 +16,7 @@ from pfedmma import evaluate, export, predict
 from pfedmma.accuracy.selection import Best, better
 from pfedmma.config import schema
 from pfedmma.data.sources import shapes
-from pfedmma.engine import rounds
+from pfedmma.engine import evaluation
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.rows import Accuracy
 from pfedmma.records.selected import Selected
@@ -109,7 +109,7 @@ def round_2_is_best(best: Best | None, by: str, round_: int, judged: Accuracy, t
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of four rounds, in this process, which reports the second."""
     monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "val": 1, "test": 1})
-    monkeypatch.setattr(rounds, "better", round_2_is_best)
+    monkeypatch.setattr(evaluation, "better", round_2_is_best)
     main(small.settings(tmp_path / "run", *SETTINGS, TEST))
     return tmp_path / "run"
 

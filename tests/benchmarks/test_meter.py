@@ -11,6 +11,7 @@ import torch
 
 from pfedmma import train
 from pfedmma.comm.world import World
+from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.rounds import Engine
 from pfedmma.run.recorder import Recorder
 from tests.benchmarks.programs import LIMIT, ROOT
@@ -37,13 +38,13 @@ def test_a_reading_belongs_to_the_part_of_the_run_that_it_is_in(meter: ModuleTyp
 
     world = World(0, 1, torch.device("cpu"))
     monkeypatch.setattr(World, "sum", sum_)
-    monkeypatch.setattr(Engine, "evaluate_all", lambda engine: world.sum(torch.zeros(4, dtype=torch.float64), "metrics"))
-    monkeypatch.setattr(Engine, "run", lambda engine: (engine.evaluate_all(), world.sum(torch.zeros(9), "exchange")))
+    monkeypatch.setattr(Evaluation, "measured", lambda evaluation: world.sum(torch.zeros(4, dtype=torch.float64), "metrics"))
+    monkeypatch.setattr(Engine, "run", lambda evaluation: (evaluation.measured(), world.sum(torch.zeros(9), "exchange")))
     monkeypatch.setattr(Recorder, "save", lambda recorder: world.wait("checkpoint"))
     reader = meter.Meter(0.0, tmp_path)
     reader.attach()
     world.wait("start")
-    Engine.run(SimpleNamespace(evaluate_all=lambda: Engine.evaluate_all(None)))
+    Engine.run(SimpleNamespace(measured=lambda: Evaluation.measured(None)))
     Recorder.save(None)
     found = [(r.phase, r.purpose, r.payload, r.rx_bytes) for r in reader.readings]
     assert found == [
@@ -55,7 +56,7 @@ def test_a_reading_belongs_to_the_part_of_the_run_that_it_is_in(meter: ModuleTyp
 
 
 def test_every_part_of_a_real_run_is_told_apart(meter: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for owner, method in ((World, "sum"), (Engine, "run"), (Engine, "evaluate_all"), (Recorder, "save")):
+    for owner, method in ((World, "sum"), (Engine, "run"), (Evaluation, "measured"), (Recorder, "save")):
         monkeypatch.setattr(owner, method, getattr(owner, method))  # put back afterwards
     for name in meter.COUNTERS:
         (tmp_path / name).write_text("7\n")

@@ -38,7 +38,7 @@ def test_a_terminal_that_cannot_show_a_name(tmp_path: Path) -> None:
 
 
 def test_a_cell_is_no_formula() -> None:
-    (row,) = csv.reader(io.StringIO(written._csv([["=1+1", "@x", "-lr", "+a", "plain", -1.5, None]])))
+    (row,) = csv.reader(io.StringIO(written.as_csv([["=1+1", "@x", "-lr", "+a", "plain", -1.5, None]])))
     assert row == ["'=1+1", "'@x", "'-lr", "'+a", "plain", "-1.5", ""]
 
 

@@ -182,7 +182,7 @@ def oracle_table(run: Run, clip: nn.Module, federation: FederatedData) -> Tensor
 def test_accuracies_follow_each_clients_current_adapters(clients_per_pass: int) -> None:
     run, clip = evaluation_run()
     run.engine.clients = tuple(dataclasses.replace(c, test=torch.arange(c.id, 50, 3)) for c in run.engine.clients)
-    federation = relabelled(run, clip)
+    federation = dataclasses.replace(relabelled(run, clip), clients=run.engine.clients)
     run.engine.evaluation.evaluator = dataclasses.replace(
         run.engine.evaluation.evaluator, federated=federation, batch_size=21, clients_per_pass=clients_per_pass
     )

@@ -101,7 +101,7 @@ def test_who_answers_with_its_own_has_the_others_that_it_trained_with(answers: s
     """Client 1 has sent 2 and then, in the round in which client 0 took part as well, 5; client 2, which did not, reads the 5."""
     layout = Layout({"sent": (1,)}, {"sent": POOL})
     found = Answers(
-        ClientStates(layout, torch.zeros(1), OptimizerConfig(), torch.device("cpu"), answers=answers), torch.zeros(1), Pool(), 1
+        ClientStates(layout, Start(torch.zeros(1)), OptimizerConfig(), torch.device("cpu"), answers=answers), torch.zeros(1), Pool(), 1
     )
     found.pool.rows = {0: torch.tensor([1.0]), 1: torch.tensor([2.0])}
     found.pool.keep([0, 1], torch.tensor([[3.0], [5.0]]), torch.zeros(1))

@@ -88,7 +88,7 @@ def zero_shot_base(*settings: str) -> list[float]:
     base = run.federated.base
     few = dataclasses.replace(base, indices=base.indices[::3], labels=base.labels[::3])
     clients = tuple(dataclasses.replace(client, test=torch.arange(1)) for client in run.federated.clients)
-    evaluator = dataclasses.replace(run.engine.evaluator, federated=FederatedData(clients, few, None, run.federated.template))
+    evaluator = dataclasses.replace(run.engine.evaluation.evaluator, federated=FederatedData(clients, few, None, run.federated.template))
     method = ZeroShot(run.backbone)
     table = evaluator.table(method, new_members(method, config, run.engine.world).answers(), clients)
     return table[:, COLUMNS.index("base")].tolist()
