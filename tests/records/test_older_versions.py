@@ -103,7 +103,7 @@ def test_its_clients_answer_as_they_did(name: str, run: Path, capsys: pytest.Cap
     assert found is not None
     tensors = small.final_tensors(run)
     answer = read.client_answer(run / "checkpoints", found, 1)  # of a participant of round 3
-    sent = torch.cat([answer.tensors[tensor].flatten() for tensor in found.exchange])
+    sent = torch.cat([answer.tensors[tensor].flatten() for tensor in found.layout.exchange])
     assert torch.equal(sent, tensors["server.shared"])
 
 
