@@ -136,9 +136,10 @@ def evaluated(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> d
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_evaluate_gives_the_numbers_of_the_run(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_gives_the_numbers_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With the features that the run has kept; ``current`` tests the same models with their own; a run that has none makes some."""
-    main(small.settings(tmp_path / "run", *SETTINGS, FIRST))  # in this process, whose drawn world is whole
+    small.few_images(monkeypatch, test=2)
+    main(small.settings(tmp_path / "run", *SETTINGS, FIRST))
     main(small.settings(tmp_path / "plain", *SETTINGS))
     summaries = {name: small.summary(tmp_path / name) for name in ("run", "plain")}
     again = evaluated(tmp_path / "run", capsys)
@@ -152,6 +153,7 @@ def test_evaluate_gives_the_numbers_of_the_run(runs: dict[str, Path], tmp_path: 
 
 
 def test_features_of_another_size_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.few_images(monkeypatch)
     main(small.settings(tmp_path / "run", *SETTINGS, FIRST, "federation.rounds=2"))
     monkeypatch.setattr(first_texts.Forward, "text_features", lambda self, state: torch.zeros(1, 3, 5))
     with pytest.raises(UserError, match="keeps text features of another size for the base test set"):

@@ -12,7 +12,10 @@ from tests.support import small
 
 
 @pytest.mark.parametrize("method", ["pfedmma", "promptfl"])
-def test_diagnostics_of_a_run_that_recorded_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+def test_diagnostics_of_a_run_that_recorded_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    small.few_images(monkeypatch)
     run = tmp_path / "run"
     train.main(small.settings(run, "evaluation.every=1", "federation.rounds=1", f"method.name={method}", "backbone.pretrained=auto"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

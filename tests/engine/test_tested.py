@@ -13,6 +13,11 @@ from pfedmma.train import main
 from tests.support import small
 
 
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    small.few_images(monkeypatch, test=2)
+
+
 def test_a_sample_is_drawn_once() -> None:
     chosen = participation.tested(range(100), 7, seed=0)
     assert len(set(chosen)) == 7 and chosen == sorted(chosen) == participation.tested(range(100), 7, seed=0)

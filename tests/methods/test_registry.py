@@ -22,7 +22,6 @@ from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.config import schema
 from pfedmma.config.identity import settings as settings_of
 from pfedmma.config.table import all_settings
-from pfedmma.data.sources import shapes
 from pfedmma.methods import registry
 from pfedmma.methods.base import MEAN, Entry, Method, per_client
 from pfedmma.methods.registry import BUILT_IN, NAMES, MethodConfig, entry_of, register
@@ -111,8 +110,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    for split, count in {"train": 4, "val": 1, "test": 1}.items():
-        monkeypatch.setitem(shapes.PER_CLASS, split, count)
+    small.few_images(monkeypatch)
 
 
 def test_settings_from_the_command_line_and_from_a_file(tmp_path: Path) -> None:

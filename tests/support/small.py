@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pfedmma.data.sources import shapes
 from pfedmma.records.checkpoint import manifest, read
 
 PATIENCE = 1500.0  # seconds for what a test waits for: a quiet machine needs a hundredth, and only what hangs takes as long
@@ -28,6 +30,12 @@ SETTINGS = [
     "federation.batch_size=8",
     "evaluation.every=0",
 ]
+
+
+def few_images(monkeypatch: pytest.MonkeyPatch, train: int = 4, val: int = 1, test: int = 1) -> None:
+    """So many drawings of a class in each split, in this process: a test of all of them takes seconds where accuracies do not matter."""
+    for split, count in {"train": train, "val": val, "test": test}.items():
+        monkeypatch.setitem(shapes.PER_CLASS, split, count)
 
 
 def settings(run_dir: Path, *more: str) -> list[str]:
