@@ -122,6 +122,7 @@ def new_engine(world: World, device: str, registered: int, participants: int, im
 def take_part(engine: Engine, registered: int, participants: int, images: int = IMAGES) -> None:
     """From now on ``participants`` of ``registered`` clients train in a round."""
     engine.clients = Registered(registered, images, engine.training.batches.pixels.source.splits["train"].labels)
+    engine.participants = range(registered)
     engine.federation = dataclasses.replace(engine.federation, participation=participants / registered)
 
 

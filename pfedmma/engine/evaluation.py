@@ -5,8 +5,9 @@ Shape legend: K clients.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,7 @@ class Evaluation:
     config: EvaluationConfig
     evaluator: Evaluator
     clients: tuple[Client, ...]
+    participants: Sequence[int]
     world: World
     seed: int
     validator: Evaluator | None = None
@@ -57,11 +59,10 @@ class Evaluation:
     table: Tensor | None = None
     best: Best | None = None
 
-    @property
+    @cached_property
     def tested(self) -> list[int]:
         """The clients that are tested, ascending; new clients come later."""
-        participants = [client.id for client in self.clients if not client.new]
-        return participation.tested(participants, self.config.clients, self.seed)
+        return participation.tested(self.participants, self.config.clients, self.seed)
 
     def of_round(self, round_: int, method: Method, members: Members, stems: StemCache) -> Tested:
         """All clients with what they answer with now, and whether this round is the best so far. All ranks enter."""

@@ -84,6 +84,7 @@ class Engine:
 
     world: World
     clients: tuple[Client, ...]
+    participants: Sequence[int]  # ids of those that may take part in a round: all but the new ones
     training: LocalTraining
     evaluation: Evaluation
     members: Members
@@ -96,11 +97,6 @@ class Engine:
     def states(self) -> ClientStates:
         """What the clients of this rank have of their own."""
         return self.members.states
-
-    @property
-    def participants(self) -> list[int]:
-        """Ids of the clients that may take part in a round, and whose accuracies are the run's: all but the new ones."""
-        return [client.id for client in self.clients if not client.new]
 
     @property
     def server(self) -> Server:

@@ -113,9 +113,21 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
-    evaluation = Evaluation(config.evaluation, testers[0], federated.clients, world, config.seed, validator)
+    participants = federated.participants
+    evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, world, config.seed, validator)
     training = LocalTraining(members.states.layout, batches)
-    engine = Engine(world, federated.clients, training, evaluation, members, federation, config.seed, width, interruption or Interruption())
+    engine = Engine(
+        world,
+        federated.clients,
+        participants,
+        training,
+        evaluation,
+        members,
+        federation,
+        config.seed,
+        width,
+        interruption or Interruption(),
+    )
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 

@@ -76,6 +76,11 @@ class FederatedData:
     template: str
     unseen: EvaluationSet | None = None
 
+    @property
+    def participants(self) -> list[int]:
+        """Ids of the clients that may take part in a round, and whose accuracies are a run's: all but the new ones."""
+        return [client.id for client in self.clients if not client.new]
+
     def sets(self) -> dict[str, EvaluationSet]:
         """The test sets that every client is tested on, by the name of their accuracy."""
         named = {"base": self.base, "novel": self.novel, "unseen": self.unseen}
@@ -90,7 +95,7 @@ def count_new(clients: int, share: float) -> int:
 def with_new_clients(federated: FederatedData, share: float, seed: int) -> FederatedData:
     """The same data, in which ``share`` of the clients, drawn by the seed, are new."""
     total = len(federated.clients)
-    drawn = torch.randperm(total, generator=rng.generator(seed, "new clients"))[: count_new(total, share)].tolist()
+    drawn = set(torch.randperm(total, generator=rng.generator(seed, "new clients"))[: count_new(total, share)].tolist())
     clients = tuple(dataclasses.replace(client, new=client.id in drawn) for client in federated.clients)
     return dataclasses.replace(federated, clients=clients)
 
