@@ -15,7 +15,6 @@ from PIL import Image
 from pfedmma import evaluate, export, predict
 from pfedmma.accuracy.selection import Best, better
 from pfedmma.config import schema
-from pfedmma.data.sources import shapes
 from pfedmma.engine import evaluation
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.rows import Accuracy
@@ -108,7 +107,7 @@ def round_2_is_best(best: Best | None, by: str, round_: int, judged: Accuracy, t
 @pytest.fixture
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of four rounds, in this process, which reports the second."""
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "val": 1, "test": 1})
+    small.few_images(monkeypatch, train=8)
     monkeypatch.setattr(evaluation, "better", round_2_is_best)
     main(small.settings(tmp_path / "run", *SETTINGS, TEST))
     return tmp_path / "run"
@@ -133,7 +132,7 @@ def test_the_same_on_other_ranks_and_after_a_pause(runs: dict[str, Path], other:
 
 
 def test_validation_accuracies_are_those_of_the_validation_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "val": 2, "test": 1})
+    small.few_images(monkeypatch, train=8, val=2)
     more = ["federation.rounds=2", "data.clients=3"]
     main(small.settings(tmp_path / "both", *SETTINGS, *more, VAL))
     main(small.settings(tmp_path / "val", *SETTINGS, *more, "evaluation.split=val"))
@@ -211,7 +210,7 @@ def test_evaluate_may_test_another_split(
     runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever the run selects by."""
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 8, "val": 1, "test": 1})
+    small.few_images(monkeypatch, train=8)
     evaluate.main([str(runs["val"]), "evaluation.split=val"])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["split"], result["round"]) == ("val", 4)

@@ -260,7 +260,7 @@ def test_what_can_be_filled_in_is_a_template(folder: Path, template: str, tiny_c
 
 
 def test_zeroshot_has_nothing_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+    small.few_images(monkeypatch)
     train.main(small.settings(tmp_path / "run", "method.name=zeroshot", "federation.rounds=1"))
     with pytest.raises(UserError, match="is zeroshot, which trains nothing; export a run of another method"):
         export([str(tmp_path / "run"), "--client", "0", "--out", str(tmp_path / "x.safetensors")])

@@ -21,7 +21,6 @@ from pfedmma import train
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.clip.loading import BackboneConfig, create_model
-from pfedmma.data.sources import shapes
 from pfedmma.export import main as export
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.folder import RunFolder
@@ -46,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights.parent.mkdir()
     save_file(dict(fresh().state_dict()), weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+        small.few_images(patch)
         for method, precision in zip(METHODS, ("fp32", "bf16"), strict=True):
             more = [f"method.name={method}", "data.clients=4", f"data.template={TEMPLATE}", "federation.rounds=1"]
             train.main(small.settings(root / method, *more, f"backbone.precision={precision}", f"backbone.pretrained={weights}"))

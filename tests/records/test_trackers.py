@@ -16,7 +16,6 @@ import pytest
 from accelerate.tracking import TensorBoardTracker
 
 from pfedmma.config import schema
-from pfedmma.data.sources import shapes
 from pfedmma.records import trackers
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
@@ -29,7 +28,7 @@ pytest.importorskip("tensorboard")
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+    small.few_images(monkeypatch)
 
 
 # TensorBoard.

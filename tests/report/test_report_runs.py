@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from pfedmma import train
-from pfedmma.data.sources import shapes
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.report import main
 from tests.support import small
@@ -22,7 +21,7 @@ MORE = ("federation.rounds=2", "evaluation.every=1", "checkpoint.every=1", "chec
 @pytest.fixture(scope="module", autouse=True)
 def few_images() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+        small.few_images(patch)
         yield
 
 

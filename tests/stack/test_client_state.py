@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.comm.world import World
-from pfedmma.data.sources import shapes
 from pfedmma.engine.cohort import Members
 from pfedmma.engine.server import SHARED, Server
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
@@ -187,7 +186,7 @@ TWO, DISK = "federation.clients_per_pass=2", "federation.host_gb=0"
 @pytest.fixture(autouse=True, scope="module")
 def few_images() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+        small.few_images(patch)
         yield
 
 
