@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedmma.compare import grid, new_clients, schedule, selection, table, written
+from pfedmma.compare import against, grid, new_clients, schedule, selection, table, written
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
@@ -90,7 +90,7 @@ def collect(plans: Sequence[Plan]) -> list[Done]:
 
 def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
     """Show the tables and write them, and the figures, below ``out``."""
-    sheets = [*table.sheets(runs, choices), *new_clients.sheets(runs)]
+    sheets = [*table.sheets(runs, choices), *against.sheets(runs), *new_clients.sheets(runs)]
     for sheet in sheets:
         show(written.terminal(sheet), width=140)
         for note in sheet.notes:
@@ -102,6 +102,8 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
         "table.csv": written.table_csv(runs),
         "runs.csv": written.runs_csv(runs),
     }
+    if runs[0].plan.baseline:
+        files["differences.csv"] = against.csv(runs)
     if choices:
         files["candidates.csv"] = written.candidates_csv(choices)
     if any(run.summary.new_clients for run in runs):

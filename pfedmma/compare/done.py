@@ -44,6 +44,15 @@ def methods_of(runs: Sequence[Done]) -> list[str]:
     return list(dict.fromkeys(run.plan.method for run in runs))
 
 
+def by_seed(runs: Sequence[Done], method: str) -> dict[int, list[Done]]:
+    """The runs of a method by seed: of the seeds that have a run in every setting. Another one would be averaged over other data."""
+    wanted, found = set(settings_of(runs)), dict[int, list[Done]]()
+    for run in runs:
+        if run.plan.method == method:
+            found.setdefault(run.plan.config.seed, []).append(run)
+    return {seed: group for seed, group in found.items() if {run.plan.setting for run in group} == wanted}
+
+
 def domain_columns(runs: Sequence[Done]) -> list[str]:
     """The columns of each domain among the runs, of their mean, and of a domain that no client holds; none where there are no domains."""
     accuracies = [run.summary.accuracy for run in runs if run.summary.accuracy]

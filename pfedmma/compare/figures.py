@@ -1,4 +1,6 @@
-"""The figures of a comparison: a radar, accuracies against rounds, accuracies against cumulative bytes; as PNG and as PDF.
+"""The figures of a comparison: a radar, accuracies against rounds, accuracies against cumulative bytes, and differences to a baseline.
+
+Each as PNG and as PDF.
 
 Needs matplotlib (``pip install "pfedmma[plots]"``). How series look is said in `pfedmma.system.series`.
 """
@@ -17,6 +19,8 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pfedmma.compare.against import Against, all_against
+from pfedmma.compare.differences import Difference
 from pfedmma.compare.done import Done, methods_of, settings_of
 from pfedmma.compare.table import rows
 from pfedmma.records.rows import HEADLINE, IN_HM, TITLES
@@ -40,13 +44,16 @@ class Point(NamedTuple):
 def draw(runs: Sequence[Done], out: Path) -> None:
     """Write ``radar``, ``accuracy_by_round`` and ``accuracy_by_bytes`` below ``out``, each as ``.png`` and ``.pdf``.
 
-    Curves of more than `ROWS` settings go on in ``..._2.png`` and so on; a PDF has them as pages.
+    And ``differences``, where several settings are compared with a baseline. Curves of more than `ROWS` settings go on in ``..._2.png``
+    and so on; a PDF has them as pages.
     """
     _save([radar(runs)], out, "radar")
     settings = settings_of(runs)
     pages = [settings[first : first + ROWS] for first in range(0, len(settings), ROWS)]
     for name, by_bytes in (("accuracy_by_round", False), ("accuracy_by_bytes", True)):
         _save([curves(runs, by_bytes, page) for page in pages], out, name)
+    if len(compared := [part for part in all_against(runs) if part.label in settings]) > 1:
+        _save([differences(runs, compared)], out, "differences")
 
 
 def radar(runs: Sequence[Done]) -> Figure:
@@ -138,6 +145,37 @@ def _line(plot: Axes, curve: Sequence[Point], by_bytes: bool, style: dict[str, A
     low, high = ([point.mean + side * (point.std or 0.0) for point in spread] for side in (-1, 1))
     if spread:
         plot.fill_between([point.x for point in spread], low, high, **band)
+
+
+def differences(runs: Sequence[Done], compared: Sequence[Against]) -> Figure:
+    """Each method minus the baseline against training images of a client, a panel each for Local, Base, Novel and HM; 95 % intervals."""
+    columns = list(dict.fromkeys(column for part in compared for column in part.by_column))
+    figure = Figure(figsize=(2.0 + 3.2 * len(columns), 3.5), layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    methods = [method for method in methods_of(runs) if any(part.of(method) for part in compared)]
+    for column, plot in zip(columns, panels, strict=True):
+        plot.axhline(0.0, color="0.4", linewidth=1)
+        for number, method in enumerate(methods):
+            # Side by side around the same number of images, so that no interval hides another.
+            shift = 1.03 ** (number - (len(methods) - 1) / 2)
+            points = [(shift * part.images, own[column]) for part in compared if column in (own := part.of(method))]
+            _intervals(plot, points, _style(method, runs))
+        plot.set_xscale("log", base=2)
+        plot.xaxis.set_major_formatter("{x:g}")
+        plot.set_title(f"{TITLES[column]}, points")
+        plot.set_xlabel("training images a client")
+        plot.grid(alpha=0.3)
+    panels[0].set_ylabel(f"difference to {_plain(compared[0].baseline)}")
+    handles = [Line2D([], [], **_style(method, runs)) for method in methods]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _intervals(plot: Axes, points: Sequence[tuple[float, Difference]], style: dict[str, Any]) -> None:
+    """Means with their intervals; one seed has none."""
+    below = [0.0 if d.low is None else d.mean - d.low for _, d in points]
+    above = [0.0 if d.high is None else d.high - d.mean for _, d in points]
+    plot.errorbar([x for x, _ in points], [d.mean for _, d in points], [below, above], capsize=2, **style)
 
 
 def _style(method: str, runs: Sequence[Done]) -> dict[str, Any]:

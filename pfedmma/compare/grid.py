@@ -10,6 +10,7 @@ A compare file is YAML::
     grid: {method.dim: [8, 32]}      # optional: dotted settings and their values, all combinations
     select: val                      # optional: choose among the combinations, for each method, instead of comparing in each
     seeds: [0, 1, 2]                 # optional
+    baseline: local                  # optional: the method that all others are tested against; without it, each against the best other
 
 A label that does not set ``method.name`` (``data.name``) is itself the name. Its settings may name a ``config`` file of its own, from
 which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line.
@@ -39,7 +40,7 @@ from pfedmma.system import options
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import shown
 
-KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "seeds")
+KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "seeds", "baseline")
 ROOT = Path("runs") / "compare"
 CANDIDATES = "candidates"  # the folder of runs on the validation split, below that of the comparison
 
@@ -50,6 +51,7 @@ class Plan:
 
     ``group``: the compare file, where there are several; runs of different files are not compared with each other. ``combination``: of
     the grid's values. ``candidates``: among how many combinations one is chosen for the method, 0 where nothing is chosen.
+    ``baseline``: the method that the others are tested against.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Plan:
     group: str = ""
     combination: str = ""
     candidates: int = 0
+    baseline: str = ""
 
     @property
     def setting(self) -> str:
@@ -102,6 +105,7 @@ class Asked:
     seeds: list[int]
     grid: tuple[Combination, ...]
     select: bool
+    baseline: str
     overrides: tuple[str, ...]
 
     @classmethod
@@ -121,6 +125,7 @@ class Asked:
             seeds=_numbers(file, "seeds", [common.get("seed", 0)] if tree.get("seeds") is None else tree["seeds"]),
             grid=combinations(file, tree.get("grid")),
             select=_select(file, tree),
+            baseline=_baseline(file, tree),
             overrides=tuple(overrides),
         )
         asked.refuse_what_is_set_twice()
@@ -179,7 +184,7 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
         config = _resolved(file, reduce(options.merged, layers, asked.common), overrides)
         if candidates and config.evaluation.every == 0:
             raise UserError(f"{file}: select: val chooses by the HM of evaluations; evaluation.every=0 has none")
-        plans.append(Plan(method, dataset, config, group, str(combination), candidates))
+        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline))
     try:
         refuse_shared_folders(plans)
     except UserError as error:
@@ -258,6 +263,15 @@ def _select(file: Path, tree: Mapping[str, Any]) -> bool:
             f"{file}: 'select' chooses among the combinations of a grid; add one, such as grid: {{optimizer.lr: [0.001, 0.01]}}"
         )
     return bool(value)
+
+
+def _baseline(file: Path, tree: Mapping[str, Any]) -> str:
+    value, methods = tree.get("baseline"), list(map(str, tree.get("methods") or ()))
+    if value is None:
+        return ""
+    if str(value) not in methods:
+        raise UserError(f"{file}: 'baseline' must be one of the methods ({', '.join(methods)}), not '{shown(value)}'")
+    return str(value)
 
 
 def _numbers(file: Path, key: str, value: Any) -> list[Any]:

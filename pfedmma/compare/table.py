@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pfedmma.compare import published, selected_rounds
 from pfedmma.compare.differences import differences
-from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, columns, domain_columns, methods_of, settings_of
+from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, by_seed, columns, domain_columns, methods_of, settings_of
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.unseen import by_held_out, unseen
 from pfedmma.records.rows import HEADLINE, TITLES
@@ -79,16 +79,12 @@ def rows(runs: Sequence[Done]) -> list[Row]:
 
     A score that one of the settings has not (Novel, where there are no novel classes) has no average over them.
     """
-    wanted, named = set(settings_of(runs)), columns(runs)
-    return [_row([run for run in runs if run.plan.method == method], wanted, named) for method in methods_of(runs)]
+    named = columns(runs)
+    return [_row(runs, method, named) for method in methods_of(runs)]
 
 
-def _row(runs: Sequence[Done], wanted: set[str], named: Sequence[str]) -> Row:
-    by_seed: dict[int, list[Done]] = {}
-    for run in runs:
-        by_seed.setdefault(run.plan.config.seed, []).append(run)
-    # A seed that misses a setting would be averaged over other data than the rest.
-    whole = [group for group in by_seed.values() if {run.plan.setting for run in group} == wanted]
+def _row(all_runs: Sequence[Done], method: str, named: Sequence[str]) -> Row:
+    runs, whole = [run for run in all_runs if run.plan.method == method], list(by_seed(all_runs, method).values())
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for column in named:
@@ -98,7 +94,7 @@ def _row(runs: Sequence[Done], wanted: set[str], named: Sequence[str]) -> Row:
     seconds = [s for run in runs if (s := run.seconds) is not None]
     first = runs[0].summary
     cost = (first.bytes_per_client_round, first.bytes_down_per_client_round, first.trained_parameters)
-    return Row(runs[0].plan.method, mean, std, len(whole), *cost, statistics.fmean(seconds) if seconds else None)
+    return Row(method, mean, std, len(whole), *cost, statistics.fmean(seconds) if seconds else None)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

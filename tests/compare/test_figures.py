@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.support.reported import round_, round_row, run_summary
 pytest.importorskip("matplotlib")
 
 from pfedmma.compare import figures
+from pfedmma.compare.against import all_against
 
 UP, DOWN = 1_000, 3_000
 
@@ -253,3 +255,32 @@ def test_runs_with_little_to_show_are_drawn(runs: list[Done], tmp_path: Path):
         warnings.simplefilter("ignore")
         figures.draw(runs, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NAMES
+
+
+def of_size(run: Done, images: int) -> Done:
+    """The run in a comparison with ``local``, with clients of so many images."""
+    rows = [dataclasses.replace(row, samples=images * len(row.clients)) for row in run.rounds]
+    return dataclasses.replace(run, plan=dataclasses.replace(run.plan, baseline="local"), rounds=rows)
+
+
+def test_differences_to_a_baseline_stand_at_the_images_of_a_client():
+    runs = [
+        of_size(done(method, seed, {1: value}, data), size)
+        for data, size in (("few", 8), ("many", 64))
+        for method, values in (("local", (40.0, 50.0)), ("ours", (41.0, 53.0)))
+        for seed, value in enumerate(values)
+    ]
+    compared = [part for part in all_against(runs) if "average" not in part.label]
+    plots = figures.differences(runs, compared).axes
+    assert [plot.get_title() for plot in plots] == [f"{name}, points" for name in ("Local", "Base", "Novel", "HM")]
+    (drawn,) = plots[0].containers  # ours; the baseline is the line at zero
+    line, _, (bars,) = drawn.lines
+    assert line.get_xydata().tolist() == [[8.0, 2.0], [64.0, 2.0]]
+    # Gaps 1 and 3: by hand, t with one degree of freedom leaves 2.5 % above 12.7062.
+    assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([2.0 - 12.7062, 2.0 + 12.7062], rel=1e-4)
+
+
+def test_one_setting_has_no_figure_of_differences(tmp_path: Path):
+    runs = [dataclasses.replace(run, plan=dataclasses.replace(run.plan, baseline="local")) for run in RUNS]
+    figures.draw(runs, tmp_path)
+    assert not list(tmp_path.glob("differences*"))

@@ -261,7 +261,10 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("method: [pfedmma]", "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, seeds"),
+        (
+            "method: [pfedmma]",
+            "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, seeds, baseline",
+        ),
         ("seeds: [0]", "'methods' must be a list of names, or a mapping of labels to settings"),
         ("methods: []", "'methods' must be a list"),
         ("methods: pfedmma", "'methods' must be a list"),
@@ -270,6 +273,8 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
         ("methods: {pfedmma: fast}", "'methods.pfedmma' must be a mapping of settings, not 'fast'"),
         ("methods: [pfedmma]\nsettings: [a]", "'settings' must be a mapping of settings"),
         ("methods: [pfedmma]\nsettings: fast", "'settings' must be a mapping of settings, not 'fast'"),
+        ("methods: [pfedmma, local]\nbaseline: lokal", "'baseline' must be one of the methods \\(pfedmma, local\\), not 'lokal'"),
+        ("methods: [pfedmma]\nbaseline: [a]", "'baseline' must be one of the methods"),
         ("methods: [pfedmma]\nseeds: 3", "'seeds' must be a list of whole numbers, not '3'"),
         ("methods: [pfedmma]\nseeds: []", "'seeds' must be a list of whole numbers"),
         ("methods: [pfedmma]\nseeds: [0.5]", "'seeds' must be a list of whole numbers"),
