@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.clip.stems import Features, TowerStem
-from pfedmma.clip.towers import TextTower, VisualTower
+from pfedmma.clip.towers import Places, TextTower, VisualTower
 from pfedmma.system.errors import UserError
 from pfedmma.system.lazy import Library
 
@@ -111,7 +111,12 @@ class Backbone:
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Features:
         """[N,3,S,S] normalised pixels -> features of the frozen tower [N,D], fp32, not normalised."""
-        return Features(self.visual.features(self.image_stem(pixels, self.visual.depth).output).float())
+        return self.finished(self.image_stem(pixels, self.visual.depth))
+
+    @torch.no_grad()
+    def finished(self, stem: TowerStem) -> Features:
+        """The stem of N images -> what the frozen tower makes of them."""
+        return Features(self.visual.features(self.visual.finish(stem, Places())).float())
 
     @torch.no_grad()
     def text_features(self, prompts: Prompts) -> Features:

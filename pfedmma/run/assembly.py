@@ -69,9 +69,14 @@ class Run:
         return FrozenWeights.from_backbone(self.backbone, self.config.backbone.pretrained)
 
     def zero_shot(self) -> Reference:
-        """The accuracy of CLIP as it comes on the same protocol. All ranks enter."""
-        method = ZeroShot(self.backbone)
-        return Reference(*self.engine.evaluation.measured(method, new_members(method, self.config, self.engine.world)))
+        """The accuracy of CLIP as it comes on the same protocol. All ranks enter.
+
+        What it computes of test images on the way is kept for the evaluations of the run's own method.
+        """
+        training = self.engine.training
+        method = ZeroShot.beside_method(training.method)
+        stems = training.batches.stems if method.beside else None
+        return Reference(*self.engine.evaluation.measured(method, new_members(method, self.config, self.engine.world), stems))
 
     def new_clients(self, told: Told = in_silence) -> NewClients | None:
         """What new clients reach when the rounds are over; None where there are none. All ranks enter. ``told``: how far they have come."""
