@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from tests.support import small
+from tests.support import programs, small
+from tests.support.ranks import run_ranks, train, values_of
 
 README = (Path(__file__).resolve().parents[1] / "pfedmma" / "methods" / "README.md").read_text(encoding="utf-8")
 
@@ -26,11 +25,14 @@ def example(containing: str) -> str:
 
 def python(folder: Path, *arguments: str) -> str:
     """Run Python in ``folder``; what it printed."""
-    command = [sys.executable, *arguments]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=small.PATIENCE, env=env)
+    ended = programs.python(arguments, folder)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
+
+
+def train_in(meeting: list[str], folder: Path, settings: list[str]) -> None:
+    os.chdir(folder)
+    train(meeting, settings)
 
 
 SETTINGS = ["method.gains.start=0.1", "data.clients=4", "data.shots=2", "federation.rounds=4", "evaluation.every=4"]
@@ -41,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example of a method of one's own, trained there by two ranks."""
     folder = tmp_path_factory.mktemp("gains")
     (folder / "gains.py").write_text(example("class Gains"))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "pfedmma.train"]
-    python(folder, *launch, "plugins=gains.py", "method.name=gains", "run_dir=run", *SETTINGS)
+    settings = ["plugins=gains.py", "method.name=gains", "run_dir=run", *SETTINGS]
+    values_of(run_ranks(folder / "meet", 2, train_in, folder, settings))
     return folder
 
 
@@ -79,8 +81,8 @@ def test_every_command_works_with_it(folder: Path) -> None:
 
 
 def test_a_comparison_starts_runs_with_it(folder: Path) -> None:
-    settings = {"plugins": ["gains.py"], "data": {"clients": 4, "shots": 2}, "federation": {"rounds": 1}}
-    (folder / "both.yaml").write_text(yaml.safe_dump({"settings": settings, "methods": ["gains", "zeroshot"]}))
-    python(folder, "-m", "pfedmma.compare", "both.yaml")
-    table = (folder / "runs" / "compare" / "both" / "table.md").read_text()
-    assert "`gains`" in table and "`zeroshot`" in table
+    (folder / "few.py").write_text(f"from pfedmma.data.sources import shapes\nshapes.PER_CLASS.update({small.RANKS_DRAW})\n")
+    settings = {"plugins": ["gains.py", "few.py"], "data": {"clients": 4, "shots": 2}, "federation": {"rounds": 1}}
+    (folder / "gains.yaml").write_text(yaml.safe_dump({"settings": settings, "methods": ["gains"]}))
+    python(folder, "-m", "pfedmma.compare", "gains.yaml")
+    assert "`gains`" in (folder / "runs" / "compare" / "gains" / "table.md").read_text()

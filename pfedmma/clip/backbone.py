@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,7 @@ class Backbone:
                 interpolation=settings.get("interpolation", "bicubic"),
                 resize_mode=settings.get("resize_mode", "shortest"),
             ),
-            tokenizer=tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length),
+            tokenizer=tokenizer or simple_tokenizer(model.context_length),
             precision=precision,
         )
 
@@ -122,6 +123,12 @@ class Backbone:
     def text_features(self, prompts: Prompts) -> Features:
         """K prompts -> features of the frozen tower [K,D], fp32, not normalised."""
         return Features(self.text.features(self.text_stem(prompts, self.text.depth).output).float())
+
+
+@functools.cache
+def simple_tokenizer(context: int) -> open_clip.SimpleTokenizer:
+    """open_clip's own, for prompts of ``context`` tokens; its vocabulary is read once a process."""
+    return open_clip.SimpleTokenizer(context_length=context)
 
 
 def refuse_unsupported(model: Any, name: str) -> None:

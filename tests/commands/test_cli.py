@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,15 +12,12 @@ import torch
 
 from pfedmma.config import schema
 from pfedmma.data.partition.base_to_novel import split_classes
-from pfedmma.data.sources import shapes
 from pfedmma.engine.batches import Batch, Batches, StagedBatch
 from pfedmma.engine.local import LocalTraining
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
-
-ROOT = Path(__file__).resolve().parents[2]
-
+from tests.support.programs import python
 
 # What a run leaves behind.
 
@@ -117,7 +112,7 @@ def test_the_command_line_takes_precedence_over_the_file(tmp_path: Path) -> None
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight training images of each drawn class."""
-    monkeypatch.setitem(shapes.PER_CLASS, "train", 8)
+    small.few_images(monkeypatch, train=8)
 
 
 BAD_SETTINGS = {
@@ -280,8 +275,7 @@ def test_the_program_ends_with_one_line_and_status_2(tmp_path: Path, case: str) 
         "unknown option": ["--rounds", "3"],
         "unreadable picture": caltech(tmp_path / "images"),
     }[case]
-    command = [sys.executable, "-m", "pfedmma.train", *small.settings(tmp_path / "run", *wrong)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=small.PATIENCE)
+    ended = python(["-m", "pfedmma.train", *small.settings(tmp_path / "run", *wrong)])
     assert ended.returncode == 2
     lines = ended.stderr.splitlines()
     assert len(lines) == 1, ended.stderr

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from pfedmma.data.loading import divide, open_source
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.describe import counts, main
 from pfedmma.system.errors import UserError
+from tests.support.programs import python
 
 SHAPES = ["data.name=shapes", "data.shots=4"]
 
@@ -146,8 +145,7 @@ def test_impossible_requests(arguments: list[str], told: str):
 
 
 def test_the_command_ends_with_one_line_and_status_2():
-    command = [sys.executable, "-m", "pfedmma.describe", "data.name=imagefolder", "data.root=absent"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = python(["-m", "pfedmma.describe", "data.name=imagefolder", "data.root=absent"])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: data.root: there is no folder 'absent'\n"
 
@@ -212,8 +210,7 @@ def test_the_help_says_what_goes_in_and_what_comes_out(capsys: pytest.CaptureFix
 
 
 def test_the_earlier_name_of_the_command_works():
-    command = [sys.executable, "-m", "pfedmma.data", "describe", *SHAPES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = python(["-m", "pfedmma.data", "describe", *SHAPES])
     assert done.returncode == 0 and "60 classes" in done.stdout, done.stderr
 
 

@@ -19,7 +19,8 @@ from pfedmma.train import main
 from tests.support import small
 
 
-def test_markup_in_a_folders_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_in_a_folders_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    small.few_images(monkeypatch)
     run = tmp_path / "a [/x] [red]b"
     main(small.settings(run, "federation.rounds=1"))
     evaluate([str(run)])

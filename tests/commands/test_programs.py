@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from pfedmma import train
-from pfedmma.data.sources import shapes
 from pfedmma.evaluate import main as evaluate
 from pfedmma.report import main as report
 from pfedmma.system.errors import UserError
-from tests.support.small import settings
+from tests.support import small
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +19,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished run of two methods, evaluated at the end on few images."""
     folder = tmp_path_factory.mktemp("programs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+        small.few_images(patch)
         for method in ("pfedmma", "zeroshot"):
-            train.main(settings(folder / method, "evaluation.every=2", f"method.name={method}"))
+            train.main(small.settings(folder / method, "evaluation.every=2", f"method.name={method}"))
     return {method: folder / method for method in ("pfedmma", "zeroshot")}
 
 
@@ -31,7 +30,7 @@ def summary(path: Path) -> dict:
 
 
 def test_evaluate_repeats_the_last_evaluation(runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shapes, "PER_CLASS", {"train": 4, "val": 1, "test": 1})
+    small.few_images(monkeypatch)
     before = {path.name: path.read_bytes() for path in runs["pfedmma"].iterdir() if path.is_file()}
     evaluate([str(runs["pfedmma"])])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -18,7 +18,6 @@ from pfedmma import evaluate, rng
 from pfedmma.clip.loading import create_model
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
-from pfedmma.data.sources import shapes
 from pfedmma.engine import new_clients
 from pfedmma.engine.new_clients import Group, starting, train_alone
 from pfedmma.methods import registry
@@ -38,8 +37,7 @@ LENGTHS = [1, 3]
 
 @pytest.fixture(autouse=True)
 def few_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, count in {"train": 8, "val": 1, "test": 1}.items():
-        monkeypatch.setitem(shapes.PER_CLASS, name, count)
+    small.few_images(monkeypatch, train=8)
 
 
 def new_run(*settings: str) -> Run:

@@ -21,7 +21,6 @@ from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.sources import shapes
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.engine.batches import Batch
 from pfedmma.engine.cohort import PassWidth, train_cohort
@@ -45,8 +44,7 @@ def exact_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part, count in {"train": 16, "val": 1, "test": 2}.items():
-        monkeypatch.setitem(shapes.PER_CLASS, part, count)
+    small.few_images(monkeypatch, train=16, test=2)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
-from pfedmma.data.sources import shapes
 from pfedmma.export import main as export
 from pfedmma.portable import personal_clip
 from pfedmma.portable.client_file import load_client
@@ -40,7 +39,6 @@ METHODS = ("promptfl", "pfedmoap", "pfedmma")
 CLIENT = 2
 NAMES = ("red circle", "blue_star", "a thing of several words")
 TEMPLATE = "this is {}, drawn."
-PER_CLASS = {"train": 4, "val": 1, "test": 1}
 PIXELS = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -49,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of each method in ``<method>``, and its client 2 in ``<method>.safetensors``."""
     root = tmp_path_factory.mktemp("personal")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", PER_CLASS)
+        small.few_images(patch)
         for method in METHODS:
             more = [f"method.name={method}", "data.clients=4", "federation.participation=1.0", f"data.template={TEMPLATE}"]
             # Experts are to weigh in, and prompts to differ.
@@ -66,7 +64,7 @@ def fresh_clip() -> nn.Module:
 def engine_logits(run_dir: Path, client: int) -> Tensor:
     """Logits of `PIXELS` over `NAMES` by the run's own parts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shapes, "PER_CLASS", PER_CLASS)
+        small.few_images(patch)
         run = assemble(configuration.load(run_dir / "config.yaml"), ALONE)
         restore(run, RunFolder(run_dir))
     method, answers = run.engine.training.method, run.engine.members.answers()

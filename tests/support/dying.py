@@ -31,6 +31,7 @@ from pfedmma.records.rows import RoundRow
 from pfedmma.system import files
 from pfedmma.system.errors import run_main
 from pfedmma.train import main
+from tests.support.small import RANKS_DRAW
 
 # A checkpoint after each round and one alone kept, an evaluation after every second.
 SETTINGS = (
@@ -81,7 +82,7 @@ class Moment:
 def arm(moment: Moment, mark: Path) -> None:
     """Let this process die at that moment, if it is the victim and nobody has died yet."""
     torch.set_num_threads(1)
-    shapes.PER_CLASS.update(train=8, val=1, test=1)  # fewer images to draw and to test on
+    shapes.PER_CLASS.update(RANKS_DRAW)
     if int(os.environ["RANK"]) != moment.victim or mark.exists():
         return
     Bomb(moment, mark).lay()

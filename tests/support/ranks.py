@@ -20,10 +20,10 @@ import torch
 from pfedmma.data.sources import shapes
 from pfedmma.system.errors import run_main
 from pfedmma.train import main
-from tests.support.small import PATIENCE
+from tests.support.small import PATIENCE, RANKS_DRAW
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "open_clip", "accelerate", "pfedmma.train"])
+CONTEXT.set_forkserver_preload(["tests.support.server"])
 LIMIT = PATIENCE  # seconds; a rank that is still alive then hangs
 GRACE = 200.0  # seconds; what is still alive so long after another rank has failed will not end by itself
 TIMEOUT = 0.8 * LIMIT  # seconds of `distributed.timeout`, where a test says nothing else: before that a rank says for whom it waits
@@ -95,7 +95,7 @@ def _rank(rank: int, size: int, stderr: Path, channel: Any, work: Callable[..., 
     if size > 1:  # one rank alone runs as `python -m pfedmma.train` does, without a launcher's variables
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
     torch.set_num_threads(1)
-    shapes.PER_CLASS.update(train=8, val=1, test=1)  # fewer images to draw and to test on
+    shapes.PER_CLASS.update(RANKS_DRAW)
     handle = os.open(stderr, os.O_WRONLY | os.O_CREAT)
     os.dup2(handle, 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)

@@ -32,6 +32,9 @@ SETTINGS = [
 ]
 
 
+RANKS_DRAW = {"train": 8, "val": 1, "test": 1}  # drawings of a class in each split, in processes that tests start
+
+
 def few_images(monkeypatch: pytest.MonkeyPatch, train: int = 4, val: int = 1, test: int = 1) -> None:
     """So many drawings of a class in each split, in this process: a test of all of them takes seconds where accuracies do not matter."""
     for split, count in {"train": train, "val": val, "test": test}.items():

@@ -12,7 +12,6 @@ an input that takes longer than ``-timeout`` (here 10 s) or more memory than ``-
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import subprocess
 import sys
@@ -20,10 +19,8 @@ import tempfile
 from pathlib import Path
 
 import atheris
-import open_clip
+import open_clip  # noqa: F401
 import torchvision  # noqa: F401
-
-open_clip.SimpleTokenizer = functools.cache(open_clip.SimpleTokenizer)  # a sixth of a second each
 
 with atheris.instrument_imports(include=["pfedmma", "yaml"]):
     from tests.support.specimens import SPECIMENS
