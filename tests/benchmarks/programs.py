@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.support.programs import python
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PATIENCE = 1500  # seconds that a program may take on a crowded machine; alone each takes some ten
@@ -23,9 +25,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(program: str, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """A program of ``benchmarks/``, to its end."""
-    command = [sys.executable, *launcher, f"benchmarks/{program}", *options]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
+    """A program of ``benchmarks/``, to its end; only a launcher is an interpreter of its own."""
+    arguments = [*launcher, f"benchmarks/{program}", *options]
+    if not launcher:
+        return python(arguments, ROOT, environment(), draw={})
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

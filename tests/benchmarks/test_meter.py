@@ -15,6 +15,7 @@ from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.rounds import Engine
 from pfedmma.run.recorder import Recorder
 from tests.benchmarks.programs import LIMIT, ROOT
+from tests.support import small
 
 pytestmark = pytest.mark.timeout(LIMIT)
 
@@ -62,6 +63,7 @@ def test_every_part_of_a_real_run_is_told_apart(meter: ModuleType, tmp_path: Pat
         (tmp_path / name).write_text("7\n")
     reader = meter.Meter(0.0, tmp_path)
     reader.attach()
+    small.few_images(monkeypatch)
     settings = ["data.clients=2", "data.shots=1", "federation.rounds=2", "federation.local_epochs=1", "evaluation.every=1"]
     train.main([*settings, "checkpoint.every=1", "distributed.device=cpu", f"run_dir={tmp_path / 'run'}"])
     rounds = 2 * [("rounds", "metrics"), ("rounds", "exchange"), ("evaluation", "metrics"), *3 * [("checkpoint", "checkpoint")]]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +10,7 @@ from pfedmma.comm import environment
 from pfedmma.comm.environment import Launch
 from pfedmma.comm.world import DistributedConfig, open_world
 from pfedmma.system.errors import UserError
+from tests.support.programs import python
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +68,7 @@ def test_an_address_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_world_of_one_with_an_empty_variable(name: str) -> None:
     """As accelerate reads them, too."""
     code = "from pfedmma.comm.world import *; print(open_world(DistributedConfig(device='cpu')).size)"
-    env = {**os.environ, name: "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    done = python(["-c", code], env={**os.environ, name: ""})
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
 
 
@@ -89,6 +86,5 @@ def test_a_mixed_precision_asked_of_accelerate(
 def test_a_rank_alone_needs_no_address() -> None:
     """A launcher's single rank, or one left over in a shell."""
     code = "from pfedmma.comm.world import *; print(open_world(DistributedConfig(device='cpu')).size)"
-    env = {**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    done = python(["-c", code], env={**os.environ, "LOCAL_RANK": "0"})
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr

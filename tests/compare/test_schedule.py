@@ -21,6 +21,7 @@ from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
 from pfedmma.system.errors import UserError
 from tests.support import small
+from tests.support.programs import python
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "caltech101-2-shot-{}-seed0"
@@ -85,6 +86,15 @@ class Inside:
 
     def poll(self) -> int:
         return self.returncode
+
+
+class Forked(Inside):
+    """Takes the place of `subprocess.Popen`: a process of its own, which is waited for."""
+
+    def __init__(self, command: list[str], stdout: Any, stderr: Any, env: dict[str, str], start_new_session: bool) -> None:
+        done = python(command[1:], env=env)
+        stdout.write((done.stdout + done.stderr).encode())
+        self.returncode = done.returncode
 
 
 @pytest.fixture
@@ -282,7 +292,7 @@ def test_an_interruption_leaves_no_process_and_the_same_command_completes(
 
 def test_a_failing_run_is_reported_and_the_others_are_done(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     compare_file(Path("bad.yaml"), methods={"wild": {"method.name": "pfedmma", "optimizer.lr": 1e30}, "zeroshot": {}})
-    monkeypatch.setattr(subprocess, "Popen", POPEN)
+    monkeypatch.setattr(subprocess, "Popen", Forked)
     with pytest.raises(UserError) as caught:
         main(["bad.yaml"])
     reason = str(caught.value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from pfedmma.config import table
 from pfedmma.config.schema import Config
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import described
+from tests.support.programs import python
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "configs" / "README.md"
@@ -19,7 +18,7 @@ README = ROOT / "configs" / "README.md"
 
 def test_the_tables_of_the_readme_are_what_the_dataclasses_say() -> None:
     # In a process of its own: tests register methods of theirs in this one.
-    ended = subprocess.run([sys.executable, "-m", "pfedmma.config.table"], cwd=ROOT, capture_output=True, text=True, check=True)
+    ended = python(["-m", "pfedmma.config.table"])
     found = README.read_text(encoding="utf-8").partition(table.BEGIN)[2].partition(table.END)[0]
     assert found.strip() == ended.stdout.strip(), "run: python -m pfedmma.config.table configs/README.md"
 

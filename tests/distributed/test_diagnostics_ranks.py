@@ -67,7 +67,8 @@ def test_what_is_added_up_is_bookkeeping_and_bounded(runs: dict[str, Path]) -> N
         assert row["comm"]["uplink_bytes"] == len(row["clients"]) * row["comm"]["shared_parameters"] * 4
 
 
-def test_zero_shot_is_measured_again_for_who_asks_for_its_diagnostics_later(tmp_path: Path) -> None:
+def test_zero_shot_is_measured_again_for_who_asks_for_its_diagnostics_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.few_images(monkeypatch)
     plain = ["evaluation.every=1", "backbone.pretrained=auto", "data.clients=5", "federation.rounds=1"]
     train([], small.settings(tmp_path / "run", *plain, "evaluation.per_client=4"))
     (first,) = small.metrics(tmp_path / "run")

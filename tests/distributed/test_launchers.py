@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pfedmma.train import main
 from tests.support import small
+from tests.support.ranks import Ended, run_ranks, train, values_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,24 +25,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def started(options: list[str], settings: list[str], **variables: str) -> subprocess.Popen[str]:
-    """The training command below ``options`` of a launcher, begun."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, "-m", *options, "-m", "pfedmma.train", *settings]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
-
-
-def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, err = process.communicate(timeout=small.PATIENCE)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
 def launch(launcher: str, settings: list[str]) -> subprocess.CompletedProcess[str]:
     """Two ranks through a launcher's own command line."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
     options = {"torchrun": torchrun, "accelerate": accelerate}[launcher]
-    return ended(started(options, settings))
+    command = [sys.executable, "-m", *options, "-m", "pfedmma.train", *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=small.PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +72,21 @@ def test_bad_input_is_said_once_and_stops_every_rank(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def train_on_two_nodes(meeting: list[str], settings: list[str], shared: str) -> None:
+    """With the variables that a launcher on each node sets."""
+    node, local = divmod(int(os.environ["RANK"]), 2)
+    os.environ.update(GROUP_RANK=str(node), LOCAL_RANK=str(local), LOCAL_WORLD_SIZE="2", TMPDIR=shared)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # accelerate asks for them; the ranks meet in a file
+    tempfile.tempdir = None  # found out anew
+    socket.gethostname = lambda: f"node-{node}"
+    train(meeting, settings)
+
+
 def test_two_nodes_that_share_the_folder_for_temporary_files(settings: list[str], plain: Path, tmp_path: Path) -> None:
     """Each node's ranks share the decoded test images among themselves alone, and nothing of them is left."""
     shared = tmp_path / "temporary"
     shared.mkdir()
-    where = ["--nnodes=2", "--nproc_per_node=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    mine = small.settings(tmp_path / "run", *settings)
-    nodes = [started(["torch.distributed.run", f"--node_rank={node}", *where], mine, TMPDIR=str(shared)) for node in (0, 1)]
-    for run in map(ended, nodes):
-        assert run.returncode == 0, run.stderr
+    values_of(run_ranks(tmp_path / "meet", 4, train_on_two_nodes, small.settings(tmp_path / "run", *settings), str(shared)))
     assert small.summary(tmp_path / "run")["world_size"] == 4
     rows, expected = small.metrics(tmp_path / "run"), small.metrics(plain)
     assert [row["clients"] for row in rows] == [row["clients"] for row in expected]
@@ -95,13 +94,19 @@ def test_two_nodes_that_share_the_folder_for_temporary_files(settings: list[str]
     assert not list(shared.rglob("*pfedmma*"))
 
 
-def test_two_launchers_with_one_run_folder(settings: list[str], tmp_path: Path) -> None:
+def test_two_starts_of_two_ranks_with_one_run_folder(settings: list[str], tmp_path: Path) -> None:
     """One of them has the folder; the other is told so and leaves nothing there."""
     folder = tmp_path / "run"
-    both = [small.settings(folder, *settings, f"seed={seed}", "federation.rounds=30", "resume=auto") for seed in (1, 2)]
-    runs = [ended(process) for process in [started(["torch.distributed.run", "--standalone", "--nproc_per_node=2"], own) for own in both]]
-    refused = [run for run in runs if run.returncode != 0]
-    assert len(refused) == 1, [run.stderr for run in runs]
-    assert f"{folder}" in refused[0].stderr and "Traceback" not in refused[0].stderr.split("error: ")[0]
-    assert [row["round"] for row in small.metrics(folder)] == list(range(1, 31))
+
+    def start(seed: int) -> list[Ended]:
+        own = small.settings(folder, *settings, f"seed={seed}", "federation.rounds=5", "resume=auto")
+        return run_ranks(tmp_path / f"meet-{seed}", 2, train, own)
+
+    with ThreadPoolExecutor(2) as both:
+        runs = list(both.map(start, (1, 2)))
+    refused = [run for run in runs if [rank.status for rank in run] != [0, 0]]
+    assert len(refused) == 1, runs
+    said = "".join(rank.stderr for rank in refused[0])
+    assert [rank.status for rank in refused[0]] == [2, 2] and f"{folder}" in said and "Traceback" not in said
+    assert [row["round"] for row in small.metrics(folder)] == list(range(1, 6))
     assert small.summary(folder)["seed"] == (2 if runs[0] is refused[0] else 1)

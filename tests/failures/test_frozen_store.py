@@ -29,8 +29,8 @@ def free_port() -> int:
 class Started:
     """Two ranks, however they were started, and what they say."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.programs, self.logs, self.timeout = folder, [], [], TIMEOUT
+    def __init__(self, folder: Path, timeout: float = TIMEOUT) -> None:
+        self.folder, self.programs, self.logs, self.timeout, self.frozen = folder, [], [], timeout, 0.0
 
     def program(self, words: list[str], init_method: str = "env://", **variables: str) -> subprocess.Popen[bytes]:
         """A process in a session of its own that starts `SUMMING`."""
@@ -57,6 +57,12 @@ class Started:
         own, parent = (self.folder / f"rank-{rank}").read_text().split()
         return int(own), int(parent)
 
+    def freeze(self, with_parent: bool) -> None:
+        """Rank 0, and before it what has started it."""
+        for pid in reversed(self.pids(0)[: 1 + with_parent]):
+            os.kill(pid, signal.SIGSTOP)
+        self.frozen = time.monotonic()
+
     def error(self) -> str:
         """The first error that a rank says."""
         self.until(lambda: "error: " in self.text(), "a rank has ended")
@@ -80,13 +86,6 @@ class Started:
             program.wait()
 
 
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[Started]:
-    ranks = Started(tmp_path)
-    yield ranks
-    ranks.kill()
-
-
 def by_file(started: Started) -> None:
     started.plain(f"file://{started.folder / 'meet'}")
 
@@ -104,48 +103,71 @@ def by_accelerate(started: Started) -> None:
     started.program(["-m", "accelerate.commands.launch", *options])
 
 
-KEEPS = "which keeps the store where the ranks have met and does not answer ("
-
-
-@pytest.mark.parametrize(
-    ("start", "missing"),
-    [(by_file, "rank 0 ("), (by_environment, f"rank 0, {KEEPS}"), (by_torchrun, "rank 0 ("), (by_accelerate, "rank 0 (")],
-)
-def test_rank_0_freezes(start: Callable[[Started], None], missing: str, started: Started) -> None:
-    start(started)
-    started.pids(1)
-    os.kill(started.pids(0)[0], signal.SIGSTOP)
-    frozen = time.monotonic()
-    assert f"error: rank 1 waited in 'metrics' for {missing}" in started.error()
-    assert time.monotonic() - frozen < TIMEOUT + PATIENCE / 2
-    assert "Traceback" not in started.text().split("error: ")[0]
-
-
-def test_node_0_of_two_freezes(started: Started) -> None:
+def by_two_nodes(started: Started) -> None:
     """The launcher of one of two machines keeps the store."""
     port = free_port()
     for node in (0, 1):
         where = [f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}"]
         started.program(["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", *where])
-    started.pids(1)
-    for pid in reversed(started.pids(0)):
-        os.kill(pid, signal.SIGSTOP)
-    assert f"error: rank 1 waited in 'metrics' for the launcher at 127.0.0.1, {KEEPS}" in started.error()
 
 
-@pytest.mark.parametrize(("launcher", "who"), [({}, "rank 0"), ({"TORCHELASTIC_USE_AGENT_STORE": "True"}, "the launcher at 127.0.0.1")])
-def test_a_store_that_is_frozen_at_start(launcher: dict[str, str], who: str, started: Started) -> None:
-    """Its process has opened the port, and does nothing more."""
-    started.timeout = 2.0
-    with socket.create_server(("127.0.0.1", 0)) as frozen:
-        started.plain(ranks=(1,), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(frozen.getsockname()[1]), **launcher)
-        error = started.error()
-    assert f"error: distributed: the ranks could not meet within 2 s ({who}, which keeps the store where the ranks meet" in error
-    assert started.programs[0].wait(PATIENCE) == 2
+KEEPS = "which keeps the store where the ranks have met and does not answer ("
+MISSING = {
+    by_file: "rank 0 (",
+    by_environment: f"rank 0, {KEEPS}",
+    by_torchrun: "rank 0 (",
+    by_accelerate: "rank 0 (",
+    by_two_nodes: f"the launcher at 127.0.0.1, {KEEPS}",  # it is frozen, too
+}
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Callable[[Started], None], Started]]:
+    """Ranks by how they were started; rank 0 froze when they had met. They wait at the same time."""
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for start in MISSING:
+            found[start] = started = Started(tmp_path_factory.mktemp(start.__name__))
+            stack.callback(started.kill)
+            start(started)
+            started.pids(1)
+            started.freeze(with_parent=start is by_two_nodes)
+        yield found
+
+
+@pytest.mark.parametrize("start", MISSING)
+def test_rank_0_freezes(start: Callable[[Started], None], frozen: dict[Callable[[Started], None], Started]) -> None:
+    started = frozen[start]
+    assert f"error: rank 1 waited in 'metrics' for {MISSING[start]}" in started.error()
+    assert time.monotonic() - started.frozen < TIMEOUT + PATIENCE / 2
+    assert "Traceback" not in started.text().split("error: ")[0]
+
+
+LAUNCHERS = {"rank 0": {}, "the launcher at 127.0.0.1": {"TORCHELASTIC_USE_AGENT_STORE": "True"}}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str | int, Started]]:
+    """One of two ranks, which soon gives up: its store, by who keeps it, has opened the port and does nothing more; or no other comes."""
+    with contextlib.ExitStack() as stack:
+        found: dict[str | int, Started] = {who: Started(tmp_path_factory.mktemp("alone"), timeout=2.0) for who in (*LAUNCHERS, 0, 1)}
+        for who, started in found.items():
+            stack.callback(started.kill)
+            if isinstance(who, int):
+                started.plain(ranks=(who,), init_method=f"file://{started.folder / 'meet'}")
+            else:
+                store = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+                started.plain(ranks=(1,), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.getsockname()[1]), **LAUNCHERS[who])
+        yield found
+
+
+@pytest.mark.parametrize("who", LAUNCHERS)
+def test_a_store_that_is_frozen_at_start(who: str, alone: dict[str | int, Started]) -> None:
+    says = f"error: distributed: the ranks could not meet within 2 s ({who}, which keeps the store where the ranks meet"
+    assert says in alone[who].error()
+    assert alone[who].programs[0].wait(PATIENCE) == 2
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_does_not_come_is_named(rank: int, started: Started) -> None:
-    started.timeout = 2.0
-    started.plain(ranks=(rank,), init_method=f"file://{started.folder / 'meet'}")
-    assert f"error: distributed: the ranks could not meet within 2 s (rank {1 - rank} did not come)" in started.error()
+def test_a_rank_that_does_not_come_is_named(rank: int, alone: dict[str | int, Started]) -> None:
+    assert f"error: distributed: the ranks could not meet within 2 s (rank {1 - rank} did not come)" in alone[rank].error()

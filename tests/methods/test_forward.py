@@ -218,11 +218,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     more = ["backbone.pretrained=auto", "data.clients=3", "federation.participation=0.67", "federation.rounds=1", "optimizer.lr=0.5"]
     registry.register("own_prompt", lambda backbone: OwnPrompt.from_settings(PromptFLConfig(context=2), backbone))
     try:
-        train.main(small.settings(run, "method.name=own_prompt", *more, "evaluation.every=1", "data.camera=0"))
-        tensors = small.final_tensors(run)
-        shared = tensors["server.shared"]
-        never = next(client for client in range(3) if f"{client}.private" not in tensors)
-        yield Kept(run, {client: tensors.get(f"{client}.private", shared) for client in range(3)}, shared, never)
+        with pytest.MonkeyPatch.context() as patch:
+            small.few_images(patch, test=3)
+            train.main(small.settings(run, "method.name=own_prompt", *more, "evaluation.every=1", "data.camera=0"))
+            tensors = small.final_tensors(run)
+            shared = tensors["server.shared"]
+            never = next(client for client in range(3) if f"{client}.private" not in tensors)
+            yield Kept(run, {client: tensors.get(f"{client}.private", shared) for client in range(3)}, shared, never)
     finally:
         del registry.REGISTERED["own_prompt"]
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from pfedmma.system.errors import UserError
 from pfedmma.train import main
 from tests.support import small
 from tests.support.holders import holder, kill
+from tests.support.programs import python
 
 HOLD = """
 import sys
@@ -52,14 +54,11 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
 def test_two_that_begin_at_once(tmp_path: Path) -> None:
     """Neither has written anything yet: one does the run, the other is refused; nothing is mixed."""
-    command = [sys.executable, "-m", "pfedmma.train", *small.settings(tmp_path / "run", "federation.rounds=3")]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([*command, f"seed={seed}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
-        for seed in (1, 2)
-    ]
-    said = [process.communicate(timeout=1500)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2]
+    command = ["-m", "pfedmma.train", *small.settings(tmp_path / "run", "federation.rounds=3")]
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(lambda seed: python([*command, f"seed={seed}"]), (1, 2)))
+    said = [ended.stderr for ended in both]
+    assert sorted(ended.returncode for ended in both) == [0, 2]
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1, 2, 3]
     assert any("is in use by process" in text or "already holds a run" in text for text in said), said
 

@@ -23,6 +23,7 @@ from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.config import schema
 from pfedmma.config.identity import relevant
 from pfedmma.data.loading import divide, open_source
+from pfedmma.data.sources import shapes
 from pfedmma.portable.client_file import load_client
 from pfedmma.records.checkpoint import manifest, read
 from pfedmma.system.errors import UserError
@@ -75,8 +76,15 @@ def content(folder: Path) -> dict[str, bytes]:
 # Of an earlier version.
 
 
+def train_on(run: Path, *more: str) -> None:
+    """The run goes on, and is tested on few images at its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        small.few_images(patch, train=shapes.PER_CLASS["train"])
+        train.main([f"resume={run}", *more])
+
+
 def test_going_on_gives_what_0_1_0_gave(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train.main([f"resume={run}", "federation.rounds=3"])
+    train.main([f"resume={run}", "federation.rounds=3", "evaluation.every=0"])
     rows = small.metrics(run)
     assert rows[:2] == small.metrics(OLD / name), "what is recorded stays as it was written"
     assert (rows[2]["round"], rows[2]["clients"], rows[2]["samples"]) == (3, [1, 3], 30)
@@ -94,7 +102,7 @@ def test_going_on_gives_what_0_1_0_gave(name: str, run: Path, capsys: pytest.Cap
 
 def test_its_clients_answer_as_they_did(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the server's prompt, where a new run's clients answer with their own: these were not kept. The user is told."""
-    train.main([f"resume={run}", "federation.rounds=3"])
+    train_on(run, "federation.rounds=3")
     told = "clients of pfedmoap are tested with the server's tensors, not with their own last ones as today; it goes on so"
     assert (told in capsys.readouterr().err) == (name == "pool")
     progress = manifest.read_manifest(manifest.folder_of(run / "checkpoints", 3)).progress
@@ -108,12 +116,12 @@ def test_its_clients_answer_as_they_did(name: str, run: Path, capsys: pytest.Cap
 
 
 def test_the_next_checkpoint_is_todays(name: str, run: Path) -> None:
-    train.main([f"resume={run}", "federation.rounds=3", "checkpoint.keep=9"])
+    train_on(run, "federation.rounds=3", "checkpoint.keep=9")
     before, after = (manifest.read_manifest(manifest.folder_of(run / "checkpoints", round_)) for round_ in (2, 3))
     assert (before.format, after.format) == (manifest.EARLIER, manifest.FORMAT)
     assert before.layout == after.layout
     assert relevant(before.progress.config) == relevant(after.progress.config)
-    train.main([f"resume={run}", "federation.rounds=4"])
+    train_on(run, "federation.rounds=4")
     assert [row["round"] for row in small.metrics(run)] == [1, 2, 3, 4]
 
 
@@ -208,10 +216,16 @@ def test_a_checkpoint_of_a_later_version(command: str, run: Path, picture: Path)
     assert content(run.parent) == before, "nothing is overwritten"
 
 
+@pytest.fixture(scope="module")
+def of_today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("today") / "run"
+    train.main(small.settings(folder, "checkpoint.every=1", "checkpoint.keep=9", "data.clients=4"))
+    return folder
+
+
 @pytest.fixture
-def two_checkpoints(tmp_path: Path) -> Path:
-    train.main(small.settings(tmp_path / "run", "checkpoint.every=1", "checkpoint.keep=9", "data.clients=4"))
-    return tmp_path / "run"
+def two_checkpoints(of_today: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(of_today, tmp_path / "run"))
 
 
 def test_an_older_checkpoint_is_no_substitute(two_checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,8 +37,9 @@ def test_a_report_on_mixed_rounds_says_so(tmp_path: Path, capsys: pytest.Capture
     assert "metrics.jsonl has round 1 more than once; another run may have written there" in capsys.readouterr().err
 
 
-def test_another_split_has_a_reference_of_its_own(tmp_path: Path) -> None:
+def test_another_split_has_a_reference_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On resume zero-shot is measured on the new split, each row says its split, and curves hold rows of one."""
+    small.few_images(monkeypatch, val=2, test=2)
     tested = ["evaluation.every=1", "data.clients=2", "backbone.pretrained=auto"]
     run = tmp_path / "run"
     main(small.settings(run, "federation.rounds=1", "evaluation.split=val", *tested))

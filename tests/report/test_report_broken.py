@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from pfedmma.report.html import render
 from pfedmma.report.runs import read_all
 from pfedmma.report.wire import Wire
 from pfedmma.system.errors import UserError
+from tests.support.programs import python
 from tests.support.reported import summary, write_run
 
 REQUIRED = ("method", "dataset", "protocol", "backbone", "seed", "world_size", "accuracy", "zero_shot", "per_client", "comm", "throughput")
@@ -105,7 +104,7 @@ def test_a_wrong_wire_file(tmp_path: Path, text: str, said: str):
 
 def test_the_program_ends_with_one_line_and_status_2(tmp_path: Path):
     run = write_run(tmp_path / "run", summary(method=None))
-    done = subprocess.run([sys.executable, "-m", "pfedmma.report", str(run)], capture_output=True, text=True)
+    done = python(["-m", "pfedmma.report", str(run)])
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "method must be a text" in done.stderr
 

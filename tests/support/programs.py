@@ -17,16 +17,22 @@ from tests.support.ranks import CONTEXT
 from tests.support.small import PATIENCE, RANKS_DRAW
 
 
-def python(arguments: Sequence[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """What ``python *arguments`` does in the folder ``cwd`` with the environment ``env`` (default: those here), drawing `RANKS_DRAW`.
+def python(
+    arguments: Sequence[str],
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    draw: Mapping[str, int] = RANKS_DRAW,
+) -> subprocess.CompletedProcess[str]:
+    """What ``python *arguments`` does in the folder ``cwd`` with the environment ``env`` (default: those here).
 
-    ``arguments``: -m MODULE, -c CODE or a file, and what the program is told. What an interpreter reads when it starts, as
-    PYTHONIOENCODING, has no effect, and what is already imported here is not imported again: a test of these starts a real one.
+    ``arguments``: -m MODULE, -c CODE or a file, and what the program is told. ``draw``: images of a class in a split, where there are
+    not to be as many as ever. What an interpreter reads when it starts, as PYTHONIOENCODING, has no effect, and what is already
+    imported here is not imported again: a test of these starts a real one.
     """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         environment = dict(os.environ if env is None else env)
-        process = CONTEXT.Process(target=_program, args=(list(arguments), str(cwd or Path.cwd()), environment, out, err))
+        process = CONTEXT.Process(target=_program, args=(list(arguments), str(cwd or Path.cwd()), environment, dict(draw), out, err))
         process.start()
         process.join(PATIENCE)
         process.kill()  # what is still alive then hangs
@@ -34,12 +40,12 @@ def python(arguments: Sequence[str], cwd: Path | None = None, env: Mapping[str, 
         return subprocess.CompletedProcess(list(arguments), process.exitcode, out.read_text("utf-8"), err.read_text("utf-8"))
 
 
-def _program(arguments: list[str], cwd: str, environment: dict[str, str], out: Path, err: Path) -> None:
+def _program(arguments: list[str], cwd: str, environment: dict[str, str], draw: dict[str, int], out: Path, err: Path) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
-    shapes.PER_CLASS.update(RANKS_DRAW)
+    shapes.PER_CLASS.update(draw)
     for number, file, name in ((1, out, "stdout"), (2, err, "stderr")):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
         setattr(sys, name, os.fdopen(number, "w", buffering=1, encoding="utf-8"))

@@ -13,6 +13,7 @@ import torch
 from pfedmma.system.errors import RankFailure
 from pfedmma.system.memory import shortage_named
 from tests.support import small
+from tests.support.programs import python
 
 PAGES = 40 * 2**20 // 4096  # of a large tensor
 COUNT = f"""
@@ -74,8 +75,6 @@ def test_a_real_shortage(tmp_path: Path) -> None:
         "cohort._train_group = too_much\n"
         "run_main(lambda: train.main(sys.argv[1:]))\n"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *small.settings(tmp_path / "run")], capture_output=True, text=True, timeout=small.PATIENCE
-    )
+    ended = python(["-c", script, *small.settings(tmp_path / "run")])
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: out of memory (") and len(ended.stderr.splitlines()) == 1
