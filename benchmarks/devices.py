@@ -1,0 +1,128 @@
+"""Devices as a few numbers, and the time that operators and exchanges would take on one: a model, not a measurement.
+
+An operator keeps a GPU busy for the longer of its operations at the achievable rate and its bytes at the achievable bandwidth, and for
+the smallest kernel's time at least. The host hands over one launch after another and runs ahead of the GPU, so a step takes as long as
+the slower of the two. A CPU is its own host. Nothing is found in a cache, and nothing runs beside anything else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from operators import ATTENTION, Operator
+from torch.nn import functional as F
+
+NODE = 8  # GPUs of a machine
+
+
+@dataclass(frozen=True)
+class Device:
+    """``peak``: operations/s of dense products by precision; ``bandwidth``: bytes/s of memory; ``source``: where these two come from.
+
+    ``efficiency`` of products, attention and memory: what of that a kernel reaches. ``host``: seconds of a launch on the host;
+    ``smallest``: seconds of the smallest kernel. ``link`` and ``network``: bytes/s between two ranks of a machine and of two machines;
+    ``hop``: seconds of a step of a ring, within a machine and between machines.
+    """
+
+    name: str
+    source: str
+    peak: dict[str, float]
+    bandwidth: float
+    efficiency: dict[str, float]
+    host: float
+    smallest: float = 0.0
+    link: float = 0.0
+    network: float = 0.0
+    hop: tuple[float, float] = (0.0, 0.0)
+    own_host: bool = False  # a CPU
+
+    def busy(self, operator: Operator) -> float:
+        """Seconds that the operator takes, without its launch on the host."""
+        kind = "attention" if operator.group == ATTENTION else "products"
+        rate = self.efficiency[kind] * self.peak.get(operator.precision, 0.0)
+        moving = operator.bytes / (self.efficiency["memory"] * self.bandwidth)
+        return max(operator.flops / rate if operator.flops else 0.0, moving, self.smallest * operator.launches)
+
+    def issuing(self, operator: Operator) -> float:
+        """Seconds on the host."""
+        return self.host * operator.launches
+
+    def seconds(self, operators: Sequence[Operator]) -> float:
+        """From one step to the next, where these operators are a step and the host waits for none of them."""
+        if self.own_host:
+            return sum(self.busy(each) + self.issuing(each) for each in operators)
+        once = self._end(operators)
+        return self._end([*operators, *operators]) - once
+
+    def _end(self, operators: Iterable[Operator]) -> float:
+        issued = done = 0.0
+        for each in operators:
+            issued += self.issuing(each)
+            done = max(done, issued) + self.busy(each)
+        return done
+
+    def exchange(self, payload: int, ranks: int) -> float:
+        """Seconds of a ring all-reduce of ``payload`` bytes: 2(n-1) steps, each of a n-th of it over the slowest link."""
+        within = ranks <= NODE
+        rate, hop = (self.link if within else self.network), self.hop[not within]
+        return 0.0 if ranks == 1 else 2 * (ranks - 1) * (hop + payload / ranks / rate)
+
+
+# What a kernel reaches is assumed. Products: large ones of cuBLAS in bf16, as reported for these GPUs. Attention: FlashAttention-2 on an
+# H100 (arXiv 2407.08608, "35 %"). Host: CPU time of Python, autograd and torch's dispatch a launch, seen on one core of an AMD EPYC; the
+# driver's own part is not in it.
+_GPU = {
+    "efficiency": {"products": 0.8, "attention": 0.35, "memory": 0.9},
+    "host": 15e-6,
+    "smallest": 2.5e-6,
+    "network": 50e9,  # one 400 Gb/s adapter a GPU, as in NVIDIA's DGX H100 data sheet
+    "hop": (5e-6, 15e-6),
+}
+_HOPPER = {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989.5e12, "fp16": 989.5e12}
+GPUS = {
+    device.name: device
+    for device in (
+        Device("h100", "NVIDIA H100 data sheet, SXM, without sparsity", _HOPPER, 3.35e12, link=450e9, **_GPU),
+        Device("h200", "NVIDIA H200 data sheet, SXM, without sparsity", _HOPPER, 4.8e12, link=450e9, **_GPU),
+        Device(
+            "a100",
+            "NVIDIA A100 data sheet, 80 GB SXM, without sparsity",
+            {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12},
+            2.039e12,
+            link=300e9,
+            **_GPU,
+        ),
+    )
+}
+
+
+def measured_cpu(precision: torch.dtype, name: str, rows: int, width: int, heads: int) -> Device:
+    """This machine's CPU, its numbers measured now, each the best of a few: large products and attention, memory, the smallest operator.
+
+    ``rows`` x ``width``: the tokens whose MLP a product is.
+    """
+    a, b = torch.randn(rows, width).to(precision), torch.randn(width, 4 * width).to(precision)
+    products = 2 * rows * width * 4 * width / best(lambda: a @ b)
+    q = torch.randn(8, heads, 256, width // heads).to(precision)
+    attention = 4 * q.numel() * 256 / best(lambda: F.scaled_dot_product_attention(q, q, q))
+    x, out = torch.randn(2, 1 << 26).unbind()  # 256 MB each, more than caches hold
+    memory = 2 * x.nbytes / best(lambda: torch.mul(x, 2.0, out=out))
+    one = torch.zeros(1)
+    times = 10_000
+    smallest = best(lambda: [one.add_(1.0) for _ in range(times)]) / times
+    efficiency = {"products": 1.0, "attention": attention / products, "memory": 1.0}
+    return Device("cpu", "measured in this run", {name: products}, memory, efficiency, smallest, own_host=True)
+
+
+def best(work: Callable[[], object], times: int = 5) -> float:
+    """The shortest of a few runs [s], after one without a clock."""
+    work()
+    found = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return min(found)
