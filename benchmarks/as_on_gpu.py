@@ -95,7 +95,7 @@ class _Rules(TorchFunctionMode):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False) -> Tensor:
-    """`F.scaled_dot_product_attention` of meta tensors by the kernel that a GPU would take. [N,H,T,width]; ``attn_mask`` True where seen."""
+    """`F.scaled_dot_product_attention` of meta tensors [N,H,T,width] by the kernel that a GPU would take; ``attn_mask`` True where seen."""
     assert dropout_p == 0.0
     if attn_mask is None and q.dtype in HALF:
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal)[0]

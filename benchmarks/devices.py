@@ -15,6 +15,9 @@ import torch
 from operators import ATTENTION, Operator
 from torch.nn import functional as F
 
+from pfedmma.clip.backbone import PRECISIONS
+from pfedmma.clip.towers import VisualTower
+
 NODE = 8  # GPUs of a machine
 
 
@@ -99,30 +102,42 @@ GPUS = {
 }
 
 
-def measured_cpu(precision: torch.dtype, name: str, rows: int, width: int, heads: int) -> Device:
-    """This machine's CPU, its numbers measured now, each the best of a few: large products and attention, memory, the smallest operator.
+def measured_cpu(precision: str, images: int, tower: VisualTower) -> Device:
+    """This machine's CPU, its numbers measured now, each the best of a few runs.
 
-    ``rows`` x ``width``: the tokens whose MLP a product is.
+    Products: an MLP's on the tokens of so many ``images``; attention: that of a block of ``tower``; memory: tensors larger than caches;
+    and the smallest operator.
     """
-    a, b = torch.randn(rows, width).to(precision), torch.randn(width, 4 * width).to(precision)
-    products = 2 * rows * width * 4 * width / best(lambda: a @ b)
-    q = torch.randn(8, heads, 256, width // heads).to(precision)
-    attention = 4 * q.numel() * 256 / best(lambda: F.scaled_dot_product_attention(q, q, q))
+    dtype, tokens, width, heads = PRECISIONS[precision], len(tower.positions), tower.width, tower.blocks[0].heads
+    a, b = torch.randn(images * tokens, width).to(dtype), torch.randn(width, 4 * width).to(dtype)
+    products = 2 * a.numel() * 4 * width / best(lambda: a @ b)
+    q = torch.randn(images, heads, tokens, width // heads).to(dtype)
+    attention = 4 * q.numel() * tokens / best(lambda: F.scaled_dot_product_attention(q, q, q))
     x, out = torch.randn(2, 1 << 26).unbind()  # 256 MB each, more than caches hold
     memory = 2 * x.nbytes / best(lambda: torch.mul(x, 2.0, out=out))
     one = torch.zeros(1)
     times = 10_000
     smallest = best(lambda: [one.add_(1.0) for _ in range(times)]) / times
     efficiency = {"products": 1.0, "attention": attention / products, "memory": 1.0}
-    return Device("cpu", "measured in this run", {name: products}, memory, efficiency, smallest, own_host=True)
+    return Device("cpu", "measured in this run", {precision: products}, memory, efficiency, smallest, own_host=True)
 
 
-def best(work: Callable[[], object], times: int = 5) -> float:
-    """The shortest of a few runs [s], after one without a clock."""
+def now() -> float:
+    """A clock [s]: of this process's CPU time where it has one thread, so that others on the machine do not count; else the wall's."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def timed(work: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each of ``times`` runs, after one without a clock."""
     work()
     found = []
     for _ in range(times):
-        begin = time.perf_counter()
+        begin = now()
         work()
-        found.append(time.perf_counter() - begin)
-    return min(found)
+        found.append(now() - begin)
+    return found
+
+
+def best(work: Callable[[], object], times: int = 5) -> float:
+    """The shortest of a few runs [s]."""
+    return min(timed(work, times))

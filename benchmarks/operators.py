@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +41,19 @@ PRODUCTS, ATTENTION, NORMS, ACTIVATIONS, CASTS, ELEMENTWISE, COPIES, OPTIMIZER =
 REGIONS = ((LossScale, "guarded_step", OPTIMIZER), (nn.GELU, "forward", ACTIVATIONS), (QuickGELU, "forward", ACTIVATIONS))
 
 FREE = {"_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-FACTORIES = {"arange", "full", "full_like", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "scalar_tensor", "zeros", "zeros_like"}
+FACTORIES = {
+    "arange",
+    "full",
+    "full_like",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "scalar_tensor",
+    "zeros",
+    "zeros_like",
+}
 FILLS = {"fill_", "zero_"}
 GATHERS = {"embedding", "gather", "index", "index_select"}
 SCATTERS = {"slice_backward", "select_backward"}  # zeros, and the gradient copied to its place
@@ -82,12 +93,13 @@ class Operator:
 
 
 class Recorder(TorchDispatchMode):
-    """Keeps all ``operators`` that run while it is entered. ``clock``: times each, which means something on a CPU alone."""
+    """Keeps all ``operators`` that run while it is entered. ``clock``: times each [s], which means something on a CPU alone."""
 
-    def __init__(self, clock: bool = False) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
         super().__init__()
         self.operators: list[Operator] = []
-        self._clock, self._region, self._of_last_node = clock, "", ""
+        self._clock = clock or (lambda: 0.0)
+        self._region, self._of_last_node = "", ""
         self._region_of: dict[int, str] = {}  # by autograd's sequence number, which a node of the backward pass has from its forward one
 
     @contextlib.contextmanager
@@ -117,9 +129,9 @@ class Recorder(TorchDispatchMode):
         return marked
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        begin = time.perf_counter()
+        begin = self._clock()
         result = func(*args, **kwargs or {})
-        seconds = time.perf_counter() - begin if self._clock else 0.0
+        seconds = self._clock() - begin
         region = self._current_region(func.overloadpacket.__name__)
         if (found := operator(func, (*args, *(kwargs or {}).values()), result, region, seconds)) is not None:
             self.operators.append(found)
@@ -134,7 +146,7 @@ class Recorder(TorchDispatchMode):
         return self._of_last_node if node is not None or between else self._region
 
 
-def record(work: Callable[[], object], clock: bool = False) -> list[Operator]:
+def record(work: Callable[[], object], clock: Callable[[], float] | None = None) -> list[Operator]:
     """The operators that ``work`` executes."""
     with Recorder(clock) as recorder, recorder.regions():
         work()
@@ -147,10 +159,10 @@ def operator(func: Any, args: Sequence[Any], result: Any, region: str = "", seco
     if name in FREE or any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns):
         return None
     floating = [t.dtype for t in tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()]
-    tensors = [t for t in tree_leaves((args, result)) if isinstance(t, Tensor)]
-    region = region or (COPIES if len({t.device for t in tensors}) > 1 else group(name))
+    moved = name == "_to_copy" and args[0].device != result.device
     precision = next((key for key, dtype in PRECISIONS.items() if floating and dtype == floating[0]), "fp32")
-    return Operator(name, region or group(name), precision, launches(name, args), flops(name, args, result), nbytes(name, args, result), seconds)
+    costs = launches(name, args), flops(name, args, result), nbytes(name, args, result)
+    return Operator(name, region or (COPIES if moved else group(name)), precision, *costs, seconds)
 
 
 def group(name: str) -> str:

@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import datetime
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,14 +27,13 @@ from typing import Any
 import arithmetic
 import torch
 from as_on_gpu import as_on_gpu
-from devices import GPUS, Device, measured_cpu
+from devices import GPUS, Device, measured_cpu, now, timed
 from machine import machine, publish
 from one_rank import OneRank, Setting
 from operators import GROUPS, Operator, record
 from programs import require_at_least
 from rich.table import Table
 
-from pfedmma.clip.backbone import PRECISIONS
 from pfedmma.clip.stems import StemCache
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import NAMES
@@ -126,20 +124,10 @@ def described(model: Model, clients: int) -> dict[str, Any]:
     return found | rate | {"groups": by_group(operators, device)}
 
 
-def timed(work: Callable[[], object], repeats: int) -> list[float]:
-    """Seconds of each of the ``repeats``."""
-    found = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - begin)
-    return found
-
-
 def check(name: str, work: Callable[[], object], device: Device, repeats: int) -> dict[str, Any]:
     """What the model says of ``work`` beside a clock: as a whole, and group by group in one more run with a clock around each operator."""
-    work()
-    operators, seconds = record(work, clock=True), timed(work, repeats)
+    seconds = timed(work, repeats)
+    operators = record(work, clock=now)
     modelled = device.seconds(operators)
     groups = {
         group: {"modelled_s": device.seconds(own), "measured_s": sum(each.seconds for each in own)}
@@ -159,24 +147,43 @@ def checks(rank: OneRank, device: Device, args: argparse.Namespace) -> list[dict
     return found
 
 
+def said(step: dict[str, Any]) -> str:
+    """What a step comes to, in words."""
+    whole = f"a step: {1e3 * step['seconds']:,.1f} ms; device busy {1e3 * step['busy_s']:,.1f}, host {1e3 * step['host_s']:,.1f}"
+    return whole + (f"; {step['necessary_flop_per_s'] / 1e12:,.2f} TFLOP/s of necessary products" if "necessary_flop" in step else "")
+
+
 def table_of_step(step: dict[str, Any], title: str) -> Table:
-    caption = f"counted: {COUNTED}\nmodelled: {MODELLED}"
+    caption = f"counted: {COUNTED}\nmodelled: {MODELLED}\n{said(step)}"
     out = Table(title=title, caption=caption, caption_justify="left")
     out.add_column("", no_wrap=True)
     for name in ("launches", "GFLOP", "GB", "busy ms", "of all"):
         out.add_column(name, justify="right", no_wrap=True)
     for name, row in [*step["groups"].items(), ("all", step)]:
         share = row["busy_s"] / step["busy_s"]
-        cells = f"{row['launches']:,}", f"{row['flop'] / 1e9:,.1f}", f"{row['bytes'] / 1e9:,.2f}", f"{1e3 * row['busy_s']:,.2f}", f"{share:.1%}"
+        cells = (
+            f"{row['launches']:,}",
+            f"{row['flop'] / 1e9:,.1f}",
+            f"{row['bytes'] / 1e9:,.2f}",
+            f"{1e3 * row['busy_s']:,.2f}",
+            f"{share:.1%}",
+        )
         out.add_row(name, *cells)
     return out
 
 
+def titled(args: argparse.Namespace) -> str:
+    """The title of a step."""
+    clients, what = min(args.together, args.participants), f"{args.model}, {args.method}, {args.precision}, {args.device}"
+    return f"a local step of {clients} clients, {args.batch} images each, {args.classes} classes\n{what}"
+
+
 def table_of_rounds(rounds: Sequence[dict[str, Any]], args: argparse.Namespace) -> Table:
-    title = f"a round: {args.participants} participants, {args.steps} local steps each; tests of {args.clients} clients on 2 x {args.images} images"
+    title = f"a round: {args.participants} participants, {args.steps} local steps each"
+    title += f"\ntests of {args.clients} clients on 2 x {args.images} images"
     out = Table(title=title, caption="modelled; training, exchange and evaluations one after another", caption_justify="left")
-    names = ["ranks", "clients of\nthe fullest", "step ms", "of host ms", "training ms", "exchange ms", "round ms", "times as\nfast"]
-    for name in [*names, "first\nevaluation s", "later s"]:
+    names = ["ranks", "clients\na rank", "step\nms", "host\nms", "train\nms", "exchange\nms", "round\nms", "times\nas fast"]
+    for name in [*names, "first\ntest s", "later\ns"]:
         out.add_column(name, justify="right", no_wrap=True)
     for row in rounds:
         times = [f"{1e3 * row[name]:,.2f}" for name in ("step_s", "host_s", "training_s", "exchange_s", "round_s")]
@@ -242,9 +249,7 @@ def device_of(args: argparse.Namespace, rank: OneRank) -> Device:
     if args.device != "cpu":
         device = GPUS[args.device]
         return dataclasses.replace(device, peak=device.peak | {"fp32": device.peak["tf32"]}) if args.precision == "tf32" else device
-    tower = rank.backbone.visual
-    rows, heads = args.batch * len(tower.positions), tower.blocks[0].heads
-    plain, wanted = (measured_cpu(PRECISIONS[name], name, rows, tower.width, heads) for name in ("fp32", args.precision))
+    plain, wanted = (measured_cpu(name, args.clients * args.batch, rank.backbone.visual) for name in ("fp32", args.precision))
     return dataclasses.replace(wanted, peak=plain.peak | wanted.peak)
 
 
@@ -260,7 +265,7 @@ def main() -> None:
         model = Model(rank, device_of(args, rank))
         step = described(model, min(args.together, args.participants))
         rounds = [model.round(ranks, args) for ranks in args.ranks]
-    show(table_of_step(step, f"a local step of {min(args.together, args.participants)} clients ({args.batch} images each, {args.classes} classes)"))
+    show(table_of_step(step, titled(args)))
     show(table_of_rounds(rounds, args))
     found = checks(rank, model.device, args) if cpu else []
     for each in found:

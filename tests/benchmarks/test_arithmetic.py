@@ -6,12 +6,10 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pfedmma.clip import towers
 from pfedmma.data.partition.federated import Client
@@ -25,33 +23,11 @@ from tests.support.stacks import NAMES, gathered, in_turn, new_evaluator, new_me
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import arithmetic
 from arithmetic import TowerShape
+from operators import ATTENTION, record
 
 CLIENTS, IMAGES = 3, 4
 # Counted by hand below: 2 blocks, the upper one adapted alone or both.
 SMALL = TowerShape(tokens=3, width=4, hidden=16, depth=2, embedding=5, frozen=1, dim=2, patch=12)
-
-
-class MatrixProducts(TorchDispatchMode):
-    """Counts the matrix products that are executed, two operations a multiply-add, from the shapes that come to each.
-
-    torch has a counter of its own, whose rules for attention and convolution differ between its versions.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **kwargs or {})
-        name = func.overloadpacket.__name__
-        assert "attention" not in name, f"{name} hides its products"
-        if name in ("mm", "bmm"):
-            self.operations += 2 * result.numel() * args[0].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.operations += 2 * result.numel() * args[1].shape[-1]
-        elif name == "convolution":
-            self.operations += 2 * result.numel() * args[1][0].numel()
-        return result
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -63,10 +39,11 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bo
 
 def counted(work: Callable[[], object]) -> int:
     """The operations of the matrix products that ``work`` executes, those of attention among them."""
-    with pytest.MonkeyPatch.context() as patch, MatrixProducts() as counter:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(towers, "attention", written_out)
-        work()
-    return counter.operations
+        found = record(work)
+    assert not [each.name for each in found if each.group == ATTENTION], "an operator hides its products"
+    return sum(each.flops for each in found)
 
 
 def test_written_out_attention_is_the_engines() -> None:
