@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,7 +23,6 @@ from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.clip.stems import StemCache
-from pfedmma.clip.towers import TextTower
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
@@ -123,12 +123,18 @@ class OneRank:
 
 
 class TokensOnHost(Backbone):
-    """A backbone on the meta device whose prompts are real."""
+    """A backbone on the meta device whose token ids stay on the host until they are embedded."""
+
+    @classmethod
+    def freeze(cls, *args: Any, **options: Any) -> TokensOnHost:
+        found = super().freeze(*args, **options)
+        plain = found.text.embed
+        found.text.embed = lambda tokens: plain(tokens.to(found.device))
+        return found
 
     def prompts(self, template: str, names: Sequence[str]) -> Prompts:
-        found, tower = super().prompts(template, names), self.text
-        tower.embed = lambda tokens: TextTower.embed(tower, tokens.to(self.device))  # type: ignore[method-assign]
-        return Prompts(found.names, self.tokenizer([template.format(name.replace("_", " ")) for name in names]))
+        texts = [template.format(name.replace("_", " ")) for name in names]
+        return Prompts(tuple(names), self.tokenizer(texts))
 
 
 @dataclass(frozen=True)

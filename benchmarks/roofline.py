@@ -134,8 +134,10 @@ def check(name: str, work: Callable[[], object], device: Device, repeats: int) -
         for group in GROUPS
         if (own := [each for each in operators if each.group == group])
     }
-    whole = {"modelled_s": modelled, "measured_s": seconds, "measured_over_modelled": statistics.median(seconds) / modelled}
-    return {"name": name, "flop": sum(each.flops for each in operators), **whole, "groups": groups}
+    middle = statistics.median(seconds)
+    whole = {"modelled_s": modelled, "measured_s": seconds, "measured_over_modelled": middle / modelled}
+    spread = (max(seconds) - min(seconds)) / middle  # what of the ratio is noise
+    return {"name": name, "flop": sum(each.flops for each in operators), **whole, "spread": spread, "groups": groups}
 
 
 def checks(rank: OneRank, device: Device, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -147,14 +149,14 @@ def checks(rank: OneRank, device: Device, args: argparse.Namespace) -> list[dict
     return found
 
 
-def said(step: dict[str, Any]) -> str:
+def in_words(step: dict[str, Any]) -> str:
     """What a step comes to, in words."""
     whole = f"a step: {1e3 * step['seconds']:,.1f} ms; device busy {1e3 * step['busy_s']:,.1f}, host {1e3 * step['host_s']:,.1f}"
     return whole + (f"; {step['necessary_flop_per_s'] / 1e12:,.2f} TFLOP/s of necessary products" if "necessary_flop" in step else "")
 
 
 def table_of_step(step: dict[str, Any], title: str) -> Table:
-    caption = f"counted: {COUNTED}\nmodelled: {MODELLED}\n{said(step)}"
+    caption = f"counted: {COUNTED}\nmodelled: {MODELLED}\n{in_words(step)}"
     out = Table(title=title, caption=caption, caption_justify="left")
     out.add_column("", no_wrap=True)
     for name in ("launches", "GFLOP", "GB", "busy ms", "of all"):
@@ -194,7 +196,10 @@ def table_of_rounds(rounds: Sequence[dict[str, Any]], args: argparse.Namespace) 
 
 
 def table_of_check(found: dict[str, Any]) -> Table:
-    out = Table(title=f"{found['name']} on this CPU", caption="groups: measured with a clock around each operator", caption_justify="left")
+    clock = "CPU time of one thread" if torch.get_num_threads() == 1 else "time by the wall's clock"
+    caption = f"measured: {clock}; of {len(found['measured_s'])} runs, which spread over {found['spread']:.0%}\n"
+    caption += "groups: in a further run, with a clock around each operator"
+    out = Table(title=f"{found['name']} on this CPU", caption=caption, caption_justify="left")
     out.add_column("", no_wrap=True)
     for name in ("modelled ms", "measured ms", "measured /\nmodelled"):
         out.add_column(name, justify="right", no_wrap=True)
@@ -253,13 +258,10 @@ def device_of(args: argparse.Namespace, rank: OneRank) -> Device:
     return dataclasses.replace(wanted, peak=plain.peak | wanted.peak)
 
 
-def main() -> None:
-    args = with_defaults(arguments())
+def modelled(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
+    """The model, and what it says: the step, and rounds by ranks; shown as well."""
     cpu = args.device == "cpu"
-    precision = "fp32" if args.precision == "tf32" else args.precision
-    setting = Setting(args.model, args.method, precision, args.batch, args.classes, args.images)
-    if cpu:
-        keep_freed_memory()  # as the main job does
+    setting = Setting(args.model, args.method, args.precision.replace("tf32", "fp32"), args.batch, args.classes, args.images)
     with contextlib.nullcontext() if cpu else as_on_gpu():
         rank = OneRank(setting, torch.device("cpu" if cpu else "meta"))
         model = Model(rank, device_of(args, rank))
@@ -267,7 +269,15 @@ def main() -> None:
         rounds = [model.round(ranks, args) for ranks in args.ranks]
     show(table_of_step(step, titled(args)))
     show(table_of_rounds(rounds, args))
-    found = checks(rank, model.device, args) if cpu else []
+    return model, {"modelled_device": dataclasses.asdict(model.device), "step": step, "rounds": rounds}
+
+
+def main() -> None:
+    args = with_defaults(arguments())
+    if args.device == "cpu":
+        keep_freed_memory()  # as the main job does
+    model, said = modelled(args)
+    found = checks(model.rank, model.device, args) if args.device == "cpu" else []
     for each in found:
         show(table_of_check(each))
     report = {
@@ -275,11 +285,9 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         **machine(torch.device("cpu"), "open_clip"),
         **{name: value for name, value in vars(args).items() if name not in ("json", "device")},
-        "modelled_device": dataclasses.asdict(model.device),
         "counted": COUNTED,
         "modelled": MODELLED,
-        "step": step,
-        "rounds": rounds,
+        **said,
         "checks": found,
     }
     publish(report, args.json)

@@ -98,6 +98,7 @@ def test_attention_and_its_backward_pass() -> None:
     flops = {each.name: each.flops for each in found if each.group == "attention"}
     forward, backward = "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_backward"
     assert flops == {forward: 2 * product, backward: 5 * product}
+    assert [each.launches for each in found if each.group == "attention"] == [1, 3]
 
 
 def test_quick_gelu_with_its_backward_pass_is_one_group() -> None:

@@ -113,7 +113,7 @@ def test_this_cpu_is_measured_beside_the_model(tmp_path: Path) -> None:
         assert len(found["measured_s"]) == 2 and min(found["measured_s"]) > 0
         assert found["measured_over_modelled"] == pytest.approx(sum(found["measured_s"]) / 2 / found["modelled_s"])
         assert sum(row["modelled_s"] for row in found["groups"].values()) == pytest.approx(found["modelled_s"])
-        assert found["groups"]["products"]["measured_s"] > 0
+        assert found["groups"]["products"]["measured_s"] > 0 and found["spread"] >= 0
     assert [found["name"] for found in report["checks"]] == ["local step", "evaluation"]
     assert report["checks"][0]["meta_flop"] == report["checks"][0]["flop"] == report["step"]["flop"]
 
