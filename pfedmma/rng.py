@@ -53,11 +53,15 @@ def keep_mask(seeds: Tensor, purpose: str | int, shape: Sequence[int], share: fl
     """
     count = math.prod(shape)
     assert count <= _MASK, f"{count} elements are more than {_BITS} bits can number"
+    return keep_elements(seeds, purpose, torch.arange(count, device=seeds.device), share).view(len(seeds), *shape)
+
+
+def keep_elements(seeds: Tensor, purpose: str | int, elements: Tensor, share: float) -> Tensor:
+    """The part of a `keep_mask` at some indices in row-major order: [...] int64, the same for all clients -> [C,...] bool."""
     # Hashed apart from the key, so that the keys of two clients or purposes do not merely permute neighbouring indices; this
     # half of the work is shared by all clients.
-    elements = mix(torch.arange(count, device=seeds.device))
-    draws = mix(elements ^ client_keys(seeds, purpose).unsqueeze(1))
-    return (draws < round(share * (_MASK + 1))).view(len(seeds), *shape)
+    own = client_keys(seeds, purpose).view(-1, *[1] * elements.dim())
+    return mix(mix(elements) ^ own) < round(share * (_MASK + 1))
 
 
 def client_keys(seeds: Tensor, purpose: str | int) -> Tensor:

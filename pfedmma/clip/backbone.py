@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import Features, TowerStem
 from pfedmma.clip.towers import Places, TextTower, VisualTower
 from pfedmma.system.errors import UserError
@@ -47,8 +48,12 @@ class Backbone:
     precision: str = "fp32"
 
     @classmethod
-    def freeze(cls, model: Any, name: str = "open_clip model", precision: str = "fp32", tokenizer=None) -> Backbone:
+    def freeze(
+        cls, model: Any, name: str = "open_clip model", precision: str = "fp32", tokenizer=None, text_gb: float = float("inf")
+    ) -> Backbone:
         """Read the weights of an open_clip model (shared, not copied, in fp32) on the device where it lies.
+
+        ``text_gb``: GB that a pass over class prompts keeps for its gradients at most; what would be more is computed again.
 
         Raises:
             UserError: a tower is no plain transformer (ResNet, timm, HuggingFace, CoCa, custom blocks).
@@ -66,7 +71,7 @@ class Backbone:
         return cls(
             name=name,
             visual=VisualTower(model.visual, dtype),
-            text=TextTower(text, pool_type, eos_id, dtype),
+            text=TextTower(text, pool_type, eos_id, dtype, text_gb * 1e9),
             logit_scale=model.logit_scale.detach().float().exp(),
             preprocess=Preprocess(
                 size=model.visual.image_size[0],
@@ -104,10 +109,10 @@ class Backbone:
         return self.visual.stem(x, pool if pooled else None, blocks)
 
     @torch.no_grad()
-    def text_stem(self, prompts: Prompts, blocks: int) -> TowerStem:
-        """K prompts -> the stem of the lowest ``blocks`` blocks, over the longest prompt's length only."""
-        x, pool = self.text.embed(self.text.cut(prompts.tokens))
-        return self.text.stem(x, pool, blocks)
+    def text_stem(self, prompts: Prompts, blocks: int) -> PromptStem:
+        """K prompts -> the stem of the lowest ``blocks`` blocks, no longer than they need, in parts of like length where that pays."""
+        rows, tokens = zip(*self.text.parts(prompts.tokens), strict=True)
+        return PromptStem.from_parts([self.text.stem(*self.text.embed(part), blocks) for part in tokens], rows)
 
     @torch.no_grad()
     def image_features(self, pixels: Tensor) -> Features:
@@ -122,7 +127,7 @@ class Backbone:
     @torch.no_grad()
     def text_features(self, prompts: Prompts) -> Features:
         """K prompts -> features of the frozen tower [K,D], fp32, not normalised."""
-        return Features(self.text.features(self.text_stem(prompts, self.text.depth).output).float())
+        return Features(self.text.features(self.text.finish(self.text_stem(prompts, self.text.depth), Places())).float())
 
 
 @functools.cache

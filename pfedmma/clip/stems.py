@@ -72,6 +72,10 @@ class TowerStem(Stem):
     pool: Tensor | None
     blocks: int
 
+    def rows(self, start: int, end: int) -> TowerStem:
+        """The stem of the sequences from ``start`` to before ``end``, not copied."""
+        return self._each(lambda t: t[start:end])
+
 
 @dataclass(frozen=True)
 class Features(Stem):

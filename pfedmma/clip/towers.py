@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from pfedmma.clip.prompt_stem import Part, PromptStem, lengths_of_parts
 from pfedmma.clip.stems import TowerStem
 
 
@@ -28,12 +30,17 @@ class Places:
     ``attention``: (block, "q" | "k" | "v", LN1 of the block's input [N,T,W]) -> what to add to that projection [N,T,W]; for LoRA.
     ``output``: (block, LN1 of the block's input [N,T,W]) -> what to add to the block's output [N,T,W]; for adapters.
 
-    In the last block, queries and output are those of the pooled token alone wherever one token is pooled: T = 1.
+    In the last block, queries and output are those of the pooled token alone wherever one token is pooled: T = 1. Class prompts may go
+    through in several parts, each with a length T of its own (`PromptStem`).
+
+    ``of_part``: (numbers of the classes that go through together [n], T of the longest prompt of all) -> the places for these alone; for a
+    method whose places do not act on each sequence and token alike.
     """
 
     tokens: Callable[[int, Tensor], Tensor] | None = None
     attention: Callable[[int, str, Tensor], Tensor] | None = None
     output: Callable[[int, Tensor], Tensor] | None = None
+    of_part: Callable[[Tensor, int], Places] | None = None
 
 
 class Norm:
@@ -191,10 +198,18 @@ class VisualTower(Tower):
 
 
 class TextTower(Tower):
-    """CLIP's text transformer; `embed` -> `stem` -> `finish` -> `features`."""
+    """CLIP's text transformer; `embed` -> `stem` -> `finish` -> `features`.
 
-    def __init__(self, module: Any, pool_type: str, eos_id: int, dtype: torch.dtype) -> None:
+    ``keeps``: bytes that it keeps at most for the gradients of one pass over class prompts. ``block_keeps``: about how many it keeps of a
+    token and block.
+    """
+
+    def __init__(self, module: Any, pool_type: str, eos_id: int, dtype: torch.dtype, keeps: float = float("inf")) -> None:
         super().__init__(module.transformer.resblocks, module.attn_mask is not None, module.transformer.width, dtype)
+        self.keeps = keeps
+        # Two inputs of norms in fp32; LN1, queries, keys, values and their mixture; the hidden layer before and after a quick GELU's gate.
+        hidden = self.blocks[0].fc_weight.shape[0]
+        self.block_keeps = 2 * 4 * self.width + (5 * self.width + 2 * hidden) * dtype.itemsize
         self.token_embedding = module.token_embedding.weight.detach().float()
         self.positions = module.positional_embedding.detach().float()
         self.norm_final = Norm(module.ln_final)
@@ -216,19 +231,51 @@ class TextTower(Tower):
             return (tokens == self.eos_id).int().argmax(dim=-1)
         return torch.full((len(tokens),), 0 if self.pool_type == "first" else tokens.shape[1] - 1, device=tokens.device)
 
-    def cut(self, tokens: Tensor) -> Tensor:
-        """Drop the columns after the last pooled token: under a causal mask nothing after it is ever read.
+    def lengths(self, tokens: Tensor) -> list[int]:
+        """How many of its tokens [K,T] each prompt needs: under a causal mask nothing after the pooled one is ever read.
 
-        On the meta device it is not known which these are, and all are kept.
+        On the meta device it is not known which that is, and all are needed.
         """
         if not self.causal or self.pool_type == "last" or tokens.is_meta:
-            return tokens
-        return tokens[:, : int(self.pool_index(tokens).max()) + 1]
+            return [tokens.shape[1]] * len(tokens)
+        return (self.pool_index(tokens) + 1).tolist()
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """Drop the columns that no prompt needs."""
+        return tokens[:, : max(self.lengths(tokens))]
+
+    def parts(self, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Prompts [K,T] in parts of like length, each without columns that it does not need: their numbers [n] and tokens [n,T']."""
+        lengths, shorter, found = self.lengths(tokens), 0, []
+        for longest in lengths_of_parts(lengths):
+            numbers = [k for k, length in enumerate(lengths) if shorter < length <= longest]
+            rows = torch.tensor(numbers, device=tokens.device)
+            found.append((rows, tokens[rows, :longest] if len(numbers) < len(lengths) else tokens[:, :longest]))
+            shorter = longest
+        return found
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """[N,T] token ids, T up to the context length -> tokens [N,T,W] and the index of the pooled token [N]."""
         x = self.token_embedding[tokens] + self.positions[: tokens.shape[1]]
         return x, self.pool_index(tokens)
+
+    def finish(self, stem: TowerStem | PromptStem, places: Places) -> Tensor:
+        """As that of any tower; of class prompts [C*K,1,W], client by client in the classes' order, in whatever parts they go through.
+
+        Where more would be kept for the gradients than ``keeps``, some parts are computed again when gradients are taken.
+        """
+        if isinstance(stem, TowerStem):
+            return super().finish(stem, places)
+        learns = torch.is_grad_enabled()
+        plan = list(stem.planned((self.depth - stem.blocks) * self.block_keeps, self.keeps if learns else float("inf")))
+
+        def finished(part: Part) -> Tensor:
+            own = places if len(plan) == 1 or places.of_part is None else places.of_part(part.classes, stem.longest)
+            return super(TextTower, self).finish(part.stem.repeat(stem.clients), own)
+
+        return stem.in_order(
+            [finished(part) if stays else checkpoint(finished, part, use_reentrant=False, preserve_rng_state=False) for part, stays in plan]
+        )
 
     def features(self, x: Tensor) -> Tensor:
         """The pooled token of the last block [N,1,W] -> text features [N,D], not normalised."""

@@ -89,7 +89,7 @@ class Method:
         """[N,3,S,S] normalised pixels -> what follows from them without trained tensors."""
         return self.backbone.image_features(pixels)
 
-    def text_stem(self, prompts: Prompts) -> Stem:
+    def text_stem(self, prompts: Prompts) -> Any:
         """K prompts -> what follows from them without trained tensors."""
         return self.backbone.text_features(prompts)
 

@@ -17,9 +17,11 @@ Shape legend: C clients, N sequences of one client, T tokens, W width, r rank.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 
 from pfedmma import rng
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.multimodal import TOWERS
@@ -92,33 +95,57 @@ class FedLoRA(Method):
     def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         return self.backbone.text_stem(prompts, 0)
 
     def image_features(self, state: State, stem: TowerStem) -> Tensor:
         return self.features(state, stem, "visual")
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         return self.features(state, stem.repeat(count(state)), "text")
 
-    def features(self, state: State, stem: TowerStem, name: str) -> Tensor:
+    def features(self, state: State, stem: TowerStem | PromptStem, name: str) -> Tensor:
         """Normalised features of the tower ``name``: stem of C*N sequences, client by client -> [C,N,D]."""
         tower = getattr(self.backbone, name)
-        places = Places(attention=lambda block, part, normed: self.low_rank(state, f"{name}.{block}.{part}", normed))
-        return F.normalize(per_client(state, tower.features(tower.finish(stem, places)).float()), dim=-1)
 
-    def low_rank(self, state: State, name: str, normed: Tensor) -> Tensor:
-        """What is added to the projection ``name``: alpha / sqrt(r) B A dropout(normed), [C*N,T,W] -> [C*N,T,W]."""
+        def places(part_of: Part | None = None) -> Places:
+            return Places(attention=lambda block, part, normed: self.low_rank(state, f"{name}.{block}.{part}", normed, part_of))
+
+        whole = dataclasses.replace(places(), of_part=lambda classes, longest: places(Part(classes, longest)))
+        return F.normalize(per_client(state, tower.features(tower.finish(stem, whole)).float()), dim=-1)
+
+    def low_rank(self, state: State, name: str, normed: Tensor, part: Part | None = None) -> Tensor:
+        """What is added to the projection ``name``: alpha / sqrt(r) B A dropout(normed), [C*N,T,W] -> [C*N,T,W].
+
+        ``part``: of which sequences alone; None: of all.
+        """
         a, b = state[f"{name}.a"], state[f"{name}.b"]
         factor = self.settings.alpha / math.sqrt(self.settings.rank)
         x = per_client(state, normed)
         if SEEDS in state and self.settings.dropout > 0:  # in training only
             share = 1.0 - self.settings.dropout
-            x = x * rng.keep_mask(state[SEEDS], name, x.shape[1:], share)
+            x = x * kept(state[SEEDS], name, x.shape[1:], share, part)
             factor /= share  # keeps the expected value; applied below, where there are r numbers a token instead of W
         x = x.flatten(1, 2)
         x = torch.bmm(torch.bmm(x, a.transpose(1, 2)) * factor, b.transpose(1, 2))
         return x.view(normed.shape)
+
+
+class Part(NamedTuple):
+    """Sequences that go through a tower by themselves: their ``numbers`` [n], and T of the ``longest`` of all."""
+
+    numbers: Tensor
+    longest: int
+
+
+def kept(seeds: Tensor, name: str, shape: Sequence[int], share: float, part: Part | None) -> Tensor:
+    """What dropout keeps of [C,n,T,W]; a part of the sequences, cut shorter, has its part of the mask of all."""
+    if part is None:
+        return rng.keep_mask(seeds, name, shape, share)
+    _, tokens, width = shape
+    longest = 1 if tokens == 1 else part.longest  # in the last block, of all sequences only the pooled token is left
+    first = part.numbers[:, None] * longest + torch.arange(tokens, device=seeds.device)
+    return rng.keep_elements(seeds, name, first[..., None] * width + torch.arange(width, device=seeds.device), share)
 
 
 PUBLISHED = {"name": "adamw", "lr": 2e-4, "weight_decay": 1e-2}

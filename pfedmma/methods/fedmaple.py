@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, word_ids, worded_stem
@@ -101,7 +102,7 @@ class FedMaPLe(Method):
     def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         """The embedded prompts ``[SOS] words name . [EOS]``, whatever template ``prompts`` were made with.
 
         Raises:
@@ -109,7 +110,7 @@ class FedMaPLe(Method):
         """
         return worded_stem(self.backbone, self.words, prompts.names)
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         """Stem of K prompts -> [C,K,D]; each client's tokens stand after the start token."""
         tower, n = self.backbone.text, self.settings.context
 

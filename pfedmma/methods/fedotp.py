@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Features, TowerStem
+from pfedmma.clip.prompt_stem import PromptStem
+from pfedmma.clip.stems import Features
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, per_client
 from pfedmma.stack.rules import MEAN, State
@@ -80,14 +81,14 @@ class FedOTP(Method):
         tokens = self.backbone.image_stem(pixels, self.backbone.visual.depth, pooled=False).output
         return Features(F.normalize(self.backbone.visual.patch_features(tokens).float(), dim=-1))
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
     def image_features(self, state: State, stem: Features) -> Tensor:
         """[C,B,M,D]."""
         return per_client(state, stem.value)
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         """[C,N,K,D]: the shared prompt, then the private one."""
         both = torch.stack([state[name] for name in PROMPTS], dim=1).flatten(0, 1)  # of a client side by side: one pass of the tower
         return prompt_features(self.backbone, stem, both).unflatten(0, (-1, len(PROMPTS)))

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import Features, Stem, TowerStem
+from pfedmma.clip.prompt_stem import PromptStem
+from pfedmma.clip.stems import Features
 from pfedmma.clip.towers import Places
 from pfedmma.methods.adapters.context import STD, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import SEEDS, Entry, Method, shared_by
@@ -56,10 +57,10 @@ class FedPGPConfig:
 
 
 @dataclass(frozen=True)
-class AnchoredStem(Stem):
+class AnchoredStem:
     """``context``: the prompts with room for the learned context; ``anchor``: features [K,D] of the frozen prompts, not normalised."""
 
-    context: TowerStem
+    context: PromptStem
     anchor: Features
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.methods.adapters.multimodal import PARTS, AdapterSpec, adapted_features, shared_outputs
 from pfedmma.methods.base import Entry, Method, count
@@ -117,13 +118,13 @@ class MultiModalAdapters(Method):
     def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, self.spec.frozen_blocks(self.backbone, "visual"))
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         return self.backbone.text_stem(prompts, self.spec.frozen_blocks(self.backbone, "text"))
 
     def image_features(self, state: State, stem: TowerStem) -> Tensor:
         return F.normalize(adapted_features(self.backbone, self.spec, state, stem, "visual"), dim=-1)
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         return F.normalize(adapted_features(self.backbone, self.spec, state, stem.repeat(count(state)), "text"), dim=-1)
 
     def shared_outputs(self, state: State, stem: TowerStem) -> Tensor | None:

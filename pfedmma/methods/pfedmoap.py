@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import TowerStem
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, cosine_logits
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
@@ -109,11 +109,11 @@ class PFedMoAP(Method):
             state |= initial_linear(name, self.width, self.width, generator)
         return state
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
     @torch.no_grad()
-    def fixed(self, state: State, given: Given, text_stem: TowerStem) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: PromptStem) -> dict[str, Tensor]:
         """``experts`` [C,E,K,G], what the gating sees of the others' text features, and ``present`` [C,E]; nothing without others."""
         if given.others is None:
             return {}
@@ -123,7 +123,7 @@ class PFedMoAP(Method):
         features = [prompt_features(self.backbone, text_stem, part) for part in distinct.split(len(prompts))]
         return {"experts": pool(torch.cat(features))[index.view(prompts.shape[:2])], "present": given.others.present}
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         return prompt_features(self.backbone, stem, state["prompt"])
 
     def logits(self, state: State, images: Tensor, texts: Tensor) -> Tensor:

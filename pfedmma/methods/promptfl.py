@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.stems import TowerStem
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method
 from pfedmma.stack.rules import MEAN, Given, State
@@ -60,13 +60,13 @@ class PromptFL(Method):
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         return {"prompt": initial_context(self.backbone, self.length, self.settings.words, generator)}
 
-    def text_stem(self, prompts: Prompts) -> TowerStem:
+    def text_stem(self, prompts: Prompts) -> PromptStem:
         return context_stem(self.backbone, prompts.names, self.length)
 
-    def fixed(self, state: State, given: Given, text_stem: TowerStem) -> dict[str, Tensor]:
+    def fixed(self, state: State, given: Given, text_stem: PromptStem) -> dict[str, Tensor]:
         return {"received": state["prompt"].clone()}  # training changes the state in place
 
-    def text_features(self, state: State, stem: TowerStem) -> Tensor:
+    def text_features(self, state: State, stem: PromptStem) -> Tensor:
         return prompt_features(self.backbone, stem, state["prompt"])
 
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

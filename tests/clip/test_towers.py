@@ -192,20 +192,21 @@ def test_the_last_block_keeps_the_pooled_token_alone() -> None:
     prompts = frozen.prompts(GENERIC_TEMPLATE, NAMES)
     assert frozen.image_stem(images(32), 4).output.shape == (3, 1, 32)
     assert frozen.image_stem(images(32), 3).output.shape == (3, 17, 32)
-    assert frozen.text_stem(prompts, 3).output.shape == (4, 1, 24)
-    assert frozen.text_stem(prompts, 2).output.shape == (4, 13, 24)
+    for blocks, tokens in ((3, 1), (2, 13)):
+        (part,) = frozen.text_stem(prompts, blocks).parts
+        assert part.stem.output.shape == (4, tokens, 24)
 
 
 def test_a_stem_takes_no_gradient_and_is_repeated_client_by_client() -> None:
     frozen = Backbone.freeze(small_clip({}, {}, {}))
-    stem = frozen.text_stem(frozen.prompts(GENERIC_TEMPLATE, NAMES), 2)
+    stem = frozen.text_stem(frozen.prompts(GENERIC_TEMPLATE, NAMES), 2).parts[0].stem
     assert not stem.normed.requires_grad and not stem.output.requires_grad
     twice = stem.repeat(2)
     for part in ("output", "normed", "pool"):
         one, two = getattr(stem, part), getattr(twice, part)
         assert torch.equal(two, torch.cat([one, one])), part
     assert twice.blocks == stem.blocks == 2
-    embedded = frozen.text_stem(frozen.prompts(GENERIC_TEMPLATE, NAMES), 0)
+    embedded = frozen.text_stem(frozen.prompts(GENERIC_TEMPLATE, NAMES), 0).parts[0].stem
     assert embedded.normed is None and embedded.repeat(2).output.shape == (8, 13, 24)
 
 

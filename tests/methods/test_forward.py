@@ -134,7 +134,7 @@ class Knowing(PromptFL):
         return self.wants
 
     def fixed(self, state: State, given: Given, text_stem: Any) -> dict[str, Tensor]:
-        self.seen.append((len(text_stem.output), None if given.held is None else given.held.tolist()))
+        self.seen.append((sum(len(part.classes) for part in text_stem.parts), None if given.held is None else given.held.tolist()))
         return super().fixed(state, given, text_stem)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
-from pfedmma.clip.stems import TowerStem
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.towers import Places
 from pfedmma.system.errors import UserError
 
@@ -44,7 +44,7 @@ def initial_context(backbone: Backbone, length: int, words: str, generator: torc
     return torch.randn(length, backbone.text.width, generator=generator) * STD
 
 
-def context_stem(backbone: Backbone, names: tuple[str, ...], length: int) -> TowerStem:
+def context_stem(backbone: Backbone, names: tuple[str, ...], length: int) -> PromptStem:
     """The embedded prompts of the classes ``names``, with ``length`` placeholders where the learned context goes.
 
     Raises:
@@ -53,7 +53,7 @@ def context_stem(backbone: Backbone, names: tuple[str, ...], length: int) -> Tow
     return worded_stem(backbone, " ".join(["X"] * length), names)  # X is one token
 
 
-def worded_stem(backbone: Backbone, words: str, names: tuple[str, ...]) -> TowerStem:
+def worded_stem(backbone: Backbone, words: str, names: tuple[str, ...]) -> PromptStem:
     """The embedded prompts ``[SOS] words name . [EOS]`` of the classes ``names``.
 
     Raises:
@@ -84,7 +84,7 @@ def prompted(backbone: Backbone, context: Tensor) -> Places:
     return Places(tokens=tokens)
 
 
-def prompt_features(backbone: Backbone, stem: TowerStem, context: Tensor) -> Tensor:
+def prompt_features(backbone: Backbone, stem: PromptStem, context: Tensor) -> Tensor:
     """Normalised text features [C,K,D] of the prompts in ``stem`` with each of the contexts [C,L,W]."""
     x = backbone.text.finish(stem.repeat(len(context)), prompted(backbone, context))
     return F.normalize(backbone.text.features(x).float().unflatten(0, (len(context), -1)), dim=-1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.stack.linear import kaiming_normal_fan_out, linear
@@ -130,7 +131,9 @@ class AdapterSpec:
         return _layer(tensors, f"shared.{self.shared_number(tower, block)}", x)
 
 
-def adapted_features(backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str, Tensor], stem: TowerStem, name: str) -> Tensor:
+def adapted_features(
+    backbone: Backbone, spec: AdapterSpec, tensors: Mapping[str, Tensor], stem: TowerStem | PromptStem, name: str
+) -> Tensor:
     """Features of the tower ``name`` with adapters in place, fp32, not normalised: stem of C*N sequences -> [C,N,D]."""
     tower = getattr(backbone, name)
     places = Places(output=lambda block, normed: spec(tensors, name, block, normed)) if spec.has(name) else Places()
