@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pfedmma import rng
-from pfedmma.clip import fitting, tiny, weights
+from pfedmma.clip import attention, fitting, tiny, weights
 from pfedmma.clip.activation import GELU, QUICK_GELU, warn_where_unknown
 from pfedmma.clip.backbone import PRECISIONS, Backbone, refuse_unsupported
 from pfedmma.clip.file_kinds import NoWeights
@@ -45,8 +45,23 @@ class BackboneConfig:
     )
     precision: str = setting("fp32", "of the frozen matrix products: fp32, bf16 or fp16; adapters and optimizer state are always fp32")
 
+    attention: str = setting(
+        "auto",
+        "attention kernels on a GPU: auto (flash, else memory-efficient), flash, efficient, cudnn (first on an H100) or math",
+        SAME_RESULT,
+    )
+    text_gb: float = setting(
+        16.0,
+        "memory in GB that a training step keeps of the text tower for its gradients; what class prompts need beyond it is computed again",
+        SAME_RESULT,
+    )
+
     def __post_init__(self) -> None:
         checks.one_of("precision", self.precision, PRECISIONS)
+        checks.one_of("attention", self.attention, attention.CHOICES)
+        if self.attention == "flash" and self.precision == "fp32":
+            raise UserError("attention: flash takes no fp32; set backbone.precision to bf16 or fp16, or backbone.attention=efficient")
+        checks.at_least("text_gb", self.text_gb, 0.1)
 
 
 def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
@@ -56,10 +71,12 @@ def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
         UserError: unknown name or tag, unreadable or unfitting weights, an unsupported tower.
     """
     model = create_model(config, seed).to(device)
-    if device.type == "cuda" and config.precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the patch embedding to 10 bits
+    if device.type == "cuda":
+        attention.use(config.attention)
+        if config.precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the patch embedding to 10 bits
     refuse_unsupported(model, config.name)
-    return Backbone.freeze(model, config.name, config.precision, own_tokenizer(config.name))
+    return Backbone.freeze(model, config.name, config.precision, own_tokenizer(config.name), config.text_gb)
 
 
 def own_tokenizer(name: str) -> Any:

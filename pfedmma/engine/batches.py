@@ -23,6 +23,7 @@ from pfedmma.methods.forward import Forward
 from pfedmma.stack.optim import OptimizerConfig
 
 WHOLE_STEM_BATCH = 256  # images at a time
+STEP = 8  # images of a client between two sizes of a GPU's batches
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ class Batches:
             yield self.stage(clients[:k], [plan[number] for plan in plans[:k]], round_, number, pixels)
 
     def stage(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int, pixels: bool = True) -> StagedBatch:
-        """The clients' next batches side by side, padded to the largest with images of weight 0."""
-        size = max(map(len, chosen))
+        """The clients' next batches side by side, `padded` with images of weight 0."""
+        size = self.padded(max(map(len, chosen)))
         rows = torch.stack([torch.cat([own, own[:1].expand(size - len(own))]) for own in chosen])
         there = torch.arange(size) < torch.tensor([[len(own)] for own in chosen])
         labels = torch.stack([client.labels[own] for client, own in zip(clients, rows, strict=True)])
@@ -134,6 +135,16 @@ class Batches:
         first = torch.tensor([0, *map(len, chosen[:-1])]).cumsum(0)[:, None]
         rows = torch.where(there, first + torch.arange(size), first)
         return StagedBatch(self.staged_images(clients, chosen, round_, number), rows, labels, weights, seeds)
+
+    def padded(self, images: int) -> int:
+        """To how many images a client the batches of a step are padded where the largest has so many.
+
+        On a GPU few shapes come up in a run, since its kernels and what is planned or compiled for them go by shape: multiples of `STEP`,
+        but no more than a full batch.
+        """
+        if self.forward.device.type == "cpu":
+            return images
+        return max(images, min(-(-images // STEP) * STEP, self.work.batch_size))
 
     def staged_images(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Staged:
         """The images of the clients' next batches, without padding."""

@@ -108,43 +108,43 @@ class FedLoRA(Method):
         """Normalised features of the tower ``name``: stem of C*N sequences, client by client -> [C,N,D]."""
         tower = getattr(self.backbone, name)
 
-        def places(part_of: Part | None = None) -> Places:
-            return Places(attention=lambda block, part, normed: self.low_rank(state, f"{name}.{block}.{part}", normed, part_of))
+        def places(some: Some | None = None) -> Places:
+            return Places(attention=lambda block, part, normed: self.low_rank(state, f"{name}.{block}.{part}", normed, some))
 
-        whole = dataclasses.replace(places(), of_part=lambda classes, longest: places(Part(classes, longest)))
+        whole = dataclasses.replace(places(), of_part=lambda classes, longest: places(Some(classes, longest)))
         return F.normalize(per_client(state, tower.features(tower.finish(stem, whole)).float()), dim=-1)
 
-    def low_rank(self, state: State, name: str, normed: Tensor, part: Part | None = None) -> Tensor:
+    def low_rank(self, state: State, name: str, normed: Tensor, some: Some | None = None) -> Tensor:
         """What is added to the projection ``name``: alpha / sqrt(r) B A dropout(normed), [C*N,T,W] -> [C*N,T,W].
 
-        ``part``: of which sequences alone; None: of all.
+        ``some``: of which sequences alone; None: of all.
         """
         a, b = state[f"{name}.a"], state[f"{name}.b"]
         factor = self.settings.alpha / math.sqrt(self.settings.rank)
         x = per_client(state, normed)
         if SEEDS in state and self.settings.dropout > 0:  # in training only
             share = 1.0 - self.settings.dropout
-            x = x * kept(state[SEEDS], name, x.shape[1:], share, part)
+            x = x * kept(state[SEEDS], name, x.shape[1:], share, some)
             factor /= share  # keeps the expected value; applied below, where there are r numbers a token instead of W
         x = x.flatten(1, 2)
         x = torch.bmm(torch.bmm(x, a.transpose(1, 2)) * factor, b.transpose(1, 2))
         return x.view(normed.shape)
 
 
-class Part(NamedTuple):
+class Some(NamedTuple):
     """Sequences that go through a tower by themselves: their ``numbers`` [n], and T of the ``longest`` of all."""
 
     numbers: Tensor
     longest: int
 
 
-def kept(seeds: Tensor, name: str, shape: Sequence[int], share: float, part: Part | None) -> Tensor:
-    """What dropout keeps of [C,n,T,W]; a part of the sequences, cut shorter, has its part of the mask of all."""
-    if part is None:
+def kept(seeds: Tensor, name: str, shape: Sequence[int], share: float, some: Some | None) -> Tensor:
+    """What dropout keeps of [C,n,T,W]; some of the sequences, cut shorter, have their part of the mask of all."""
+    if some is None:
         return rng.keep_mask(seeds, name, shape, share)
     _, tokens, width = shape
-    longest = 1 if tokens == 1 else part.longest  # in the last block, of all sequences only the pooled token is left
-    first = part.numbers[:, None] * longest + torch.arange(tokens, device=seeds.device)
+    longest = 1 if tokens == 1 else some.longest  # in the last block, of all sequences only the pooled token is left
+    first = some.numbers[:, None] * longest + torch.arange(tokens, device=seeds.device)
     return rng.keep_elements(seeds, name, first[..., None] * width + torch.arange(width, device=seeds.device), share)
 
 

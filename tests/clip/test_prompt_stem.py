@@ -194,7 +194,9 @@ def stem_of(*shapes: tuple[int, int]) -> PromptStem:
     """Of parts with so many prompts of so many tokens, the classes dealt backwards."""
     total = sum(count for count, _ in shapes)
     classes = torch.arange(total).flip(0).split([count for count, _ in shapes])
-    stems = [TowerStem(own[:, None, None].expand(-1, tokens, 2).float(), None, own, 0) for own, (_, tokens) in zip(classes, shapes)]
+    stems = []
+    for own, (_, tokens) in zip(classes, shapes, strict=True):
+        stems.append(TowerStem(own[:, None, None].expand(-1, tokens, 2).float(), None, own, 0))
     return PromptStem.from_parts(stems, classes)
 
 
