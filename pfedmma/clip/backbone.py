@@ -88,6 +88,11 @@ class Backbone:
     def device(self) -> torch.device:
         return self.logit_scale.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen matrix products."""
+        return PRECISIONS[self.precision]
+
     def prompts(self, template: str, names: Sequence[str]) -> Prompts:
         """Prompts "a photo of a {class}." for each class, "_" read as a space."""
         texts = [template.format(name.replace("_", " ")) for name in names]
@@ -99,7 +104,7 @@ class Backbone:
 
         One pass, not more: autocast keeps low-precision copies of trained tensors until it is left.
         """
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.precision != "fp32"):
             yield
 
     @torch.no_grad()

@@ -25,11 +25,11 @@ class Stem:
 
     def repeat(self: S, clients: int) -> S:
         """The same stem for each of ``clients`` clients: [N,...] -> [clients * N, ...]."""
-        return self._each(lambda t: repeat(t, clients))
+        return self.each(lambda t: repeat(t, clients))
 
     def take(self: S, rows: Tensor) -> S:
         """The stem of some of its images or prompts."""
-        return self._each(lambda t: t[rows])
+        return self.each(lambda t: t[rows])
 
     @classmethod
     def join(cls: type[S], stems: Sequence[S]) -> S:
@@ -49,13 +49,14 @@ class Stem:
         """The memory of its tensors."""
         return sum(part.nbytes for part in self._parts().values())
 
+    def each(self: S, change: Callable[[Tensor], Tensor]) -> S:
+        """The same stem with each of its tensors changed."""
+        changed = {name: change(part) if isinstance(part, Tensor) else part.each(change) for name, part in self._parts().items()}
+        return dataclasses.replace(self, **changed)
+
     def _parts(self) -> dict[str, Tensor | Stem]:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, (Tensor, Stem))}
-
-    def _each(self: S, change: Callable[[Tensor], Tensor]) -> S:
-        changed = {name: change(part) if isinstance(part, Tensor) else part._each(change) for name, part in self._parts().items()}
-        return dataclasses.replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class TowerStem(Stem):
     """What the lowest ``blocks`` frozen blocks of a tower leave to the first place in use.
 
     ``output`` [N,T,W] is the output of the last of them ([N,1,W] where the last block of the tower keeps the pooled token alone) and
-    ``normed``, of the same shape, LN1 of its input; None with ``blocks`` 0. ``pool`` [N] is the index of the pooled token, None
-    where all tokens are kept to the end.
+    ``normed``, of the same shape, LN1 of its input; None with ``blocks`` 0. ``pool`` is the index of the pooled token, [N] or
+    one for all; None where all tokens are kept to the end.
     """
 
     output: Tensor
     normed: Tensor | None
-    pool: Tensor | None
+    pool: Tensor | int | None
     blocks: int
 
     def rows(self, start: int, end: int) -> TowerStem:

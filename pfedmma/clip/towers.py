@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pfedmma.clip import pointwise
 from pfedmma.clip.prompt_stem import Part, PromptStem, lengths_of_parts
 from pfedmma.clip.stems import TowerStem
 
@@ -52,7 +53,11 @@ class Norm:
             self.weight, self.bias, self.eps = module.weight.detach().float(), module.bias.detach().float(), module.eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x if self.identity else F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return self.rounded(x, torch.float32)
+
+    def rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The norm of [...,W] in ``dtype``."""
+        return x.to(dtype) if self.identity else pointwise.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
 class Block:
@@ -69,17 +74,17 @@ class Block:
         self.out_weight, self.out_bias = frozen(attention.out_proj.weight), frozen(attention.out_proj.bias)
         self.fc_weight, self.fc_bias = frozen(mlp.c_fc.weight), frozen(mlp.c_fc.bias)
         self.proj_weight, self.proj_bias = frozen(mlp.c_proj.weight), frozen(mlp.c_proj.bias)
-        self.activation = mlp.gelu
+        self.activation = pointwise.activation(mlp.gelu)
         self.gamma1, self.gamma2 = (getattr(ls, "gamma", None) for ls in (module.ls_1, module.ls_2))
 
     def __call__(
-        self, x: Tensor, causal: bool, pool: Tensor | None = None, add: Callable[[str, Tensor], Tensor] | None = None
+        self, x: Tensor, causal: bool, pool: Tensor | int | None = None, add: Callable[[str, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(LN1(x), the block's output), both [N,T,W]; with ``pool`` [N], of the pooled token alone: [N,1,W].
+        """(LN1(x), the block's output), both [N,T,W]; with ``pool`` ([N], or one for all), of the pooled token alone: [N,1,W].
 
         ``add``: ("q" | "k" | "v", LN1(x)) -> what to add to that projection.
         """
-        normed = every = self.norm1(x).to(self.in_weight.dtype)  # once, for the projections and whatever a method does with it
+        normed = every = self.norm1.rounded(x, self.in_weight.dtype)  # once, for the projections and whatever a method does with it
         width = x.shape[-1]
         if pool is None:
             q, k, v = F.linear(normed, self.in_weight, self.in_bias).chunk(3, dim=-1)
@@ -87,7 +92,7 @@ class Block:
         else:
             k, v = F.linear(normed, self.in_weight[width:], self.in_bias[width:]).chunk(2, dim=-1)
             # The pooled token sees itself and what came before it, as in the full causal mask.
-            mask = (torch.arange(x.shape[1], device=x.device) <= pool[:, None])[:, None, None] if causal else None
+            mask = (torch.arange(x.shape[1], device=x.device) <= pool[:, None])[:, None, None] if causal else None  # type: ignore[index]
             x, normed = take(x, pool), take(normed, pool)
             q = F.linear(normed, self.in_weight[:width], self.in_bias[:width])
         if add is not None:
@@ -96,7 +101,7 @@ class Block:
         mixed = attention(q, k, v, mask, causal and pool is None)
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
         x = x + (mixed if self.gamma1 is None else mixed * self.gamma1)
-        hidden = self.activation(F.linear(self.norm2(x).to(self.fc_weight.dtype), self.fc_weight, self.fc_bias))
+        hidden = self.activation(F.linear(self.norm2.rounded(x, self.fc_weight.dtype), self.fc_weight, self.fc_bias))
         hidden = F.linear(hidden, self.proj_weight, self.proj_bias)
         return normed, x + (hidden if self.gamma2 is None else hidden * self.gamma2)
 
@@ -114,9 +119,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
-    """[N,T,W], [N] -> [N,1,W]: one token of each sequence."""
-    return x[torch.arange(len(x), device=x.device), index].unsqueeze(1)
+def take(x: Tensor, index: Tensor | int) -> Tensor:
+    """[N,T,W] -> [N,1,W]: one token of each sequence, ``index`` [N], or the same of all."""
+    if isinstance(index, int):
+        return x.narrow(1, index, 1).contiguous()  # of its own: a stem that is kept must not hold all tokens
+    return x.gather(1, index.view(-1, 1, 1).expand(-1, 1, x.shape[-1]))
 
 
 class Tower:
@@ -131,12 +138,12 @@ class Tower:
     def depth(self) -> int:
         return len(self.blocks)
 
-    def stem(self, x: Tensor, pool: Tensor | None, blocks: int) -> TowerStem:
+    def stem(self, x: Tensor, pool: Tensor | int | None, blocks: int) -> TowerStem:
         """Run the lowest ``blocks`` blocks as they are.
 
         Args:
             x: embedded tokens [N,T,W].
-            pool: [N] index of the pooled token, None to keep all tokens to the end.
+            pool: [N] index of the pooled token, or one for all sequences; None to keep all tokens to the end.
         """
         normed = None
         for number in range(1, blocks + 1):
@@ -159,7 +166,7 @@ class Tower:
                 x = x + places.output(number, normed)
         return x
 
-    def _run(self, number: int, x: Tensor, pool: Tensor | None, attention=None) -> tuple[Tensor, Tensor]:
+    def _run(self, number: int, x: Tensor, pool: Tensor | int | None, attention=None) -> tuple[Tensor, Tensor]:
         add = None if attention is None else lambda part, normed: attention(number, part, normed)
         return self.blocks[number - 1](x, self.causal, pool if number == self.depth else None, add)
 
@@ -175,12 +182,11 @@ class VisualTower(Tower):
         self.projection = module.proj.detach().float()
         self.pool_type, self.norm_after_pool = module.pool_type, module.final_ln_after_pool
 
-    def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N,3,S,S] normalised pixels -> tokens [N,T,W] and the index of the pooled token [N]."""
+    def embed(self, pixels: Tensor) -> tuple[Tensor, int | None]:
+        """[N,3,S,S] normalised pixels -> tokens [N,T,W] and the index of the pooled token, the same of all images."""
         patches = F.conv2d(pixels, self.patch_weight, stride=self.patch_weight.shape[-2:]).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(pixels), 1, -1).to(patches.dtype), patches], dim=1)
-        pool = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device) if self.pool_type == "tok" else None
-        return self.norm_pre(tokens + self.positions), pool
+        return self.norm_pre(tokens + self.positions), 0 if self.pool_type == "tok" else None
 
     def features(self, x: Tensor) -> Tensor:
         """Tokens of the last block [N,T or 1,W] -> image features [N,D], not normalised."""

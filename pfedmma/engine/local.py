@@ -99,18 +99,25 @@ class LocalTraining:
         """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
         first, columns = self.first_trained, slice(self.first_trained, self.layout.trained_size)
         own = params[:, columns]
-        leaves = {name: view.detach().requires_grad_() for name, view in self.layout.part(columns, own).items()}
+        leaves = self.leaves(columns, own)
         state_now = {**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}
-        losses = self.forward.losses(state_now, batch.images, batch.labels, batch.weights)
-        if losses.requires_grad:  # a method without trained tensors has no gradient
-            # A client's gradient comes from its own loss alone, so the sum serves all of them.
-            total = scale.scaled(losses).sum()
-            found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            grads = torch.empty_like(own, memory_format=torch.contiguous_format)
-            torch._foreach_copy_(list(self.layout.part(columns, grads).values()), list(found))
+        inputs = batch.images, batch.labels, batch.weights
+        losses, grads = self.forward.gradients(state_now, list(leaves.values()), inputs, scale.scaled)
+        if grads is not None:  # a method without trained tensors has no gradient
             rates = None if self.rates is None else self.rates[first:]
             scale.guarded_step(self.batches.work.optimizer, own, grads, optim.columns(state, first), rates)
-        return losses.detach()
+        return losses
+
+    def leaves(self, columns: slice, own: Tensor) -> dict[str, Tensor]:
+        """The trained tensors in ``columns``, views of ``own`` [k,n] that take a gradient.
+
+        In mixed precision, those that act in matrix products alone are rounded here, all at once, instead of one by one.
+        """
+        views, rounded = self.layout.part(columns, own), self.method.in_products
+        if rounded and self.method.backbone.dtype != own.dtype:
+            low = self.layout.part(columns, own.to(self.method.backbone.dtype))
+            views |= {name: tensor for name, tensor in low.items() if name in rounded}
+        return {name: view.detach().requires_grad_() for name, view in views.items()}
 
     @cached_property
     def rates(self) -> Tensor | None:

@@ -78,6 +78,11 @@ class Method:
         """Tensors whose learning rate is not ``optimizer.lr``."""
         return {}
 
+    @property
+    def in_products(self) -> Collection[str]:
+        """Tensors that act in matrix products alone, in which mixed precision rounds them anyway: in training all are rounded at once."""
+        return ()
+
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The state in which clients start, without the client axis.
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,6 +75,10 @@ class FedLoRA(Method):
     @property
     def exchange(self) -> dict[str, str]:
         return dict.fromkeys(self.shapes, MEAN)
+
+    @property
+    def in_products(self) -> Collection[str]:
+        return self.shapes.keys()
 
     def projections(self) -> Iterator[tuple[str, int]]:
         """Name and width of every adapted projection."""

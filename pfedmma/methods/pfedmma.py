@@ -15,7 +15,7 @@ adapters (``evaluation.text_features``); the last round's model is reported (``e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +110,10 @@ class MultiModalAdapters(Method):
     @property
     def learning_rates(self) -> dict[str, float]:
         return dict.fromkeys(tensors_of(SHARED, self.spec), self.shared_lr) if self.shared_lr else {}
+
+    @property
+    def in_products(self) -> Collection[str]:
+        return self.shapes.keys()
 
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         tensors = self.spec.initial(generator)

@@ -34,6 +34,11 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """A line on stdout about what the program does."""
+    print(text, flush=True)
+
+
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
