@@ -1,10 +1,11 @@
 """What local training costs beside the plain path and beside the machine's matrix products, all measured in one run.
 
-    python benchmarks/local_training.py [--model ViT-B-32] [--precision fp32|bf16] [--clients 1,4,10] [--evaluation]
+    python benchmarks/local_training.py [--model ViT-B-32] [--precision fp32|bf16] [--clients 1,4,10] [--compile] [--graphs] [--evaluation]
 
 Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path (the oracle in
 tests/support/oracle.py), one client at a time; of `LocalTraining.step`, one client at a time and several in a stack; and large matrix
-products, for the machine's peak.
+products, for the machine's peak. ``--compile`` and ``--graphs`` (on a GPU) measure the steps once more, through torch.compile and as CUDA
+graphs; with both, also together.
 ``--evaluation`` measures the test of all clients on base and novel classes instead: the plain path encodes everything anew for each
 client (and its own classes once more, for Local) and is timed for one client a repeat; `Evaluator.table` serves them all.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,7 +43,9 @@ from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedDat
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
 from pfedmma.engine.batches import Batch, Batches, LocalWork
+from pfedmma.engine.graphs import Graphs
 from pfedmma.engine.local import LocalTraining
+from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import MethodConfig
@@ -55,6 +59,7 @@ from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.memory import keep_freed_memory
 
 PLAIN = "plain path"
+COMPILED, GRAPH = ", compiled", ", graph"
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of the first loss, relative to the plain path's
 
 
@@ -69,6 +74,7 @@ class Setting:
     classes: int
     images: int
     device: torch.device
+    ways: tuple[str, ...] = ("",)  # in which a step is taken: nothing, COMPILED, GRAPH or both added to a name
 
 
 class Bench:
@@ -114,15 +120,24 @@ class Bench:
         work = LocalWork(1, self.setting.batch, self.optimizer, seed=0)
         return LocalTraining(self.layout, Batches(forward, self.pixels, work))
 
-    def step_of(self, clients: int) -> Callable[[], Tensor]:
-        """`LocalTraining.step` of the first ``clients`` clients, on images prepared once; gives their losses."""
+    @cached_property
+    def compiled(self) -> LocalTraining:
+        """The same through torch.compile."""
+        batches = self.training.batches
+        forward = dataclasses.replace(batches.forward, compiled=Compiled(self.setting.batch, told=_aside))
+        return dataclasses.replace(self.training, batches=dataclasses.replace(batches, forward=forward))
+
+    def step_of(self, clients: int, way: str = "") -> Callable[[], Tensor]:
+        """`LocalTraining.step` of the first ``clients`` clients, on images prepared once; gives their losses. ``way``: see `Setting`."""
+        training, graphs = self.compiled if COMPILED in way else self.training, Graphs() if GRAPH in way else None
         ids, states = range(clients), self.answers.states
         params, state = states.gather(ids, self.answers.shared), states.gather_optimizer(ids)
         labels = self.labels[:clients]
         weights = torch.full(labels.shape, 1.0 / self.setting.batch, device=self.device)
         batch = Batch(self.normalised(clients * self.setting.batch), labels, weights, torch.arange(clients, device=self.device))
         scale = LossScale(clients, self.device, enabled=False)
-        return lambda: self.training.step(params, state, {}, batch, scale)
+        inputs = params, state, {}, batch, scale
+        return lambda: training.step(*inputs) if graphs is None else graphs(training.step, 0, inputs)
 
     def plain_step(self) -> Callable[[], Tensor]:
         """The first client's step on the plain path, with the same images."""
@@ -161,7 +176,9 @@ def training_variants(bench: Bench, widths: Sequence[int]) -> list[Variant]:
     """The plain path, one client at a time, and the stacks; refuses to time paths that do not compute the same."""
     setting = bench.setting
     visual, text = bench.shapes(bench.base)
-    steps = {PLAIN: (1, bench.plain_step())} | {stack_name(width): (width, bench.step_of(width)) for width in widths}
+    steps = {PLAIN: (1, bench.plain_step())}
+    for way in setting.ways:
+        steps |= {stack_name(width) + way: (width, bench.step_of(width, way)) for width in widths}
     losses = {name: step().flatten()[0].item() for name, (_, step) in steps.items()}
     refuse_difference(losses, TOLERANCE[setting.precision])
     return [
@@ -173,6 +190,11 @@ def training_variants(bench: Bench, widths: Sequence[int]) -> list[Variant]:
         )
         for name, (width, step) in steps.items()
     ]
+
+
+def _aside(text: str) -> None:
+    """A line on stderr: stdout ends with the report."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def stack_name(width: int) -> str:
@@ -233,6 +255,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=0, help="turns; 0: 3 on the CPU, 10 on a GPU")
     parser.add_argument("--steps", type=int, default=0, help="steps in a row under one clock; 0: 1 on the CPU, 5 on a GPU")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--compile", action="store_true", help="measure the steps through torch.compile, too")
+    parser.add_argument("--graphs", action="store_true", help="measure the steps as CUDA graphs, too; needs a GPU")
     parser.add_argument("--evaluation", action="store_true", help="measure evaluation instead of training")
     parser.add_argument("--images", type=int, default=0, help="images of each test set; 0: 64 on the CPU, 512 on a GPU")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
@@ -245,6 +269,9 @@ def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     """The options with ``clients`` and ``device`` read, and the numbers of this device where none are given."""
     args.device, args.clients = device_from(args.device), widths_of(args.clients)
     gpu = args.device.type == "cuda"
+    if args.graphs and not gpu:
+        raise UserError("--graphs: CUDA graphs need a GPU, and the benchmark runs on the CPU")
+    args.ways = tuple(c + g for c in ("", COMPILED)[: 1 + args.compile] for g in ("", GRAPH)[: 1 + args.graphs])
     args.repeats, args.images = args.repeats or (10 if gpu else 3), args.images or (512 if gpu else 64)
     args.steps = 1 if args.evaluation else args.steps or (5 if gpu else 1)
     return args
@@ -276,7 +303,7 @@ def main() -> None:
     args = with_defaults(arguments())
     if args.device.type == "cpu":
         keep_freed_memory()  # as the main job does; the plain path has the same
-    bench = Bench(Setting(args.model, args.precision, args.clients[-1], args.batch, args.classes, args.images, args.device))
+    bench = Bench(Setting(args.model, args.precision, args.clients[-1], args.batch, args.classes, args.images, args.device, args.ways))
     found = measure(bench, args)
     report = {
         "benchmark": "evaluation" if args.evaluation else "local_training",

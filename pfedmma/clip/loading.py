@@ -24,9 +24,11 @@ from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
 from pfedmma.system.lazy import Library
-from pfedmma.system.options import SAME_RESULT, setting
+from pfedmma.system.options import GOES_ON, SAME_RESULT, setting
 
 open_clip = Library("open_clip")
+
+CHOICES = AUTO, ON, OFF = "auto", "on", "off"  # of ``backbone.compile``
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class BackboneConfig:
         SAME_RESULT,
     )
     precision: str = setting("fp32", "of the frozen matrix products: fp32, bf16 or fp16; adapters and optimizer state are always fp32")
+    compile: str = setting(
+        AUTO,
+        "training through torch.compile, the same up to rounding: auto (on GPUs), on or off; compiling takes a minute or so of a run",
+        GOES_ON,
+    )
 
     attention: str = setting(
         "auto",
@@ -57,6 +64,7 @@ class BackboneConfig:
     )
 
     def __post_init__(self) -> None:
+        checks.one_of("compile", self.compile, CHOICES)
         checks.one_of("precision", self.precision, PRECISIONS)
         checks.one_of("attention", self.attention, attention.CHOICES)
         if self.attention == "flash" and self.precision == "fp32":

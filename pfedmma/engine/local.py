@@ -18,6 +18,7 @@ from torch import Tensor
 from pfedmma.data.partition.federated import Client
 from pfedmma.data.pixels.prefetch import Stopwatch
 from pfedmma.engine.batches import Batch, Batches, steps
+from pfedmma.engine.graphs import Graphs
 from pfedmma.methods.base import SEEDS, Method
 from pfedmma.methods.forward import Forward
 from pfedmma.stack import optim
@@ -40,12 +41,14 @@ class LocalTraining:
     """Everything that local training reads; it changes only the stack it is given.
 
     ``first_trained``: the columns of the stack before this one, all of exchanged tensors, stay as they are. ``after_step`` sees every step.
+    ``graphs``: of steps on a GPU.
     """
 
     layout: Layout
     batches: Batches
     first_trained: int = 0
     after_step: AfterStep = nothing_more
+    graphs: Graphs | None = None
 
     @property
     def forward(self) -> Forward:
@@ -87,7 +90,8 @@ class LocalTraining:
         for number, batch in enumerate(self.batches.of_round(clients, round_, waiting or Stopwatch())):
             k = len(batch.labels)
             rows, constant = ({name: tensor[:k] for name, tensor in tensors.items()} for tensors in (state, fixed))
-            losses[number, :k] = self.step(params[:k], rows, constant, batch, scale)
+            inputs = params[:k], rows, constant, batch, scale
+            losses[number, :k] = self.step(*inputs) if self.graphs is None else self.graphs(self.step, self.first_trained, inputs)
             self.after_step(number, clients[:k], params[:k])
         mean = losses.sum(dim=0) / torch.tensor(counts, device=params.device)
         finite = torch.isfinite(mean) & torch.isfinite(params).all(dim=1)

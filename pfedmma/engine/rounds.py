@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine import participation
+from pfedmma.engine import graphs, participation
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.local import LocalTraining
@@ -48,6 +48,9 @@ class FederationConfig:
         "clients of a rank that share one pass; auto: as many as the memory of the GPU takes, 10 on a CPU",
         SAME_RESULT,
     )
+    graphs: str = setting(
+        "auto", "local steps of at most 4 clients as CUDA graphs: auto (on GPUs, where that can be done) or off", SAME_RESULT
+    )
     stems_gb: float = setting(
         2.0,
         "memory in GB for what the frozen blocks give of images that come again unchanged; 0 keeps nothing",
@@ -65,6 +68,7 @@ class FederationConfig:
         if self.clients_per_pass != "auto" and not (self.clients_per_pass.isdecimal() and int(self.clients_per_pass) >= 1):
             raise UserError(f"clients_per_pass: must be a whole number from 1 on, or auto, not '{self.clients_per_pass}'")
         checks.in_unit_interval("participation", self.participation)
+        checks.one_of("graphs", self.graphs, graphs.CHOICES)
         checks.one_of("first_round", self.first_round, ("participation", "all"))
 
 

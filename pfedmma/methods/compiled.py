@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from pfedmma import rng
+from pfedmma.clip.loading import AUTO, ON
 from pfedmma.clip.stems import Stem
 from pfedmma.methods.base import Method
 from pfedmma.stack.rules import State
 from pfedmma.system.console import say, warn
 
-CHOICES = AUTO, ON, OFF = "auto", "on", "off"
 MOST = 4  # compilations of a run
 R = TypeVar("R")
 

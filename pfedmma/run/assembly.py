@@ -23,12 +23,14 @@ from pfedmma.data.sources.base import Source
 from pfedmma.engine.batches import Batches, LocalWork
 from pfedmma.engine.cohort import Members, PassWidth
 from pfedmma.engine.evaluation import Evaluation
+from pfedmma.engine.graphs import Graphs
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.new_clients import meet_new_clients
 from pfedmma.engine.rounds import Engine
 from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
+from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.zeroshot import ZeroShot
@@ -38,7 +40,7 @@ from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.start import start_of
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.offload import Budget
-from pfedmma.system.console import warn
+from pfedmma.system.console import say, unsaid, warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
@@ -113,14 +115,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     members = new_members(method, config, world)
     federation = config.federation
     work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
-    forward = Forward.from_prompts(method, federated.template, federated.base.classes)
+    compiled = Compiled.from_setting(config.backbone.compile, world.device, federation.batch_size, say if world.is_main else unsaid)
+    forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
     batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
     participants = federated.participants
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, world, config.seed, validator)
-    training = LocalTraining(members.states.layout, batches)
+    training = LocalTraining(members.states.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
     engine = Engine(
         world,
         federated.clients,

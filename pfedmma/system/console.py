@@ -39,6 +39,10 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def unsaid(text: str) -> None:
+    """In place of `say`, where another rank says it."""
+
+
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
