@@ -176,6 +176,8 @@ def test_text_is_not_a_list_a_mapping_or_a_truth_value(tmp_path: Path, text: str
         "federation.local_epochs=0",
         "federation.batch_size=-1",
         "federation.clients_per_pass=0",
+        "federation.graphs=on",
+        "backbone.compile=true",
         "federation.participation=0",
         "federation.participation=1.01",
         "federation.participation=-0.5",

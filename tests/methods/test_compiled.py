@@ -54,7 +54,7 @@ def batch_of(clients: int, count: int, size: int = 32) -> Batch:
     generator = rng.generator(0, "compiled")
     images = torch.randn(clients * count, 3, size, size, generator=generator)
     weights = torch.ones(clients, count)
-    weights[-1, -1] = 0.0
+    weights[-1, 1:][-1:] = 0.0
     return images, torch.arange(clients * count).view(clients, -1) % len(stacks.NAMES), weights / weights.sum(dim=1, keepdim=True)
 
 
