@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 
 from pfedmma import rng
 from pfedmma.clip.stems import Features, Stem
+from pfedmma.comm.world import World
+from pfedmma.config import schema
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods import compiled
 from pfedmma.methods.base import SEEDS, Method, cross_entropy
 from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
-from tests.support import stacks
+from pfedmma.run.assembly import assemble
+from tests.support import small, stacks
 from tests.support.random_clip import random_clip
 
 BATCH = 4
@@ -198,3 +202,9 @@ def test_batches_are_filled_up_with_each_clients_first_image_of_weight_0() -> No
 def test_by_itself_only_a_gpu_compiles(wanted: str, device: str, there: bool) -> None:
     found = Compiled.from_setting(wanted, torch.device(device), batch=32)
     assert (found is not None) == there
+
+
+def test_a_run_is_told_by_a_setting(tmp_path: Path) -> None:
+    config = schema.load(None, small.settings(tmp_path, "backbone.compile=on", "federation.batch_size=6"))
+    made = assemble(config, World(0, 1, torch.device("cpu"))).engine.training.forward.compiled
+    assert made is not None and made.batch == 6 and made.backend == "inductor"
