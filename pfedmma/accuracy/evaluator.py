@@ -9,9 +9,11 @@ Shape legend: C clients of a pass, N test images of a batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from pfedmma.accuracy.watch import Pass, Seen, Watch
 from pfedmma.clip.stems import Stem, StemCache
 from pfedmma.data.partition.federated import Client, FederatedData, cameras, held_classes
 from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.methods.base import Method, shared_by
 from pfedmma.methods.forward import Forward
 from pfedmma.records.selected import CHOICES, LAST
@@ -30,6 +33,7 @@ from pfedmma.stack.rules import Given, State
 from pfedmma.system import checks
 from pfedmma.system.errors import RankFailure, UserError
 from pfedmma.system.options import GOES_ON, setting
+from pfedmma.system.staging import Staging
 
 TOGETHER = 8  # groups of clients whose states are held at once, and which share the stems of a batch of images
 NEW_SHARED = FROZEN, FREE = "frozen", "free"
@@ -102,6 +106,16 @@ def in_silence(done: int, total: int) -> None:
     """Nobody wants to know."""
 
 
+class Chunk(NamedTuple):
+    """Test images that go through a tower together: their positions ``tested`` [N], ascending, in a test set, and ``pixels``.
+
+    uint8 [N,3,S,S] on the device; None: they are kept as stems, or are read when they are asked for.
+    """
+
+    tested: Tensor
+    pixels: Tensor | None
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Evaluates clients of one federated data set; ``clients_per_pass`` bounds how many share one forward pass."""
@@ -160,32 +174,58 @@ class Evaluator:
     def _correct(
         self, name: str, forward: Forward, answers: Answers, clients: Sequence[Client], stems: StemCache, watched: Seen | None
     ) -> Tensor:
-        """[C, n] fp64: 1 where the client's model is right about an image of the test set ``name``.
+        """[C, n] fp64 on the CPU: 1 where the client's model is right about an image of the test set ``name``.
 
         ``watched``: takes in what else it says.
         """
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        states = [self.state(forward, answers, group) for group in groups]
-        shared = answers.texts.get(name)
-        texts = [forward.text_features(state) if shared is None else shared_by(state, shared[0]) for state in states]
-        correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64)
         size = max(1, self.batch_size // max(map(len, groups)))
-        for tested in torch.arange(len(images.indices)).split(size):
-            labels = images.labels[tested].to(forward.device)
-            seen = StemCache(float("inf"))  # for the groups of this batch that see the images as they are
-            first = 0
-            for group, state, text in zip(groups, states, texts, strict=True):
-                stem = self._image_stem(name, tested, forward, group, (seen, stems))
-                features, logits = forward.features_and_logits(state, stem, text)
-                rows = slice(first, first + len(group))
-                correct[rows, tested] = right(logits, labels, [client.id for client in group]).cpu()
-                if watched:
-                    watched.add(rows, tested, Pass(features, text, logits, labels), forward.method.backbone.logit_scale)
-                first += len(group)
+        with self._chunks(name, size, clients, stems) as chunks:
+            states = [self.state(forward, answers, group) for group in groups]
+            shared = answers.texts.get(name)
+            texts = [forward.text_features(state) if shared is None else shared_by(state, shared[0]) for state in states]
+            correct = torch.empty(len(clients), len(images.indices), dtype=torch.float64, device=forward.device)
+            labels = self.staging.put(images.labels)
+            for chunk in chunks:
+                seen = StemCache(float("inf"))  # for the groups of this chunk that see the images as they are
+                first, columns = 0, slice(int(chunk.tested[0]), int(chunk.tested[-1]) + 1)
+                for group, state, text in zip(groups, states, texts, strict=True):
+                    stem = self._image_stem(name, chunk, forward, group, (seen, stems))
+                    features, logits = forward.features_and_logits(state, stem, text)
+                    rows = slice(first, first + len(group))
+                    correct[rows, columns] = right(logits, labels[columns])
+                    if watched:
+                        watched.add(rows, chunk.tested, Pass(features, text, logits, labels[columns]), forward.method.backbone.logit_scale)
+                    first += len(group)
         if watched:
             watched.grams = self._grams(forward, groups, states, stems, size)
-        return correct
+        return all_finite(correct.cpu(), clients)  # the one wait for the device
+
+    @contextlib.contextmanager
+    def _chunks(self, name: str, size: int, clients: Sequence[Client], stems: StemCache) -> Iterator[Iterator[Chunk]]:
+        """The images of the test set ``name``, ``size`` at a time, read and fitted while those before them are tested.
+
+        Where the stems of all ``clients`` are kept, a chunk comes without its images.
+        """
+        images = self.federated.sets()[name]
+        tested = torch.arange(len(images.indices)).split(size)
+        wanted = [not self._all_kept((images.split, name), chunk, clients, stems) for chunk in tested]
+        new = [chunk for chunk, pixels in zip(tested, wanted, strict=True) if pixels]
+        packed = (self.staging.pack(self.pixels.fitted(images.split, images.indices[chunk])) for chunk in new)
+        prefetched = Prefetched(packed, Stopwatch(), send=self.staging.send)
+        if new:
+            prefetched.start()
+        sent = iter(prefetched)
+        try:
+            yield (Chunk(chunk, next(sent).take() if pixels else None) for chunk, pixels in zip(tested, wanted, strict=True))
+        finally:
+            prefetched.close()
+
+    def _all_kept(self, key: tuple[str, str], tested: Tensor, clients: Sequence[Client], stems: StemCache) -> bool:
+        """Whether no pixel of these images is needed."""
+        keys = dict.fromkeys(key if client.camera is None else (*key, client.id) for client in clients)
+        return all(stems.holds(one, tested) for one in keys)
 
     def _grams(
         self, forward: Forward, groups: Sequence[Sequence[Client]], states: Sequence[State], stems: StemCache, size: int
@@ -195,23 +235,25 @@ class Evaluator:
         for group, state in zip(groups, states, strict=True):
             outputs = []
             for rows in diagnostics.spread(len(self.federated.base.indices)).split(size):
-                found = forward.shared_outputs(state, self._image_stem("base", rows, forward, group, (seen, stems)))
+                found = forward.shared_outputs(state, self._image_stem("base", Chunk(rows, None), forward, group, (seen, stems)))
                 if found is None:
                     return None
                 outputs.append(found)
             grams.append(diagnostics.unit_grams(torch.cat(outputs, dim=1)).cpu())
         return torch.cat(grams)
 
-    def _image_stem(self, name: str, tested: Tensor, forward: Forward, group: Sequence[Client], kept: tuple[StemCache, StemCache]) -> Stem:
-        """The stem of the images ``tested`` of the test set ``name`` as each client of the group sees them, client by client.
+    def _image_stem(self, name: str, chunk: Chunk, forward: Forward, group: Sequence[Client], kept: tuple[StemCache, StemCache]) -> Stem:
+        """The stem of the images of a chunk of the test set ``name`` as each client of the group sees them, client by client.
 
-        ``kept``: stems of this batch, and of all evaluations.
+        ``kept``: stems of this chunk, and of all evaluations.
         """
-        images, (seen, stems) = self.federated.sets()[name], kept
+        images, (seen, stems), tested = self.federated.sets()[name], kept, chunk.tested
         key = images.split, name
 
         def pixels(rows: Tensor) -> Tensor:
-            return self.pixels.fitted(images.split, images.indices[rows])
+            if chunk.pixels is None:
+                return self.pixels.fitted(images.split, images.indices[rows])
+            return chunk.pixels if len(rows) == len(tested) else chunk.pixels[self.staging.put(torch.searchsorted(tested, rows))]
 
         def plain(rows: Tensor) -> Stem:
             return forward.image_stem(self.pixels.normalise(pixels(rows)))
@@ -222,17 +264,22 @@ class Evaluator:
         new = [client for client in group if not stems.holds((*key, client.id), tested)]
         own: dict[int, Stem] = {}
         if new:
-            views = pixels(tested).expand(len(new), *pixels(tested).shape)
-            made = forward.image_stem(self.pixels.normalise(views, cameras(new)).flatten(0, 1))
+            views = pixels(tested).expand(len(new), *(-1,) * 4)
+            made = forward.image_stem(self.pixels.normalise(views, self.staging.put(cameras(new))).flatten(0, 1))
             if stems.full and len(new) == len(group):
                 return made
-            own = {client.id: made.take(torch.arange(len(tested)) + i * len(tested)) for i, client in enumerate(new)}
+            own = {client.id: made.take(self.staging.put(torch.arange(len(tested)) + i * len(tested))) for i, client in enumerate(new)}
 
         def own_part(client: int, rows: Tensor) -> Stem:
-            return own[client].take(torch.searchsorted(tested, rows))
+            return own[client].take(self.staging.put(torch.searchsorted(tested, rows)))
 
         found = [stems.get((*key, client.id), tested, partial(own_part, client.id)) for client in group]
         return found[0].join(found)
+
+    @cached_property
+    def staging(self) -> Staging:
+        """The way to the device."""
+        return Staging(self.pixels.device)
 
     def state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
         """The clients' state as they are tested: their own tensors, and what stays the same for these prompts."""
@@ -245,18 +292,27 @@ class Evaluator:
         return state | forward.fixed(state, Given(answers.others(ids), held))
 
 
-def right(logits: Tensor, labels: Tensor, ids: Sequence[int]) -> Tensor:
+def right(logits: Tensor, labels: Tensor) -> Tensor:
     """How right each client is about each image [C, N]: 1, or 0, or 1 / n where the right class is one of n with the largest logit.
 
-    Args:
-        logits: [C, N, K]. labels: [N]. ids: of the clients, for the message.
+    NaN where the largest logit is not finite.
 
-    Raises:
-        RankFailure: the largest logit is not finite; names the client.
+    Args:
+        logits: [C, N, K]. labels: [N].
     """
     most = logits.amax(dim=-1, keepdim=True)  # NaN where there is one
-    if not bool(torch.isfinite(most).all()):
-        bad = ids[int((~torch.isfinite(most)).flatten(1).any(dim=1).nonzero()[0])]
-        raise RankFailure(f"the model of client {bad} gives logits that are not finite, so it cannot be tested; lower optimizer.lr")
     best = logits == most
-    return best[:, torch.arange(len(labels), device=labels.device), labels].double() / best.sum(dim=-1)
+    shares = best[:, torch.arange(len(labels), device=labels.device), labels].double() / best.sum(dim=-1)
+    return shares.where(torch.isfinite(most).squeeze(-1), torch.nan)
+
+
+def all_finite(correct: Tensor, clients: Sequence[Client]) -> Tensor:
+    """How `right` these clients are [C, N], as it is.
+
+    Raises:
+        RankFailure: some logits of a client were not finite; names the first.
+    """
+    if bool(torch.isfinite(correct).all()):
+        return correct
+    bad = clients[int((~torch.isfinite(correct)).any(dim=1).nonzero()[0])]
+    raise RankFailure(f"the model of client {bad.id} gives logits that are not finite, so it cannot be tested; lower optimizer.lr")

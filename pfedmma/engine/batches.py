@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.clip.stems import Stem, StemCache
+from pfedmma.data.partition.camera import Camera
 from pfedmma.data.partition.federated import Client, cameras
 from pfedmma.data.pixels.pixels import Pixels, Staged
-from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
+from pfedmma.data.pixels.prefetch import Ahead, Prefetched
 from pfedmma.methods.forward import Forward
 from pfedmma.stack.optim import OptimizerConfig
+from pfedmma.system.staging import Sent, Staging
 
 WHOLE_STEM_BATCH = 256  # images at a time
 STEP = 8  # images of a client between two sizes of a GPU's batches
@@ -46,9 +49,16 @@ class LocalWork:
         return count - count % self.batch_size if self.drop_last and count > self.batch_size else count
 
 
+class Stack(NamedTuple):
+    """Clients that train together in a round; most steps first (`by_steps`), unless something else is said."""
+
+    clients: Sequence[Client]
+    round: int
+
+
 @dataclass(frozen=True)
 class StagedBatch:
-    """A batch of k clients on the host: the distinct ``images``; ``rows`` [k,B] among them; ``labels`` and ``weights`` [k,B].
+    """A batch of k clients, made on the host: the distinct ``images``; ``rows`` [k,B] among them; ``labels`` and ``weights`` [k,B].
 
     ``images`` None: stems are at hand, and ``rows`` are positions among each client's own training images. ``seeds`` [k]: a random
     number of each client for this step, for methods that draw noise.
@@ -59,6 +69,19 @@ class StagedBatch:
     labels: Tensor
     weights: Tensor
     seeds: Tensor
+
+
+class Coming(Ahead[Sent[StagedBatch]]):
+    """Batches that are staged before their stack trains: during the last step of the one before, and all that is between two rounds.
+
+    ``after``: the stack that trains after the one that trains now. ``next_round``: all clients that this rank trains in the next round,
+    in any order. None: there are none, or it is not known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after: Stack | None = None
+        self.next_round: Stack | None = None
 
 
 @dataclass(frozen=True)
@@ -83,15 +106,42 @@ class Batches:
     work: LocalWork
     stems: StemCache = field(default_factory=lambda: StemCache(0.0))
 
-    def of_round(self, clients: Sequence[Client], round_: int, waiting: Stopwatch) -> Iterator[Batch]:
-        """The batches of a round one after another, on the device, each of the clients that still have one.
+    @cached_property
+    def staging(self) -> Staging:
+        """The way to the device."""
+        return Staging(self.forward.device)
 
-        ``clients``: most steps first (`by_steps`). ``waiting`` counts how long images were waited for.
+    def of_round(self, stack: Stack, coming: Coming) -> Iterator[Batch]:
+        """The batches of a stack one after another, on the device, each of the clients that still have one.
+
+        The first of them may be staged already. When the last one is handed out, those of the stack after this one are begun.
         """
-        plans = [plan(client, self.work, round_) for client in clients]
-        kept = self.kept(clients)
-        for staged in Prefetched(self.staged(clients, plans, round_, pixels=not kept), waiting):
-            yield self.on_device(clients[: len(staged.labels)], staged, kept)
+        kept = self.kept(stack.clients)
+        camera = self.staging.put(cameras(stack.clients))
+        staged = coming.take(self._key(stack, not kept)) or self._prefetched(stack, coming, pixels=not kept)
+        last = max(steps(client, self.work) for client in stack.clients)
+        for number, sent in enumerate(staged, 1):
+            if number == last and coming.after is not None:
+                self.begin(coming.after, coming)
+            batch = sent.take()
+            k = len(batch.labels)
+            yield self.on_device(stack.clients[:k], batch, kept, None if camera is None else camera.first(k))
+
+    def begin(self, stack: Stack, coming: Coming) -> None:
+        """Stage the first batches of a stack from now on, for `of_round`, unless it is not yet known whether they need images."""
+        if self.pixels.augment != "none":
+            coming.begin(self._key(stack, True), self._prefetched(stack, coming, pixels=True))
+        elif self.stems.full:  # what is kept by now stays, and nothing more will be
+            pixels = not self.kept(stack.clients)
+            coming.begin(self._key(stack, pixels), self._prefetched(stack, coming, pixels))
+
+    def _prefetched(self, stack: Stack, coming: Coming, pixels: bool) -> Prefetched[Sent[StagedBatch]]:
+        plans = [plan(client, self.work, stack.round) for client in stack.clients]
+        packed = map(self.staging.pack, self.staged(stack.clients, plans, stack.round, pixels))
+        return Prefetched(packed, coming.waiting, send=self.staging.send)
+
+    def _key(self, stack: Stack, pixels: bool) -> tuple[object, ...]:
+        return tuple(client.id for client in stack.clients), stack.round, pixels
 
     def kept(self, clients: Sequence[Client]) -> list[Stem]:
         """The stem of each client's training images, where they are the same in every epoch and there is room; else nothing."""
@@ -109,8 +159,9 @@ class Batches:
         """The stem of the training images ``rows`` of a client."""
         parts = []
         for part in rows.split(WHOLE_STEM_BATCH):
-            images = self.pixels.finish(self.pixels.stage(client.train[part], *self.pixels.draws(len(part), torch.Generator())))
-            parts.append(self.forward.image_stem(self.pixels.normalise(images[None], cameras([client]))[0]))
+            staged = self.pixels.stage(client.train[part], *self.pixels.draws(len(part), torch.Generator()))
+            staged, camera = self.staging.put((staged, cameras([client])))
+            parts.append(self.forward.image_stem(self.pixels.normalise(self.pixels.finish(staged)[None], camera)[0]))
         return parts[0].join(parts)
 
     def staged(
@@ -153,13 +204,16 @@ class Batches:
         draws, flips = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return self.pixels.stage(torch.cat([c.train[own] for c, own in zip(clients, chosen, strict=True)]), draws, flips)
 
-    def on_device(self, clients: Sequence[Client], staged: StagedBatch, kept: Sequence[Stem] = ()) -> Batch:
-        """The same batch on the device, seen through the clients' cameras; ``kept``: the stems of the clients' images in their place."""
-        rows, labels, weights, seeds = (t.to(self.forward.device) for t in (staged.rows, staged.labels, staged.weights, staged.seeds))
+    def on_device(self, clients: Sequence[Client], staged: StagedBatch, kept: Sequence[Stem] = (), camera: Camera | None = None) -> Batch:
+        """The batch out of a staged one on the device, seen through the clients' cameras (``camera``: they, where they are at hand).
+
+        ``kept``: the stems of the clients' images in place of these.
+        """
+        rows, labels, weights, seeds = staged.rows, staged.labels, staged.weights, staged.seeds
         if staged.images is None:
             stems = [stem.take(own) for stem, own in zip(kept, rows, strict=False)]  # the clients still training come first
             return Batch(stems[0].join(stems), labels, weights, seeds)
-        images = self.pixels.normalise(self.pixels.finish(staged.images)[rows], cameras(clients))
+        images = self.pixels.normalise(self.pixels.finish(staged.images)[rows], camera or cameras(clients))
         return Batch(images.flatten(0, 1), labels, weights, seeds)
 
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.data.partition.federated import Client, held_classes
-from pfedmma.data.pixels.prefetch import Stopwatch
-from pfedmma.engine.batches import by_steps
+from pfedmma.engine.batches import Coming, Stack, by_steps
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.server import Server
 from pfedmma.stack import optim
@@ -67,34 +66,52 @@ class Members(NamedTuple):
         return Answers(self.states, self.server.shared, self.server.pool, self.server.rules.reads)
 
 
-def train_cohort(training: LocalTraining, clients: Sequence[Client], members: Members, round_: int, width: PassWidth) -> Trained:
-    """Train ``clients``, as many at a time as ``width`` says, and keep what is their own; the results are in the order of ``clients``."""
+def train_cohort(
+    training: LocalTraining, clients: Sequence[Client], members: Members, round_: int, width: PassWidth, coming: Coming | None = None
+) -> Trained:
+    """Train ``clients``, as many at a time as ``width`` says, and keep what is their own; the results are in the order of ``clients``.
+
+    ``coming``: batches that are staged ahead, of these clients and then of those of the next round.
+    """
+    if coming is None:
+        with Coming() as coming:
+            return train_cohort(training, clients, members, round_, width, coming)
     states = members.states
     uploads = torch.empty(len(clients), training.layout.exchanged_size, device=states.device)
     losses = torch.empty(len(clients), device=states.device)
     row_of = {client.id: row for row, client in enumerate(clients)}
-    waiting = Stopwatch()
     left = by_steps(clients, training.batches.work)
     while left:
         group, after = left[: width.now], left[width.now :]
         rows = [row_of[client.id] for client in group]
+        coming.after = Stack(after[: width.now], round_) if after else _first_of(coming.next_round, training, width)
         try:
             # Nothing of the group is kept before all of it is done, so it can be tried again in smaller parts.
-            params, state, losses[rows] = _train_group(training, group, after[: width.now], members, round_, waiting)
+            params, state, mean = _train_group(training, group, after[: width.now], members, round_, coming)
         except torch.OutOfMemoryError:
             width.shrink(len(group))
+            coming.close()
             states.free_workspace()
             continue
-        uploads[rows] = params[:, : training.layout.exchanged_size]
+        # Row by row: an index made of a list would go to the device, and be waited for.
+        torch._foreach_copy_([losses[row] for row in rows], list(mean))
+        torch._foreach_copy_([uploads[row] for row in rows], list(params[:, : training.layout.exchanged_size]))
         states.scatter([client.id for client in group], params)
         if state is not None:
             states.scatter_optimizer([client.id for client in group], state)
         left = after
-    return Trained(uploads, losses, waiting.seconds)
+    return Trained(uploads, losses, coming.waiting.take())
+
+
+def _first_of(stack: Stack | None, training: LocalTraining, width: PassWidth) -> Stack | None:
+    """Those of its clients that train first; None where there are none."""
+    if stack is None or not stack.clients:
+        return None
+    return Stack(by_steps(stack.clients, training.batches.work)[: width.now], stack.round)
 
 
 def _train_group(
-    training: LocalTraining, group: Sequence[Client], after: Sequence[Client], members: Members, round_: int, waiting: Stopwatch
+    training: LocalTraining, group: Sequence[Client], after: Sequence[Client], members: Members, round_: int, coming: Coming
 ) -> tuple[Tensor, optim.OptimizerState | None, Tensor]:
     """Train one stack, while the state of those ``after`` it is brought near.
 
@@ -107,5 +124,5 @@ def _train_group(
     state = states.gather_optimizer(ids) if states.optimizer.state == "persist" else None
     states.prefetch([client.id for client in after])
     held = held_classes(group, len(training.forward.classes)).to(states.device) if training.method.knows_classes else None
-    losses = training.train(group, params, state, round_, Given(server.others(ids), held), waiting)
+    losses = training.train(group, params, state, round_, Given(server.others(ids), held), coming)
     return params, state, losses

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.data.partition.federated import Client
-from pfedmma.data.pixels.prefetch import Stopwatch
-from pfedmma.engine.batches import Batch, Batches, steps
+from pfedmma.engine.batches import Batch, Batches, Coming, Stack, steps
 from pfedmma.engine.graphs import Graphs
 from pfedmma.methods.base import SEEDS, Method
 from pfedmma.methods.forward import Forward
@@ -66,13 +65,13 @@ class LocalTraining:
         state: optim.OptimizerState | None,
         round_: int,
         given: Given = NOTHING,
-        waiting: Stopwatch | None = None,
+        coming: Coming | None = None,
     ) -> Tensor:
         """Train the stack in place.
 
         Args:
             clients: C clients, most steps first (`by_steps`). params: [C,P]. state: optimizer state, each [C,...]; None for a fresh one.
-            given: what the clients know besides their tensors. waiting: counts how long images were waited for.
+            given: what the clients know besides their tensors. coming: batches that are staged ahead.
 
         Returns:
             The mean training loss over each client's steps [C].
@@ -83,17 +82,18 @@ class LocalTraining:
         work = self.batches.work
         if state is None:
             state = optim.initial_state(work.optimizer, len(params), self.layout.trained_size, params.device)
-        counts = [steps(client, work) for client in clients]
-        losses = torch.zeros(max(counts), len(clients), device=params.device)
+        counts = torch.tensor([steps(client, work) for client in clients])
+        losses = torch.zeros(int(counts.max()), len(clients), device=params.device)
+        counts = self.batches.staging.put(counts)
         scale = LossScale(len(clients), params.device, enabled=self.method.backbone.precision == "fp16")
         fixed = self.forward.fixed(self.layout.views(params), given)
-        for number, batch in enumerate(self.batches.of_round(clients, round_, waiting or Stopwatch())):
+        for number, batch in enumerate(self.batches.of_round(Stack(clients, round_), coming or Coming())):
             k = len(batch.labels)
             rows, constant = ({name: tensor[:k] for name, tensor in tensors.items()} for tensors in (state, fixed))
             inputs = params[:k], rows, constant, batch, scale
             losses[number, :k] = self.step(*inputs) if self.graphs is None else self.graphs(self.step, self.first_trained, inputs)
             self.after_step(number, clients[:k], params[:k])
-        mean = losses.sum(dim=0) / torch.tensor(counts, device=params.device)
+        mean = losses.sum(dim=0) / counts
         finite = torch.isfinite(mean) & torch.isfinite(params).all(dim=1)
         if not bool(finite.all()):  # the one wait for the device in a local training
             _name_first_bad(losses, finite, clients, round_)
@@ -131,7 +131,7 @@ class LocalTraining:
             return None
         lr = self.batches.work.optimizer.lr
         each = {name: torch.full(shape, own.get(name, lr)) for name, shape in self.layout.shapes.items()}
-        return self.layout.pack(each)[: self.layout.trained_size].to(self.forward.device)
+        return self.batches.staging.put(self.layout.pack(each)[: self.layout.trained_size])
 
 
 def _name_first_bad(losses: Tensor, finite: Tensor, clients: Sequence[Client], round_: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import graphs, participation
+from pfedmma.engine.batches import Coming, Stack
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.local import LocalTraining
@@ -112,27 +113,37 @@ class Engine:
         Returns:
             The last round that was done: an interruption of any rank ends the run after its round.
         """
-        for round_ in range(first_round, self.federation.rounds + 1):
-            clock = Clock()
-            self.world.ledger.open_round()
-            everybody = round_ == 1 and self.federation.first_round == "all"
-            cohort = participation.sample(self.participants, 1.0 if everybody else self.federation.participation, self.seed, round_)
-            read = self.server.read_parameters(cohort)
-            trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width)
-            clock.lap("train")
-            clock.laps["input"] = trained.waited  # the part of training that waited for images
-            loss, interrupted = self.collect(cohort, trained.losses)  # also waits for the slowest rank: the exchange is timed alone
-            clock.lap("wait")
-            self.server.round(self.uploads(round_, cohort, trained.uploads))
-            clock.lap("exchange")
-            tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
-            clock.lap("evaluate")
-            listener.round_done(self.record(round_, cohort, read, loss, clock, tested))
-            if interrupted or listener.checkpoint_due(round_):
-                listener.save(round_)
-            if interrupted:
-                return round_
+        with Coming() as coming:
+            cohort = self.cohort(first_round)
+            for round_ in range(first_round, self.federation.rounds + 1):
+                clock = Clock()
+                self.world.ledger.open_round()
+                after = self.cohort(round_ + 1)
+                coming.next_round = Stack(self.hosted(after), round_ + 1)
+                read = self.server.read_parameters(cohort)
+                trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width, coming)
+                clock.lap("train")
+                clock.laps["input"] = trained.waited  # the part of training that waited for images
+                loss, interrupted = self.collect(cohort, trained.losses)  # also waits for the slowest rank: the exchange is timed alone
+                clock.lap("wait")
+                self.server.round(self.uploads(round_, cohort, trained.uploads))
+                clock.lap("exchange")
+                tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
+                clock.lap("evaluate")
+                listener.round_done(self.record(round_, cohort, read, loss, clock, tested))
+                if interrupted or listener.checkpoint_due(round_):
+                    listener.save(round_)
+                if interrupted:
+                    return round_
+                cohort = after
         return self.federation.rounds
+
+    def cohort(self, round_: int) -> list[int]:
+        """The participants of a round, ascending: the same on every rank, whenever it is asked; none after the last round."""
+        if round_ > self.federation.rounds:
+            return []
+        everybody = round_ == 1 and self.federation.first_round == "all"
+        return participation.sample(self.participants, 1.0 if everybody else self.federation.participation, self.seed, round_)
 
     def hosted(self, ids: Sequence[int]) -> list[Client]:
         """Those of the clients that live on this rank."""

@@ -52,7 +52,7 @@ def by_hand(evaluator: Evaluator, method: Method, members: Members, client: Clie
     state = state | forward.fixed(state, Given(answers.others([client.id]), None))
     stem = forward.image_stem(as_seen(evaluator, client, base.indices))
     features, logits = forward.features_and_logits(state, stem, forward.text_features(state))
-    found = right(logits, base.labels, [client.id])
+    found = right(logits, base.labels)
     margin = diagnostics.margins(logits / method.backbone.logit_scale, base.labels).mean()
     error = diagnostics.calibration_error(diagnostics.confidences(logits).double(), found)
     return {"alignment_margin": float(margin), "ece": float(error)}, features

@@ -36,13 +36,18 @@ class Camera:
         colours = [camera.colours for camera in cameras if camera.colours is not None]
         return cls(stack(colours), stack([camera.pattern for camera in cameras if camera.pattern is not None]))
 
+    def first(self, clients: int) -> Camera:
+        """Those of the first clients."""
+        return Camera(*(part if part is None else part[:clients] for part in (self.colours, self.pattern)))
+
     def see(self, images: Tensor) -> Tensor:
         """Pictures [..., 3,S,S] from 0 to 1 as they are seen, from 0 to 1; a cell covers the same part of a picture of any size."""
         if self.colours is not None:
             images = (self.colours.to(images.device) @ images.flatten(-2)).view(images.shape)
         if self.pattern is not None:
-            cell = (torch.arange(images.shape[-1]) * CELLS + CELLS // 2) // images.shape[-1]  # in which a pixel's centre lies
-            images = images + self.pattern[..., cell[:, None], cell].to(images.device)
+            pixel = torch.arange(images.shape[-1], device=images.device)
+            cell = (pixel * CELLS + CELLS // 2) // images.shape[-1]  # in which a pixel's centre lies
+            images = images + self.pattern.to(images.device)[..., cell[:, None], cell]
         return images.clamp(0.0, 1.0)
 
 
