@@ -45,7 +45,8 @@ class Sent(NamedTuple, Generic[T]):
 
 
 class Staging:
-    """The way to ``device``. A value is a tensor, or a tuple, list or dataclass of values; anything else in it stays as it is.
+    """The way to ``device``. A value is a tensor, or a tuple, list or dataclass of values; anything else in it stays as it is, and so do
+    tensors that are on the device already.
 
     `pack` may run in another thread than the rest.
     """
@@ -57,8 +58,9 @@ class Staging:
     def pack(self, value: T) -> Packed[T]:
         """The host's part: a copy within the host."""
         tensors: list[Tensor] = []
-        _each(value, tensors.append)
-        if self.device.type == "cpu" or not tensors:
+        if self.device.type != "cpu":
+            _each(value, tensors.append)
+        if not tensors:
             return Packed(value, None)
         sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
         buffer = host_bytes(sum(sizes), self.device)
@@ -93,9 +95,9 @@ def _read(buffer: Tensor, like: Tensor) -> Tensor:
 
 
 def _each(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The value with ``change`` made to each of its tensors, in order."""
+    """The value with ``change`` made to each of its tensors that lies on the host, in order."""
     if isinstance(value, Tensor):
-        return change(value)
+        return change(value) if value.device.type == "cpu" else value
     if isinstance(value, (tuple, list)):
         parts = [_each(part, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
