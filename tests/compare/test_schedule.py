@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pfedmma import train
-from pfedmma.compare import schedule
+from pfedmma.compare import figures, schedule
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
@@ -59,6 +59,7 @@ def here(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(subprocess, "Popen", no_process)
+    monkeypatch.setattr(figures, "draw", lambda runs, out: None)  # seconds each, and no subject here but in what `grid` has left
     return tmp_path / "copy"
 
 
