@@ -224,6 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="local steps a client and round; 6: 5 classes x 16 shots, 2 epochs")
     parser.add_argument("--images", type=int, help="images of each test set; 1232: half of Caltech101's, on the cpu 64")
     parser.add_argument("--ranks", help="a list such as 1,2,8,64")
+    parser.add_argument("--threads", type=int, default=0, help="of the cpu; with 1 the clock is the process's CPU time; 0: as torch has it")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs on the cpu")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     return parser.parse_args()
@@ -235,7 +236,7 @@ def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.participants = args.clients if args.participants is None else args.participants
-    require_at_least(args, clients=1, participants=1, together=1, batch=1, classes=2, steps=1, images=2, repeats=1)
+    require_at_least(args, clients=1, participants=1, together=1, batch=1, classes=2, steps=1, images=2, repeats=1, threads=0)
     if args.participants > args.clients:
         raise UserError(f"--participants: {args.participants} of {args.clients} clients cannot take part; {args.clients} at most")
     if args.device == "cpu" and args.precision == "tf32":
@@ -274,6 +275,7 @@ def modelled(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
 
 def main() -> None:
     args = with_defaults(arguments())
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     if args.device == "cpu":
         keep_freed_memory()  # as the main job does
     model, said = modelled(args)
@@ -284,7 +286,7 @@ def main() -> None:
         "benchmark": "roofline",
         "date": datetime.date.today().isoformat(),
         **machine(torch.device("cpu"), "open_clip"),
-        **{name: value for name, value in vars(args).items() if name not in ("json", "device")},
+        **{name: value for name, value in vars(args).items() if name not in ("json", "device", "threads")},
         "counted": COUNTED,
         "modelled": MODELLED,
         **said,
