@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pfedmma import rng
-from pfedmma.clip import attention, fitting, tiny, weights
+from pfedmma.clip import attention, exactness, fitting, tiny, weights
 from pfedmma.clip.activation import GELU, QUICK_GELU, warn_where_unknown
 from pfedmma.clip.backbone import PRECISIONS, Backbone, refuse_unsupported
 from pfedmma.clip.file_kinds import NoWeights
@@ -62,6 +62,14 @@ class BackboneConfig:
         "memory in GB that a training step keeps of the text tower for its gradients; what class prompts need beyond it is computed again",
         SAME_RESULT,
     )
+    tf32: bool = setting(
+        False, "on a GPU in fp32: products round their inputs to 10 bits, adapters and logits as well, for several times the speed"
+    )
+    deterministic: bool = setting(
+        False,
+        "on a GPU: only kernels that give the same bits every time, so that a run can be repeated and resumed bit by bit; slower",
+        SAME_RESULT,
+    )
 
     def __post_init__(self) -> None:
         checks.one_of("compile", self.compile, CHOICES)
@@ -70,6 +78,10 @@ class BackboneConfig:
         if self.attention == "flash" and self.precision == "fp32":
             raise UserError("attention: flash takes no fp32; set backbone.precision to bf16 or fp16, or backbone.attention=efficient")
         checks.at_least("text_gb", self.text_gb, 0.1)
+        if self.tf32 and self.precision != "fp32":
+            raise UserError(f"tf32: it is about products in fp32, and backbone.precision is {self.precision}; leave one of the two out")
+        if self.deterministic and self.compile == "on":
+            raise UserError("deterministic: compiled kernels are chosen by a clock; leave out backbone.compile=on")
 
 
 def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
@@ -78,11 +90,14 @@ def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
     Raises:
         UserError: unknown name or tag, unreadable or unfitting weights, an unsupported tower.
     """
-    model = create_model(config, seed).to(device)
+    return frozen(config, create_model(config, seed).to(device), device)
+
+
+def frozen(config: BackboneConfig, model: nn.Module, device: torch.device) -> Backbone:
+    """The backbone that ``config`` asks for out of a ``model`` that `create_model` has made, on the ``device`` where it lies."""
     if device.type == "cuda":
         attention.use(config.attention)
-        if config.precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the patch embedding to 10 bits
+    exactness.choose(device, config.tf32, config.deterministic)
     refuse_unsupported(model, config.name)
     return Backbone.freeze(model, config.name, config.precision, own_tokenizer(config.name), config.text_gb)
 

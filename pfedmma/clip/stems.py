@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 S = TypeVar("S", bound="Stem")
+ON_A_CPU, OF_A_GPU = 2e9, 0.25  # of memory for stems by default: bytes, and the share of what is free
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,13 @@ class StemCache:
         self.limit, self.held = limit, 0
         self.full = limit == 0  # something has found no room
         self._kept: dict[Hashable, _Rows] = {}
+
+    @classmethod
+    def from_setting(cls, wanted: str, device: torch.device, sharing: int = 1) -> StemCache:
+        """From ``federation.stems_gb``, for so many processes that may be ``sharing`` the device."""
+        if wanted != "auto":
+            return cls(float(wanted) * 1e9)
+        return cls(ON_A_CPU if device.type == "cpu" else OF_A_GPU * torch.cuda.mem_get_info(device)[0] / sharing)
 
     def get(self, key: Hashable, rows: Tensor, make: Callable[[Tensor], Stem]) -> Stem:
         """The stem of the images ``rows`` [N] of ``key``; ``make`` computes it of some of these rows."""

@@ -5,14 +5,14 @@ Shape legend: C clients, P parameters of one client, X of them exchanged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfedmma.data.partition.federated import Client, held_classes
-from pfedmma.engine.batches import Coming, Stack, by_steps
+from pfedmma.engine.batches import Coming, LocalWork, Stack, by_steps
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.server import Server
 from pfedmma.stack import optim
@@ -21,7 +21,8 @@ from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.rules import Given
 from pfedmma.system.errors import RankFailure
 
-MOST_IN_A_PASS = 256  # clients, where the memory of a GPU decides
+ON_A_CPU = 10  # clients of a pass
+IMAGES_IN_A_PASS = 320  # on a GPU, of all clients together: ten times 32 keep it busy, and more cost memory alone
 
 
 class PassWidth:
@@ -31,11 +32,17 @@ class PassWidth:
         self.now, self.fits = now, fits
 
     @classmethod
-    def from_setting(cls, wanted: str, device: torch.device) -> PassWidth:
-        """From ``federation.clients_per_pass``."""
+    def from_setting(cls, wanted: str, device: torch.device, images: int) -> PassWidth:
+        """From ``federation.clients_per_pass``; ``images``: of one client in a step, see `largest_step`."""
         if wanted != "auto":
             return cls(int(wanted))
-        return cls(10) if device.type == "cpu" else cls(MOST_IN_A_PASS, fits=True)
+        return cls(ON_A_CPU) if device.type == "cpu" else cls(max(1, IMAGES_IN_A_PASS // images), fits=True)
+
+    def next_of(self, left: Sequence[Client]) -> tuple[Sequence[Client], Sequence[Client]]:
+        """Those of the clients left who come next, in as few passes as can be and none much smaller than the others; and the rest."""
+        passes = max(1, -(-len(left) // self.now))
+        count = -(-len(left) // passes)
+        return left[:count], left[count:]
 
     def shrink(self, tried: int) -> None:
         """After ``tried`` clients were too many. Raises a `RankFailure` if fewer cannot be tried."""
@@ -45,6 +52,11 @@ class PassWidth:
                 + ("" if tried == 1 else ", or set federation.clients_per_pass=auto")
             )
         self.now = -(-tried // 2)
+
+
+def largest_step(clients: Iterable[Client], work: LocalWork) -> int:
+    """How many images of one client a step has at most."""
+    return max((min(work.batch_size, len(client.train)) for client in clients), default=work.batch_size)
 
 
 class Trained(NamedTuple):
@@ -82,12 +94,13 @@ def train_cohort(
     row_of = {client.id: row for row, client in enumerate(clients)}
     left = by_steps(clients, training.batches.work)
     while left:
-        group, after = left[: width.now], left[width.now :]
+        group, rest = width.next_of(left)
+        after, _ = width.next_of(rest)
         rows = [row_of[client.id] for client in group]
-        coming.after = Stack(after[: width.now], round_) if after else _first_of(coming.next_round, training, width)
+        coming.after = Stack(after, round_) if after else _first_of(coming.next_round, training, width)
         try:
             # Nothing of the group is kept before all of it is done, so it can be tried again in smaller parts.
-            params, state, mean = _train_group(training, group, after[: width.now], members, round_, coming)
+            params, state, mean = _train_group(training, group, after, members, round_, coming)
         except torch.OutOfMemoryError:
             width.shrink(len(group))
             coming.close()
@@ -99,7 +112,7 @@ def train_cohort(
         states.scatter([client.id for client in group], params)
         if state is not None:
             states.scatter_optimizer([client.id for client in group], state)
-        left = after
+        left = rest
     return Trained(uploads, losses, coming.waiting.take())
 
 
@@ -107,7 +120,7 @@ def _first_of(stack: Stack | None, training: LocalTraining, width: PassWidth) ->
     """Those of its clients that train first; None where there are none."""
     if stack is None or not stack.clients:
         return None
-    return Stack(by_steps(stack.clients, training.batches.work)[: width.now], stack.round)
+    return Stack(width.next_of(by_steps(stack.clients, training.batches.work))[0], stack.round)
 
 
 def _train_group(

@@ -46,15 +46,16 @@ class FederationConfig:
     )
     clients_per_pass: str = setting(
         "auto",
-        "clients of a rank that share one pass; auto: as many as the memory of the GPU takes, 10 on a CPU",
+        "clients of a rank that share one pass; auto: on a GPU those with 320 images in a step, halved while memory runs out, 10 on a CPU",
         SAME_RESULT,
     )
     graphs: str = setting(
         "auto", "local steps of at most 4 clients as CUDA graphs: auto (on GPUs, where that can be done) or off", SAME_RESULT
     )
-    stems_gb: float = setting(
-        2.0,
-        "memory in GB for what the frozen blocks give of images that come again unchanged; 0 keeps nothing",
+    stems_gb: str = setting(
+        "auto",
+        "memory in GB for what the frozen blocks give of images that come again unchanged; 0 keeps nothing; auto: 2 on a CPU, a quarter of "
+        "what is free on a GPU",
         SAME_RESULT,
     )
     device_gb: float = setting(8.0, "GB of the clients' own state that rest on a GPU; the rest lies in host memory", SAME_RESULT)
@@ -64,8 +65,9 @@ class FederationConfig:
         checks.between("rounds", self.rounds, 1, 10_000_000)
         checks.between("local_epochs", self.local_epochs, 1, 10_000)  # their batches are drawn at the start of a round
         checks.between("batch_size", self.batch_size, 1, 1_000_000)
-        for name in ("stems_gb", "device_gb", "host_gb"):
+        for name in ("device_gb", "host_gb"):
             checks.at_least(name, getattr(self, name), 0)
+        checks.at_least_or_auto("stems_gb", self.stems_gb, 0)
         if self.clients_per_pass != "auto" and not (self.clients_per_pass.isdecimal() and int(self.clients_per_pass) >= 1):
             raise UserError(f"clients_per_pass: must be a whole number from 1 on, or auto, not '{self.clients_per_pass}'")
         checks.in_unit_interval("participation", self.participation)

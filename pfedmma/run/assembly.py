@@ -21,7 +21,7 @@ from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source
 from pfedmma.engine.batches import Batches, LocalWork
-from pfedmma.engine.cohort import Members, PassWidth
+from pfedmma.engine.cohort import Members, PassWidth, largest_step
 from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.graphs import Graphs
 from pfedmma.engine.local import LocalTraining
@@ -117,11 +117,13 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
     compiled = Compiled.from_setting(config.backbone.compile, world.device, federation.batch_size, say if world.is_main else unsaid)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
-    batches = Batches(forward, pixels, work, StemCache(config.federation.stems_gb * 1e9))
-    width = PassWidth.from_setting(config.federation.clients_per_pass, world.device)
+    stems = StemCache.from_setting(federation.stems_gb, world.device, world.local_size if world.backend == "gloo" else 1)
+    batches = Batches(forward, pixels, work, stems)
+    participants = federated.participants
+    largest = largest_step((federated.clients[i] for i in participants), work)
+    width = PassWidth.from_setting(federation.clients_per_pass, world.device, largest)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
-    participants = federated.participants
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, world, config.seed, validator)
     training = LocalTraining(members.states.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
     engine = Engine(

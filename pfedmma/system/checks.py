@@ -13,6 +13,16 @@ def at_least(name: str, value: float, least: float) -> None:
         raise UserError(f"{name}: must be at least {least:g}, not {value:g}")
 
 
+def at_least_or_auto(name: str, value: str, least: float) -> None:
+    """A number as it is written, or the word auto."""
+    try:
+        number = least if value == "auto" else float(value)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= least):
+        raise UserError(f"{name}: must be a number, at least {least:g}, or auto, not '{value}'")
+
+
 def between(name: str, value: float, least: float, most: float) -> None:
     at_least(name, value, least)
     if value > most:

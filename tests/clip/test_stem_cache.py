@@ -123,3 +123,15 @@ def test_a_stem_may_be_of_stems() -> None:
         assert_stem(stem.tower, wanted)
         assert stem.value.tolist() == wanted and stem.name == "both"
         assert stem.nbytes == len(wanted) * (ROW + 4)
+
+
+@pytest.mark.parametrize(("wanted", "sharing", "limit"), [("auto", 1, 10e9), ("auto", 2, 5e9), ("3", 1, 3e9), ("0", 1, 0.0)])
+def test_how_much_is_kept_on_a_gpu(monkeypatch: pytest.MonkeyPatch, wanted: str, sharing: int, limit: float) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40_000_000_000, 80_000_000_000))
+    assert StemCache.from_setting(wanted, torch.device("cuda", 0), sharing).limit == limit
+
+
+def test_how_much_is_kept_on_a_cpu() -> None:
+    cpu = torch.device("cpu")
+    assert [StemCache.from_setting(wanted, cpu, 2).limit for wanted in ("auto", "0.5", "0")] == [2e9, 0.5e9, 0.0]
+    assert StemCache.from_setting("0", cpu).full

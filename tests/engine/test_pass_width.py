@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from pfedmma.config import schema
-from pfedmma.engine.batches import by_steps
-from pfedmma.engine.cohort import MOST_IN_A_PASS, Members, PassWidth, train_cohort
+from pfedmma.data.partition.federated import Client
+from pfedmma.engine.batches import LocalWork, by_steps
+from pfedmma.engine.cohort import IMAGES_IN_A_PASS, Members, PassWidth, largest_step, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState
@@ -19,15 +22,34 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PERSIST = OptimizerConfig(lr=0.01, state="persist")
 
 
-def test_auto_is_ten_on_a_cpu_and_a_guess_on_a_gpu() -> None:
-    cpu, gpu = PassWidth.from_setting("auto", CPU), PassWidth.from_setting("auto", GPU)
+@pytest.mark.parametrize(("images", "clients"), [(32, 10), (12, 26), (320, 1), (1000, 1), (1, IMAGES_IN_A_PASS)])
+def test_auto_is_ten_on_a_cpu_and_so_many_images_on_a_gpu(images: int, clients: int) -> None:
+    cpu, gpu = PassWidth.from_setting("auto", CPU, images), PassWidth.from_setting("auto", GPU, images)
     assert (cpu.now, cpu.fits) == (10, False)
-    assert (gpu.now, gpu.fits) == (MOST_IN_A_PASS, True)
+    assert (gpu.now, gpu.fits) == (clients, True)
+
+
+def test_the_largest_step_is_a_batch_or_all_that_a_client_has() -> None:
+    clients = new_clients()
+    most = max(len(client.train) for client in clients)
+    assert largest_step(clients, LocalWork(1, 10**6, SGD, seed=0)) == most
+    assert largest_step(clients, LocalWork(2, most - 1, SGD, seed=0)) == most - 1
+
+
+@pytest.mark.parametrize(("width", "clients", "passes"), [(10, 11, [6, 5]), (10, 10, [10]), (10, 3, [3]), (4, 9, [3, 3, 3]), (1, 2, [1, 1])])
+def test_passes_are_few_and_alike(width: int, clients: int, passes: list[int]) -> None:
+    """A pass of one client takes a GPU nearly as long as one of five."""
+    one, found, auto = new_clients()[0], [], PassWidth(width)
+    left: Sequence[Client] = [one] * clients
+    while left:
+        group, left = auto.next_of(left)
+        found.append(len(group))
+    assert found == passes and auto.next_of(()) == ((), ())
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
 def test_a_number_is_a_number(device: torch.device) -> None:
-    width = PassWidth.from_setting("3", device)
+    width = PassWidth.from_setting("3", device, 32)
     assert (width.now, width.fits) == (3, False)
 
 
@@ -44,7 +66,7 @@ def test_shrinking_halves_what_was_tried() -> None:
 
 
 def test_a_number_that_was_given_is_not_shrunk() -> None:
-    width = PassWidth.from_setting("4", GPU)
+    width = PassWidth.from_setting("4", GPU, 32)
     with pytest.raises(UserError, match=r"^out of memory with 4 clients in a pass; lower .*federation\.clients_per_pass=auto$"):
         width.shrink(4)
     assert width.now == 4
