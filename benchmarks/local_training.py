@@ -1,11 +1,12 @@
 """What local training costs beside the plain path and beside the machine's matrix products, all measured in one run.
 
     python benchmarks/local_training.py [--model ViT-B-32] [--precision fp32|bf16] [--clients 1,4,10] [--compile] [--graphs] [--evaluation]
+        [KEY=VALUE ...]
 
 Measured: one local step (both towers, loss, gradients, SGD) on images that lie on the device; of the plain path (the oracle in
 tests/support/oracle.py), one client at a time; of `LocalTraining.step`, one client at a time and several in a stack; and large matrix
 products, for the machine's peak. ``--compile`` and ``--graphs`` (on a GPU) measure the steps once more, through torch.compile and as CUDA
-graphs; with both, also together.
+graphs; with both, also together. Settings of the backbone, the method and the optimizer are those of a run, as ``backbone.tf32=true``.
 ``--evaluation`` measures the test of all clients on base and novel classes instead: the plain path encodes everything anew for each
 client (and its own classes once more, for Local) and is timed for one client a repeat; `Evaluator.table` serves them all.
 
@@ -36,8 +37,10 @@ from variants import COUNTED, MEASURED, Variant, in_turn, products, summary, tab
 
 from pfedmma import rng
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
-from pfedmma.clip.backbone import PRECISIONS, Backbone
-from pfedmma.clip.loading import BackboneConfig, create_model
+from pfedmma.clip.backbone import PRECISIONS
+from pfedmma.clip.loading import create_model, frozen
+from pfedmma.config import schema as configuration
+from pfedmma.config.schema import Config
 from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.pixels.pixels import Pixels
@@ -48,10 +51,9 @@ from pfedmma.engine.local import LocalTraining
 from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmma import MultiModalAdapters
-from pfedmma.methods.registry import MethodConfig
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.client_state import ClientStates
-from pfedmma.stack.optim import LossScale, OptimizerConfig
+from pfedmma.stack.optim import LossScale
 from pfedmma.stack.pool import Pool
 from pfedmma.stack.start import Start
 from pfedmma.system.console import show
@@ -63,12 +65,14 @@ COMPILED, GRAPH = ", compiled", ", graph"
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of the first loss, relative to the plain path's
 
 
+SECTIONS = "backbone.", "method.", "optimizer."  # of the settings of a run that are read here
+
+
 @dataclass(frozen=True)
 class Setting:
     """What is measured: ``clients`` share a pass at most; ``images``: of each of the two test sets."""
 
-    model: str
-    precision: str
+    config: Config
     clients: int
     batch: int
     classes: int
@@ -82,11 +86,12 @@ class Bench:
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, setting.device
-        clip = create_model(BackboneConfig(setting.model, "none"), seed=0).to(self.device)
-        self.backbone = Backbone.freeze(clip, setting.model, setting.precision)
-        self.method = MultiModalAdapters.from_settings(MethodConfig(), self.backbone)
+        config, self.precision = setting.config, setting.config.backbone.precision
+        clip = create_model(config.backbone, seed=0).to(self.device)
+        self.backbone = frozen(config.backbone, clip, self.device)
+        self.method = MultiModalAdapters.from_settings(config.method, self.backbone)
         self.layout = self.method.layout
-        self.optimizer = OptimizerConfig()
+        self.optimizer = config.optimizer
         names = class_names(2 * setting.classes)
         self.base, self.novel = names[: setting.classes], names[setting.classes : 2 * setting.classes - 1]
         size = self.backbone.preprocess.size
@@ -97,7 +102,7 @@ class Bench:
         source = Source("noise", names, {"train": split, "test": split})
         self.pixels = Pixels(source, self.backbone.preprocess, "none", self.device)
         self.labels = torch.randint(setting.classes, (setting.clients, setting.batch), generator=gen).to(self.device)
-        self.plain = PlainPath(clip, self.method.spec, self.pixels, setting.precision, self.optimizer)
+        self.plain = PlainPath(clip, self.method.spec, self.pixels, self.precision, self.optimizer)
 
     @cached_property
     def answers(self) -> Answers:
@@ -180,7 +185,7 @@ def training_variants(bench: Bench, widths: Sequence[int]) -> list[Variant]:
     for way in setting.ways:
         steps |= {stack_name(width) + way: (width, bench.step_of(width, way)) for width in widths}
     losses = {name: step().flatten()[0].item() for name, (_, step) in steps.items()}
-    refuse_difference(losses, TOLERANCE[setting.precision])
+    refuse_difference(losses, TOLERANCE[bench.precision])
     return [
         Variant(
             name,
@@ -219,7 +224,7 @@ def evaluation_variants(bench: Bench) -> list[Variant]:
     turn = iter(range(10**9))
     found = bench.evaluate()[:, :3].tolist(), [bench.plain_evaluation(client) for client in clients[:1]]
     apart = max(abs(a - b) for ours, plain in zip(*found, strict=False) for a, b in zip(ours, plain, strict=True) if a == a)
-    if setting.precision == "fp32" and apart > 100.0 / setting.images + 1e-9:
+    if bench.precision == "fp32" and apart > 100.0 / setting.images + 1e-9:
         raise UserError(f"the accuracies differ by {apart} points; times of unequal work mean nothing")
     images = 2 * setting.images
     return [
@@ -231,7 +236,7 @@ def evaluation_variants(bench: Bench) -> list[Variant]:
 def peaks(bench: Bench, together: int) -> list[Variant]:
     """Large products in the precision of the frozen layers, those of an MLP for the tokens of ``together`` images."""
     tower = bench.backbone.visual
-    return products(bench.device, PRECISIONS[bench.setting.precision], together * len(tower.positions), tower.width)
+    return products(bench.device, PRECISIONS[bench.precision], together * len(tower.positions), tower.width)
 
 
 def widths_of(text: str) -> list[int]:
@@ -260,9 +265,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation", action="store_true", help="measure evaluation instead of training")
     parser.add_argument("--images", type=int, default=0, help="images of each test set; 0: 64 on the CPU, 512 on a GPU")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
-    args = parser.parse_args()
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the backbone, the method or the optimizer, as of a run")
+    args = parser.parse_intermixed_args()
     require_at_least(args, batch=1, classes=2, repeats=0, steps=0, images=0)
     return args
+
+
+def config_of(args: argparse.Namespace) -> Config:
+    """The settings of a run with what is measured here. Raises a `UserError` where one is given that nothing here reads."""
+    for given in args.settings:
+        if given.startswith("backbone.compile"):
+            raise UserError(f"{given}: give --compile instead, which measures the steps with and without it")
+        if not given.startswith(SECTIONS):
+            raise UserError(f"{given}: nothing here reads it; settings that begin with {', '.join(SECTIONS)} are read")
+    own = [f"backbone.name={args.model}", "backbone.pretrained=none", f"backbone.precision={args.precision}"]
+    return configuration.load(None, [*own, *args.settings])
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -287,15 +304,16 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     anchors = {"plain": PLAIN} | ({} if args.evaluation else {"one_at_a_time": stack_name(1)})
     found = summary(variants, best, times, anchors)
     what = f"evaluation of {most} clients, {args.images} + {args.images} images" if args.evaluation else f"a local step, batch {args.batch}"
-    title = f"{what}, {args.classes} classes\n{args.model}, {args.precision}, {args.device.type}, {torch.get_num_threads()} threads"
+    about = " ".join([args.model, bench.precision, *args.settings])
+    title = f"{what}, {args.classes} classes\n{about}, {args.device.type}, {torch.get_num_threads()} threads"
     show(table(title, found, anchors))
     return found
 
 
 def described(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     """The setting, for the report."""
-    setting = {"model": args.model, "precision": args.precision, "clients": args.clients, "batch": args.batch, "classes": args.classes}
-    setting |= {"text_tokens": bench.shapes(bench.base)[1].tokens, "repeats": args.repeats}
+    setting = {"model": args.model, "precision": bench.precision, "settings": args.settings, "clients": args.clients}
+    setting |= {"batch": args.batch, "classes": args.classes, "text_tokens": bench.shapes(bench.base)[1].tokens, "repeats": args.repeats}
     return setting | ({"images_a_test_set": args.images, "plain_path_timed_for_clients_a_repeat": 1} if args.evaluation else {})
 
 
@@ -303,7 +321,8 @@ def main() -> None:
     args = with_defaults(arguments())
     if args.device.type == "cpu":
         keep_freed_memory()  # as the main job does; the plain path has the same
-    bench = Bench(Setting(args.model, args.precision, args.clients[-1], args.batch, args.classes, args.images, args.device, args.ways))
+    setting = Setting(config_of(args), args.clients[-1], args.batch, args.classes, args.images, args.device, args.ways)
+    bench = Bench(setting)
     found = measure(bench, args)
     report = {
         "benchmark": "evaluation" if args.evaluation else "local_training",

@@ -43,6 +43,13 @@ def test_local_steps(tmp_path: Path) -> None:
     assert report["date"] and report["threads_per_rank"] == 1
 
 
+def test_settings_of_a_run_are_what_is_measured() -> None:
+    """Adapters of twice the width are more to compute."""
+    wide, plain = (report_of(run("local_training.py", *SMALL, "--clients", "1", *more)) for more in (["method.dim=64"], []))
+    assert wide["settings"] == ["method.dim=64"] and plain["settings"] == []
+    assert wide["variants"][0]["necessary_flop"] > plain["variants"][0]["necessary_flop"]
+
+
 def test_evaluation_in_bf16() -> None:
     report = report_of(run("local_training.py", *SMALL, "--evaluation", "--images", "3", "--precision", "bf16"))
     plain, together = report["variants"]
@@ -54,7 +61,13 @@ def test_evaluation_in_bf16() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(("--clients", "ten"), "--clients: 'ten' is no list"), (("--batch", "0"), "--batch: 0"), (("--classes", "300"), "250")],
+    [
+        (("--clients", "ten"), "--clients: 'ten' is no list"),
+        (("--batch", "0"), "--batch: 0"),
+        (("--classes", "300"), "250"),
+        (("federation.rounds=3",), "federation.rounds=3: nothing here reads it"),
+        (("backbone.tf23=true",), "did you mean 'backbone.tf32'"),
+    ],
 )
 def test_bad_options_end_it_with_one_line(options: tuple[str, str], words: str) -> None:
     one_sentence(run("local_training.py", "--model", "tiny", "--device", "cpu", *options), words)
