@@ -1,10 +1,11 @@
-"""Everything that needs a GPU, in one command and within nine minutes: the tests marked ``gpu``, then the benchmarks.
+"""Everything that needs a GPU, in one command and within nine minutes: the tests marked ``gpu``, starts, and the benchmarks.
 
     python benchmarks/gpu_check.py [--out benchmarks/results/gpu-<name>] [--parts tests,local_training-bf16,...] [--budget 540]
 
-Needs no installation beyond what the interpreter can import. Every part is a process with a time limit of its own; one that fails or
-runs past its limit does not stop the others. Each benchmark's report is written to ``<part>.json`` with hardware, versions and date, what
-all of them printed to ``output.txt``, and how they ended to ``summary.json``. The exit status is 1 if a part failed, and 2 without a GPU.
+Needs no installation beyond what the interpreter can import. Every part (`PARTS`) is a process with a time limit of its own; one that
+fails or runs past its limit does not stop the others, and all end within the budget. Each benchmark's report is written to
+``<part>.json`` with hardware, versions and date, what all of them printed to ``output.txt``, and how they ended to ``summary.json``. The
+exit status is 1 if a part failed, and 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +29,7 @@ from typing import Any
 import torch
 from machine import machine
 from programs import ROOT, child_environment
+from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.system.console import show
@@ -57,21 +60,41 @@ class Ended:
     said: str  # its last line, if that is no report
 
 
-def all_parts(gpus: int) -> list[Part]:
-    python = (sys.executable,)
-    step = (*python, "benchmarks/local_training.py", "--model", "ViT-B-16", "--device", "cuda")
-    whole = (*python, "benchmarks/round_time.py", "--model", "ViT-B-16", "--precision", "bf16", "--device", "cuda")
-    launch = (*python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={gpus}")
-    tests = (*python, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *marked_tests())
-    return [
-        Part("tests", tests, 120.0, reports=False),
-        Part("local_training-bf16", (*step, "--clients", "1,10", "--precision", "bf16"), 75.0),
-        Part("local_training-fp32", (*step, "--clients", "1,10", "--precision", "fp32"), 75.0),
-        Part("round_time", whole, 75.0),
-        Part("round_time-one_at_a_time", (*whole, "--clients-per-pass", "1"), 75.0),
-        Part("communication", (*launch, "benchmarks/communication.py", "--device", "cuda"), 60.0),
-        Part("scaling", (*python, "benchmarks/scaling.py", "overhead", "--device", "cuda"), 60.0),
-    ]
+MODEL = "ViT-B-16-quickgelu"  # the shapes and the activation of OpenAI's weights
+STEP = f"benchmarks/local_training.py --device cuda --model {MODEL} --clients 1,2,10"
+EVALUATION = f"benchmarks/local_training.py --device cuda --model {MODEL} --precision bf16 --evaluation"
+ROUND = f"benchmarks/round_time.py --device cuda --model {MODEL} --precision bf16"
+RANKS = "-m torch.distributed.run --standalone --nproc_per_node={gpus}"
+# Name, seconds at most, and what Python is started with; in the order of their weight, since the last ones may find no time left. A
+# variant of the local step is one more line: its settings, as KEY=VALUE, stand at the end.
+PARTS = (
+    ("tests", 120, "-m pytest -m gpu -p no:cacheprovider"),
+    ("train", 40, "-m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={scratch}/alone"),
+    ("train-torchrun", 40, f"{RANKS} -m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={{scratch}}/ranks"),
+    ("local_training-bf16", 60, f"{STEP} --precision bf16"),
+    ("local_training-fp32", 60, f"{STEP} --precision fp32"),
+    ("round_time", 75, ROUND),
+    ("lost_rank", 90, "benchmarks/lost_rank.py --device cuda --backend {backend} --ranks {ranks}"),
+    ("input", 75, "benchmarks/input.py --most 320 --epochs 2 --workers 8 --drawn caltech101,food101,sun397,imagenet"),
+    ("local_training-tf32", 45, f"{STEP} --precision fp32 backbone.tf32=true"),
+    ("local_training-deterministic", 45, f"{STEP} --precision bf16 backbone.deterministic=true"),
+    ("evaluation-2", 45, f"{EVALUATION} --clients 2"),
+    ("evaluation-10", 45, f"{EVALUATION} --clients 10"),
+    ("communication", 45, f"{RANKS} benchmarks/communication.py --device cuda"),
+    ("scaling", 45, "benchmarks/scaling.py overhead --device cuda"),
+    ("round_time-one_at_a_time", 60, f"{ROUND} --clients-per-pass 1"),
+)
+NO_REPORT = "tests", "train"  # how the names of parts begin whose last line is none
+
+
+def all_parts(gpus: int, scratch: Path) -> list[Part]:
+    """`PARTS` on a machine with so many GPUs. Ranks that outnumber them meet by gloo. ``scratch``: a folder for runs."""
+    here = {"gpus": gpus, "ranks": max(2, gpus), "backend": "nccl" if gpus > 1 else "gloo", "scratch": scratch}
+    parts = []
+    for name, limit, line in PARTS:
+        words = [word.format(**here) for word in line.split()] + (marked_tests() if name == "tests" else [])
+        parts.append(Part(name, (sys.executable, *words), float(limit), not name.startswith(NO_REPORT)))
+    return parts
 
 
 def marked_tests() -> list[str]:
@@ -151,7 +174,7 @@ def table(ended: Sequence[Ended], device: str) -> Table:
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("")
     for end in ended:
-        out.add_row(end.name, f"{end.seconds:.1f}", f"{end.limit:.0f}", end.problem or end.said or "done")
+        out.add_row(end.name, f"{end.seconds:.1f}", f"{end.limit:.0f}", escape(end.problem or end.said or "done"))
     return out
 
 
@@ -173,10 +196,11 @@ def main() -> None:
         raise UserError("gpu-check needs a machine with a CUDA GPU, and torch sees none here")
     gpus, device = torch.cuda.device_count(), torch.cuda.get_device_name()
     out = args.out or ROOT / "benchmarks" / "results" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}"
-    parts = chosen(all_parts(gpus), args.parts)
-    out.mkdir(parents=True, exist_ok=True)
     here = {"date": datetime.date.today().isoformat(), **machine(torch.device("cuda"), "open_clip", "accelerate"), "gpus": gpus}
-    ended = run_all(parts, out, args.budget, here)
+    with tempfile.TemporaryDirectory(prefix="pfedmma-gpu-") as scratch:
+        parts = chosen(all_parts(gpus, Path(scratch)), args.parts)
+        out.mkdir(parents=True, exist_ok=True)
+        ended = run_all(parts, out, args.budget, here)
     failed = [end.name for end in ended if end.problem]
     summary = {"benchmark": "gpu_check", **here, "failed": failed, "parts": [asdict(end) for end in ended]}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -1,24 +1,29 @@
 """How fast training images become pixels: this project's pipeline beside a plain DataLoader with PIL, on the same files in one run.
 
-``python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3]``: FOLDER holds images at any depth. Both sides make
-random resized crops with flips. The first epoch decodes; later ones show what keeping decoded images saves. A table, and JSON on the
-last line.
+    python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3] [--device auto]
+    python benchmarks/input.py --drawn caltech101,food101,sun397
+
+FOLDER holds images at any depth; ``--drawn`` draws JPEG files of the sizes that are usual in these data sets, in a temporary folder. Both
+sides make random resized crops with flips; this project's on the device, the DataLoader's in host memory. The first epoch decodes; later
+ones show what keeping decoded images saves. A table, and JSON on the last line.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
+import datetime
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
+from drawn_files import write_pictures
+from machine import machine, publish
 from PIL import Image
-from rich.console import Console
+from programs import device_from, require_at_least
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -30,6 +35,8 @@ from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source
 from pfedmma.data.sources.folders import split
 from pfedmma.data.sources.images import SUFFIXES
+from pfedmma.system.console import show
+from pfedmma.system.errors import UserError, run_main
 
 BATCH = 64
 
@@ -76,45 +83,83 @@ def rates(epochs: int, count: int, start: Callable[[int], Iterator[torch.Tensor]
         begin = time.perf_counter()
         seen = sum(len(batch) for batch in start(epoch))
         assert seen == count
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         found.append(count / (time.perf_counter() - begin))
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--most", type=int, default=1000, help="images at most")
-    args = parser.parse_args()
-    paths = sorted(p for p in args.root.rglob("*") if p.suffix.lower() in SUFFIXES)[: args.most]
-    if not paths:
-        parser.error(f"there is no image below {args.root}")
+def measure(paths: list[Path], args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides on the same files."""
     source = Source("files", ("a",), {"train": split([(path, 0, 0) for path in paths])})
-    pixels = Pixels(source, Preprocess(args.size, (0.0,) * 3, (1.0,) * 3), "crop", torch.device("cpu"))
+    pixels = Pixels(source, Preprocess(args.size, (0.0,) * 3, (1.0,) * 3), "crop", args.device)
     mine = rates(args.epochs, len(paths), ours(pixels, len(paths)))
     theirs = rates(args.epochs, len(paths), plain(paths, args.size, args.workers))
-    table = Table(title=f"{len(paths)} files to {args.size} px, images/s")
-    for name in ("epoch", "pfedmma", "DataLoader + PIL", "ratio"):
-        table.add_column(name, justify="right")
-    for epoch, (a, b) in enumerate(zip(mine, theirs, strict=True), start=1):
-        table.add_row(str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
-    Console(width=100).print(table)
-    record = {
+    return {
         "files": len(paths),
-        "size": args.size,
+        "bytes_a_file": sum(path.stat().st_size for path in paths) // len(paths),
         "pfedmma_images_per_second": mine,
         "dataloader_images_per_second": theirs,
         "decoded_megabytes_held": pixels.decoded.bytes_held / 1e6,
         "peak_memory_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "workers": args.workers,
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__},
     }
-    print(json.dumps(record))
+
+
+def all_files(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is measured of the files below ``--root``, or of those drawn for each data set, one after another."""
+    if args.root:
+        paths = sorted(p for p in args.root.rglob("*") if p.suffix.lower() in SUFFIXES)[: args.most]
+        if not paths:
+            raise UserError(f"--root: there is no image below {args.root}")
+        yield "files", measure(paths, args)
+        return
+    for name in args.drawn.split(","):
+        with tempfile.TemporaryDirectory(prefix="pfedmma-input-") as folder:
+            yield name, measure(write_pictures(Path(folder), name, args.most), args)
+
+
+def table(found: dict[str, dict[str, Any]], size: int) -> Table:
+    out = Table(title=f"files to {size} px, images/s")
+    for name in ("", "files", "epoch", "pfedmma", "DataLoader + PIL", "ratio"):
+        out.add_column(name, justify="left" if not name else "right")
+    for name, record in found.items():
+        sides = zip(record["pfedmma_images_per_second"], record["dataloader_images_per_second"], strict=True)
+        for epoch, (a, b) in enumerate(sides, start=1):
+            out.add_row(name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
+    return out
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--root", type=Path, help="a folder of images")
+    files.add_argument("--drawn", help="data sets whose usual sizes are drawn")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--most", type=int, default=1000, help="images at most; as many are drawn")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--json", type=Path, help="write the report to this file, too")
+    args = parser.parse_args()
+    require_at_least(args, size=1, workers=0, epochs=1, most=1)
+    args.device = device_from(args.device)
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    found = dict(all_files(args))
+    show(table(found, args.size))
+    report = {
+        "benchmark": "input",
+        "date": datetime.date.today().isoformat(),
+        **machine(args.device, "torchvision"),
+        "size": args.size,
+        "workers": args.workers,
+        "files": found,
+    }
+    publish(report, args.json)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

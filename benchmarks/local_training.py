@@ -265,7 +265,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluation", action="store_true", help="measure evaluation instead of training")
     parser.add_argument("--images", type=int, default=0, help="images of each test set; 0: 64 on the CPU, 512 on a GPU")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the backbone, the method or the optimizer, as of a run")
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="settings of the backbone, the method or the optimizer, as of a run"
+    )
     args = parser.parse_intermixed_args()
     require_at_least(args, batch=1, classes=2, repeats=0, steps=0, images=0)
     return args

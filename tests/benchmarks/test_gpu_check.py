@@ -47,14 +47,53 @@ def test_a_failing_part_does_not_stop_the_others(gpu_check: ModuleType, tmp_path
         "tests": "",
     }
     assert ended["tests"].said == "2 passed"
+    broken = gpu_check.Ended("starts", 1.0, 2.0, "", "an error of a library: [/some/file.cc:545]")
+    assert gpu_check.table([*ended.values(), broken], "a GPU").row_count == 6
+    gpu_check.show(gpu_check.table([broken], "a GPU"))
     assert json.loads((tmp_path / "good.json").read_text(encoding="utf-8")) == {"date": "today", "rate": 3}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.json", "output.txt"]
     assert [end.problem for end in gpu_check.run_all(parts[:1], tmp_path, 0.5, {})] == ["no time was left"]
 
 
-def test_the_parts_fit_its_time_and_are_there(gpu_check: ModuleType) -> None:
-    parts = gpu_check.all_parts(1)
-    assert sum(part.limit for part in parts) <= gpu_check.BUDGET
+def test_the_parts_are_there_and_most_find_time(gpu_check: ModuleType, tmp_path: Path) -> None:
+    """Together they end within the budget, whatever their limits are; those of the first half fit it."""
+    parts = gpu_check.all_parts(1, tmp_path)
+    names = [part.name for part in parts]
+    assert len(set(names)) == len(names) and set(gpu_check.NO_REPORT) < set(names)
+    assert sum(part.limit for part in parts[: len(parts) // 2]) <= gpu_check.BUDGET
     files = [word for part in parts for word in part.command if word.endswith(".py")]
     assert all((ROOT / file).is_file() for file in files) and "tests/gpu/test_gpu_paths.py" in files
     assert "tests/test_rng.py" in files
+    assert {part.name for part in parts if not part.reports} == {"tests", "train", "train-torchrun"}
+    assert not any("{" in word for part in parts for word in part.command)
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "backend"), [(1, "2", "gloo"), (2, "2", "nccl"), (8, "8", "nccl")])
+def test_ranks_for_the_gpus_that_there_are(gpu_check: ModuleType, tmp_path: Path, gpus: int, ranks: str, backend: str) -> None:
+    """A lost rank needs another one, which shares the GPU where there is one."""
+    commands = {part.name: part.command for part in gpu_check.all_parts(gpus, tmp_path)}
+    lost = commands["lost_rank"]
+    assert (lost[lost.index("--ranks") + 1], lost[lost.index("--backend") + 1]) == (ranks, backend)
+    assert all(f"--nproc_per_node={gpus}" in commands[name] for name in ("train-torchrun", "communication"))
+    assert f"run_dir={tmp_path}/alone" in commands["train"] and "torch.distributed.run" not in commands["train"]
+
+
+OPTIONS = {"local_training.py": "local_training", "round_time.py": "round_time", "input.py": "input", "lost_rank.py": "lost_rank"}
+
+
+def test_the_programs_take_the_options(gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read by each program's own parser, as if there were a GPU; settings among them are settings of a run."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    read = []
+    for part in gpu_check.all_parts(2, tmp_path):
+        program = Path(part.command[1]).name
+        if program in OPTIONS:
+            module = importlib.import_module(OPTIONS[program])
+            monkeypatch.setattr(sys, "argv", list(part.command[1:]))
+            args = module.arguments()
+            if program == "local_training.py":
+                read.append((part.name, module.config_of(args).backbone))
+    backbones = dict(read)
+    assert {backbone.name for backbone in backbones.values()} == {"ViT-B-16-quickgelu"}
+    assert backbones["local_training-tf32"].tf32 and not backbones["local_training-fp32"].tf32
+    assert backbones["local_training-deterministic"].deterministic

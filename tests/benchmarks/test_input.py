@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.programs import LIMIT, run
+from tests.benchmarks.programs import LIMIT, one_sentence, report_of, run
 from tests.support import small
 
 pytestmark = pytest.mark.timeout(LIMIT)
@@ -15,14 +14,24 @@ pytestmark = pytest.mark.timeout(LIMIT)
 
 def test_both_sides_read_the_same_files(tmp_path: Path) -> None:
     images = small.write_caltech(tmp_path)
-    done = run("input.py", "--root", str(images), "--size", "32", "--workers", "0", "--epochs", "2")
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert (report["files"], report["size"]) == (len(list(images.rglob("*.jpg"))), 32)
-    assert [len(report[f"{side}_images_per_second"]) for side in ("pfedmma", "dataloader")] == [2, 2]
-    assert report["decoded_megabytes_held"] > 0 and report["versions"]["torch"] and report["processor"]
+    report = report_of(run("input.py", "--root", str(images), "--size", "32", "--workers", "0", "--epochs", "2", "--device", "cpu"))
+    assert report["size"] == 32 and report["date"]
+    (found,) = report["files"].values()
+    assert found["files"] == len(list(images.rglob("*.jpg")))
+    assert [len(found[f"{side}_images_per_second"]) for side in ("pfedmma", "dataloader")] == [2, 2]
+    assert found["decoded_megabytes_held"] > 0
 
 
-def test_a_folder_without_images(tmp_path: Path) -> None:
-    done = run("input.py", "--root", str(tmp_path))
-    assert done.returncode == 2 and "there is no image below" in done.stderr
+def test_files_of_the_sizes_of_a_data_set(tmp_path: Path) -> None:
+    small_ones = ("--most", "40", "--size", "32", "--workers", "0", "--epochs", "1", "--device", "cpu")
+    found = report_of(run("input.py", "--drawn", "cifar10,caltech101", *small_ones))["files"]
+    assert [(name, record["files"]) for name, record in found.items()] == [("cifar10", 40), ("caltech101", 40)]
+    assert found["cifar10"]["bytes_a_file"] < found["caltech101"]["bytes_a_file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [(("--root", "."), "there is no image below"), (("--drawn", "mnist"), "nothing is known of the sizes in 'mnist'")],
+)
+def test_what_has_no_images(tmp_path: Path, options: tuple[str, str], words: str) -> None:
+    one_sentence(run("input.py", options[0], str(tmp_path) if options[1] == "." else options[1]), words)

@@ -36,7 +36,9 @@ def test_the_largest_step_is_a_batch_or_all_that_a_client_has() -> None:
     assert largest_step(clients, LocalWork(2, most - 1, SGD, seed=0)) == most - 1
 
 
-@pytest.mark.parametrize(("width", "clients", "passes"), [(10, 11, [6, 5]), (10, 10, [10]), (10, 3, [3]), (4, 9, [3, 3, 3]), (1, 2, [1, 1])])
+@pytest.mark.parametrize(
+    ("width", "clients", "passes"), [(10, 11, [6, 5]), (10, 10, [10]), (10, 3, [3]), (4, 9, [3, 3, 3]), (1, 2, [1, 1])]
+)
 def test_passes_are_few_and_alike(width: int, clients: int, passes: list[int]) -> None:
     """A pass of one client takes a GPU nearly as long as one of five."""
     one, found, auto = new_clients()[0], [], PassWidth(width)
