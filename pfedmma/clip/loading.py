@@ -83,6 +83,11 @@ class BackboneConfig:
         if self.deterministic and self.compile == "on":
             raise UserError("deterministic: compiled kernels are chosen by a clock; leave out backbone.compile=on")
 
+    @property
+    def compiles(self) -> str:
+        """``compile``, which is off by itself where every bit counts."""
+        return "off" if self.deterministic else self.compile
+
 
 def load(config: BackboneConfig, seed: int, device: torch.device) -> Backbone:
     """Create the frozen backbone that ``config`` names on ``device``.

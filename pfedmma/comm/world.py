@@ -156,7 +156,7 @@ class World:
         self.sum(torch.zeros(1), purpose)
 
     def close(self) -> None:
-        if self.size > 1 and dist.is_initialized():
+        if dist.is_initialized():  # a launcher's rank has a group even where it is alone
             # In torch 2.6 gloo's thread may still wait for Python's lock, to let go of the last tensor, and the teardown
             # would wait for that thread with the lock in its hand.
             time.sleep(0.1)

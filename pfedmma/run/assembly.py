@@ -17,6 +17,7 @@ from pfedmma.config.schema import Config
 from pfedmma.data import loading as data
 from pfedmma.data.fingerprint import Fingerprint, fingerprint
 from pfedmma.data.partition.federated import FederatedData
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source
@@ -113,19 +114,16 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         warn(cut)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
-    federation = config.federation
-    work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
-    compiled = Compiled.from_setting(config.backbone.compile, world.device, federation.batch_size, say if world.is_main else unsaid)
+    compiled = Compiled.from_setting(config.backbone.compiles, world.device, config.federation.batch_size, say if world.is_main else unsaid)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
-    stems = StemCache.from_setting(federation.stems_gb, world.device, world.local_size if world.backend == "gloo" else 1)
-    batches = Batches(forward, pixels, work, stems)
+    graphs = Graphs.from_setting(config.federation.graphs, world.device)
+    training = LocalTraining(members.states.layout, new_batches(config, world, forward, pixels), graphs=graphs)
     participants = federated.participants
-    largest = largest_step((federated.clients[i] for i in participants), work)
-    width = PassWidth.from_setting(federation.clients_per_pass, world.device, largest)
+    largest = largest_step((federated.clients[i] for i in participants), training.batches.work)
+    width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, world, config.seed, validator)
-    training = LocalTraining(members.states.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
     engine = Engine(
         world,
         federated.clients,
@@ -133,12 +131,20 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         training,
         evaluation,
         members,
-        federation,
+        config.federation,
         config.seed,
         width,
         interruption or Interruption(),
     )
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
+
+
+def new_batches(config: Config, world: World, forward: Forward, pixels: Pixels) -> Batches:
+    """What makes the clients' batches, and keeps stems between them."""
+    federation = config.federation
+    work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
+    sharing = world.local_size if world.backend == "gloo" else 1  # NCCL's ranks have a GPU each
+    return Batches(forward, pixels, work, StemCache.from_setting(federation.stems_gb, world.device, sharing))
 
 
 def validation_of(config: Config, source: Source) -> list[FederatedData]:

@@ -69,6 +69,13 @@ def test_the_settings_say_which(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen == [(CPU, False, False), (CPU, True, True)]
 
 
+def test_nothing_is_compiled_where_every_bit_counts() -> None:
+    assert BackboneConfig(deterministic=True).compiles == "off"
+    assert [BackboneConfig(compile=choice).compiles for choice in ("auto", "on", "off")] == ["auto", "on", "off"]
+    with pytest.raises(UserError, match=r"^backbone.deterministic: .* leave out backbone.compile=on"):
+        schema.load(None, ["backbone.deterministic=true", "backbone.compile=on"])
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_rounding_is_about_fp32(precision: str) -> None:
     with pytest.raises(UserError, match=rf"^backbone.tf32: .* backbone.precision is {precision}"):

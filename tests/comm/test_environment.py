@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+import torch.distributed as dist
 
 from pfedmma.comm import environment
 from pfedmma.comm.environment import Launch
@@ -88,3 +89,14 @@ def test_a_rank_alone_needs_no_address() -> None:
     code = "from pfedmma.comm.world import *; print(open_world(DistributedConfig(device='cpu')).size)"
     done = python(["-c", code], env={**os.environ, "LOCAL_RANK": "0"})
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
+
+
+def test_a_rank_alone_may_be_launched_twice_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes what it has opened."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    for _ in range(2):
+        world = open_world(DistributedConfig(device="cpu"))
+        assert (world.rank, world.size) == (0, 1) and dist.is_initialized()
+        world.close()
+        assert not dist.is_initialized()

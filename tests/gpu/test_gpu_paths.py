@@ -7,7 +7,7 @@ import gc
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,18 +201,21 @@ def test_evaluation_is_that_of_the_cpu() -> None:
     assert ((gpu - host).abs() <= one + 1e-9).all()
 
 
+def train_apart(*settings: str, launcher: Sequence[str] = ()) -> None:
+    """A run in a process of its own, under a launcher or without."""
+    outside = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    command = [sys.executable, *launcher, "-m", "pfedmma.train", *settings]
+    env = outside | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 def test_a_run_with_nccl_is_the_run_on_the_cpu(tmp_path: Path) -> None:
     """A world of one under torchrun, and the program alone."""
     launchers = {"nccl": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"], "cpu": []}
     places = {"nccl": ["distributed.device=cuda", "distributed.backend=nccl"], "cpu": ["distributed.device=cpu"]}
-    outside = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    # Without TF32 in convolutions here, too.
-    env = outside | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NVIDIA_TF32_OVERRIDE": "0"}
     for name, launcher in launchers.items():
-        settings = small.settings(tmp_path / name, *places[name])
-        command = [sys.executable, *launcher, "-m", "pfedmma.train", *settings]
-        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-        assert ended.returncode == 0, ended.stderr[-2000:]
+        train_apart(*small.settings(tmp_path / name, *places[name]), launcher=launcher)
     rows, expected = small.metrics(tmp_path / "nccl"), small.metrics(tmp_path / "cpu")
     assert [row["clients"] for row in rows] == [row["clients"] for row in expected]
     assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-3)
@@ -220,3 +223,14 @@ def test_a_run_with_nccl_is_the_run_on_the_cpu(tmp_path: Path) -> None:
     assert tensors.keys() == wanted.keys()
     for name in wanted:
         assert (tensors[name] - wanted[name]).norm() <= 1e-3 * wanted[name].norm(), name
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit_if_it_is_asked_for(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ["distributed.device=cuda", "backbone.precision=bf16", "backbone.deterministic=true", "federation.clients_per_pass=3"]
+    train_apart(*small.settings(whole, *common))
+    train_apart(*small.settings(parts, *common, "federation.rounds=1"))
+    train_apart(*small.settings(parts, *common, "resume=auto"))
+    assert [row["loss"] for row in small.metrics(parts)] == [row["loss"] for row in small.metrics(whole)]
+    tensors, wanted = small.final_tensors(parts), small.final_tensors(whole)
+    assert tensors.keys() == wanted.keys() and all(torch.equal(tensors[name], wanted[name]) for name in wanted)
