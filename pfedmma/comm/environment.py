@@ -9,6 +9,13 @@ from pfedmma.system.errors import UserError
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DEFAULT_PORT = 29500  # torch's own
+# How Open MPI, MPICH and Intel MPI, and SLURM's srun with PMI say the same.
+OF_MPI = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
+    "LOCAL_WORLD_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
 
 
 def whole_number(name: str, default: int) -> int:
@@ -32,6 +39,14 @@ def forget_empty() -> None:
     for name in NAMES:
         if name in os.environ and not os.environ[name].strip():
             del os.environ[name]
+
+
+def take_from_mpi() -> None:
+    """Set the variables of launchers from those of MPI, where it has started several processes and nobody else has."""
+    said = {name: next(filter(None, (os.environ.get(other, "").strip() for other in others)), "") for name, others in OF_MPI.items()}
+    if said["WORLD_SIZE"] in ("", "1") or any(name in os.environ for name in OF_MPI):
+        return
+    os.environ.update({name: value for name, value in said.items() if value})
 
 
 @dataclass(frozen=True)

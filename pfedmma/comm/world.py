@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from pfedmma.comm.devices import identity, own_gpu, refuse_shared
-from pfedmma.comm.environment import Launch, forget_empty, keeps_store, store_address, unused_precision, whole_number
+from pfedmma.comm.environment import Launch, forget_empty, keeps_store, store_address, take_from_mpi, unused_precision, whole_number
 from pfedmma.comm.ledger import Ledger
 from pfedmma.comm.missing_ranks import RollCall
 from pfedmma.comm.patience import Silence, within
@@ -36,6 +36,7 @@ accelerate = Library("accelerate")
 WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIBUV_TAKES_SOCKETS = "2.14"  # torch from which that backend of the store is known to serve at a socket it is given; 2.6 refuses
 LONGEST_TIMEOUT = 1e6  # seconds, more than a week
+ASK_ON_FOR = 1e-3  # seconds a rank asks NCCL without a pause whether a collective is done; an exchange takes less
 SAY_SO_AFTER = 1.0  # seconds of waiting, and again after each as many, a rank says for the others that it is here
 
 
@@ -117,6 +118,8 @@ class World:
             if now - said >= SAY_SO_AFTER:
                 self._roll.here(self._come_to, begin + patience - now)
                 said = now
+            if self.backend == "nccl" and now - begin > ASK_ON_FOR:
+                time.sleep(0.1 * ASK_ON_FOR)  # other threads of this process may prepare images meanwhile
         if self.backend == "nccl":
             _raise_if_failed(work, dist.distributed_c10d._get_default_group()._get_backend(self.device))
 
@@ -198,13 +201,13 @@ def _raise_if_failed(work: Any, backend: Any) -> None:
 def open_world(config: DistributedConfig) -> World:
     """Join the ranks that the launcher started; without a launcher, a world of one.
 
-    The environment of ``torchrun``, ``accelerate launch``, or whoever sets RANK, WORLD_SIZE and LOCAL_RANK is read here; that of MPI by
-    accelerate's ``PartialState``.
+    The environment of ``torchrun``, ``accelerate launch``, MPI, or whoever sets RANK, WORLD_SIZE and LOCAL_RANK is read here.
 
     Raises:
         UserError: a GPU or backend that this machine does not have, or ranks that do not come; says which.
     """
     forget_empty()
+    take_from_mpi()
     launch = Launch.from_environment()
     gpu = config.device != "cpu" and torch.cuda.is_available()
     if config.device == "cuda" and not gpu:

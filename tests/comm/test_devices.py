@@ -23,7 +23,7 @@ class Machine:
         self.monkeypatch = monkeypatch
         self.chosen: list[torch.device] = []
         self.groups: list[dict[str, Any]] = []
-        for name in (*environment.NAMES, "ACCELERATE_TORCH_DEVICE", "TORCHELASTIC_USE_AGENT_STORE"):
+        for name in (*environment.NAMES, *sum(environment.OF_MPI.values(), ()), "ACCELERATE_TORCH_DEVICE", "TORCHELASTIC_USE_AGENT_STORE"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -46,6 +46,9 @@ class Machine:
         """A rank of ``size``, the last to come."""
         for name, value in {"RANK": local_rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}.items():
             self.monkeypatch.setenv(name, str(value))
+        self.lets_meet()
+
+    def lets_meet(self) -> None:
         store = dist.HashStore()
         self.monkeypatch.setattr(world, "_base_store", lambda *_: store)
         self.monkeypatch.setattr(world, "fresh_name", lambda *_: "name")
@@ -83,6 +86,33 @@ def test_a_rank_takes_a_gpu_that_it_sees(machine: Machine, backend: str, gpus: i
     assert (opened.device, opened.rank, opened.size) == (torch.device("cuda", index), local_rank, size)
     assert {device.index for device in machine.chosen} == {index}
     assert [(group["backend"], group["rank"], group["world_size"]) for group in machine.groups] == [(backend, local_rank, size)]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"OMPI_COMM_WORLD_RANK": 5, "OMPI_COMM_WORLD_SIZE": 8, "OMPI_COMM_WORLD_LOCAL_RANK": 1, "OMPI_COMM_WORLD_LOCAL_SIZE": 4},
+        {"PMI_RANK": 5, "PMI_SIZE": 8, "MPI_LOCALRANKID": 1, "MPI_LOCALNRANKS": 4},
+        {"PMI_RANK": 5, "PMI_SIZE": 8, "SLURM_LOCALID": 1},
+    ],
+)
+def test_a_rank_that_mpi_has_started_takes_its_gpu(machine: Machine, monkeypatch: pytest.MonkeyPatch, said: dict[str, int]) -> None:
+    for name in environment.NAMES:  # what is set is taken back
+        monkeypatch.setenv(name, "")
+    for name, value in said.items():
+        monkeypatch.setenv(name, str(value))
+    machine.shows(4)
+    machine.lets_meet()
+    opened = open_world(DistributedConfig())
+    assert (opened.device, opened.rank, opened.size) == (torch.device("cuda", 1), 5, 8)
+    assert [(group["backend"], group["rank"], group["world_size"]) for group in machine.groups] == [("nccl", 5, 8)]
+
+
+def test_mpi_with_one_process_is_no_launcher(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "1")
+    machine.shows(4)
+    assert open_world(DistributedConfig()).size == 1 and not machine.groups
 
 
 def come(gpus: list[str]) -> list[str]:

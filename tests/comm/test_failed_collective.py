@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any
@@ -103,6 +104,24 @@ def test_when_all_are_there_the_connection_is_named(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("work", "state"), WELL)
 def test_one_that_ended_well(work: Work, state: State | None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert two_ranks(monkeypatch, work, state).sum(torch.ones(3), "exchange").tolist() == [1, 1, 1]
+
+
+class Endless(Work):
+    """One for which another rank does not come; NCCL waits on the GPU."""
+
+    def is_completed(self) -> bool:
+        return False
+
+
+def test_one_that_does_not_end_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of `distributed.timeout`, here one second, is left to find out who is missing; other threads get time meanwhile."""
+    naps: list[float] = []
+    nap = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (naps.append(seconds), nap(seconds)))
+    world = two_ranks(monkeypatch, Endless(), State.SUCCESS)
+    with pytest.raises(RankFailure, match=r"^rank 0 waited in 'exchange' for rank 1 \(nothing within 1 s\)"):
+        world.sum(torch.ones(3), "exchange")
+    assert naps and 0 < min(naps) < 1e-3 and world.ledger.total == {}
 
 
 def test_a_first_collective_that_does_not_even_begin(monkeypatch: pytest.MonkeyPatch) -> None:

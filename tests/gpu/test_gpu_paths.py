@@ -125,10 +125,12 @@ class Quiet:
         raise NotImplementedError
 
 
-def run_engine(device: torch.device, *more: str) -> tuple[Engine, list[float]]:
-    """A small run of all seven clients."""
+def run_engine(device: torch.device, *more: str, guess: int = 0) -> tuple[Engine, list[float]]:
+    """A small run of all seven clients; ``guess``: how many of them a pass is tried with first, where that is not set."""
     config = configuration.load(None, [*small.settings(Path("unused")), "federation.participation=1.0", *more])
     engine = assemble(config, World(0, 1, device)).engine
+    if guess:
+        engine.width = PassWidth(guess, fits=True)
     quiet = Quiet()
     engine.run(1, quiet)
     return engine, quiet.losses
@@ -177,7 +179,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_ends_equal(limit_memory: Any) ->
         del engine
     assert reserved[1] > 1.5 * reserved[0], reserved  # or there is nothing to halve
     limit_memory(sum(reserved) / 2)
-    engine, losses = run_engine(GPU, *settings, "federation.clients_per_pass=auto")
+    engine, losses = run_engine(GPU, *settings, guess=7)
     assert engine.width.now < 7
     assert losses == pytest.approx(ends[1][1], rel=1e-4)
     assert_near(gathered(engine.members, range(7)), ends[1][0], start, 1e-3)
