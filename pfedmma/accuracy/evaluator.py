@@ -212,7 +212,7 @@ class Evaluator:
         tested = torch.arange(len(images.indices)).split(size)
         wanted = [not self._all_kept((images.split, name), chunk, clients, stems) for chunk in tested]
         new = [chunk for chunk, pixels in zip(tested, wanted, strict=True) if pixels]
-        packed = (self.staging.pack(self.pixels.fitted(images.split, images.indices[chunk])) for chunk in new)
+        packed = (self.staging.pack(self.pixels.tested(images.split, images.indices[chunk], keep=stems.full)) for chunk in new)
         prefetched = Prefetched(packed, Stopwatch(), send=self.staging.send)
         if new:
             prefetched.start()
@@ -252,7 +252,7 @@ class Evaluator:
 
         def pixels(rows: Tensor) -> Tensor:
             if chunk.pixels is None:
-                return self.pixels.fitted(images.split, images.indices[rows])
+                return self.pixels.tested(images.split, images.indices[rows], keep=stems.full)
             return chunk.pixels if len(rows) == len(tested) else chunk.pixels[self.staging.put(torch.searchsorted(tested, rows))]
 
         def plain(rows: Tensor) -> Stem:

@@ -18,11 +18,15 @@ from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Wanted, template_problem
 from pfedmma.data.sources.names import renamed
 from pfedmma.data.sources.registry import DATA_SETS, NAMES
+from pfedmma.stack.offload import Budget
 from pfedmma.system import checks
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import expanded
 from pfedmma.system.options import SAME_RESULT, setting
+
+FULL, REDUCED = "full", "reduced"
+SPARE = 2  # times the side of the backbone's input: the shorter side of a reduced image
 
 
 def _hue_earlier(flat: Mapping[str, Any]) -> str:
@@ -72,7 +76,16 @@ class DataConfig:
         -1.0, "how far all pictures of all clients are halftone prints, 0 to 1; -1: the data set's own default", earlier=_no_medium_earlier
     )
     on_bad_image: str = setting("stop", "an unreadable image ends the run (stop), or is left out and counted (skip)")
+    decode: str = setting(
+        "full",
+        "training images that are cropped: full (as large as they are), or reduced once (shorter side at most twice the backbone's input)",
+    )
     cache_gb: float = setting(8.0, "GB of decoded images kept in memory; the rest lies in a temporary file", SAME_RESULT)
+    device_cache_gb: float = setting(
+        8.0,
+        "GB of decoded images that each rank keeps on its GPU, those of tests at most half of it; the rest as data.cache_gb says",
+        SAME_RESULT,
+    )
 
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, NAMES)
@@ -88,7 +101,9 @@ class DataConfig:
         checks.one_of("camera_kind", self.camera_kind, KINDS)
         checks.share_or_default("medium", self.medium, -1.0)
         checks.one_of("on_bad_image", self.on_bad_image, ("stop", "skip"))
-        checks.at_least("cache_gb", self.cache_gb, 0)
+        checks.one_of("decode", self.decode, (FULL, REDUCED))
+        for name in ("cache_gb", "device_cache_gb"):
+            checks.at_least(name, getattr(self, name), 0)
         if self.template not in ("generic", "dataset") and (self.template.count("{}") != 1 or template_problem(self.template)):
             raise UserError(f"template: '{self.template[:80]}' must be 'generic', 'dataset' or a text with one {{}} for the class name")
         if self.held_out_domain and self.protocol.startswith("base_to_novel"):
@@ -106,7 +121,10 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
         say(source)
     federated = seen_by_clients(source, config, seed, test_split)
     augment = source.augment if config.augment == "auto" else config.augment
-    return federated, Pixels(source, preprocess, augment, world.device, config.cache_gb, world.local_size)
+    if config.decode == REDUCED and augment == "crop":
+        source = source.with_smaller("train", SPARE * preprocess.size)
+    budget = Budget(config.device_cache_gb * 1e9, config.cache_gb * 1e9)
+    return federated, Pixels(source, preprocess, augment, world.device, budget, world.local_size)
 
 
 def seen_by_clients(source: Source, config: DataConfig, seed: int, test_split: str) -> FederatedData:

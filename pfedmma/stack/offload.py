@@ -23,7 +23,7 @@ from pfedmma.system.files import temporary_folder
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that client states may take on the device (a GPU) and in host memory."""
+    """Bytes that may be taken on the device (a GPU) and in host memory."""
 
     device: float = 8e9
     host: float = 16e9

@@ -46,5 +46,5 @@ def shortage_named() -> Iterator[None]:
         reason = " ".join(str(error).split())[:160] or "an allocation failed"
         raise RankFailure(
             f"out of memory ({reason}); lower federation.batch_size, evaluation.batch_size, federation.clients_per_pass, "
-            f"federation.stems_gb or data.cache_gb, or start more ranks"
+            f"federation.stems_gb, data.cache_gb or data.device_cache_gb, or start more ranks"
         ) from error

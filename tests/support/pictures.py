@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import open_clip
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.pixels.pixels import Pixels
@@ -23,6 +25,15 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
     y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     waves = torch.stack([torch.sin(9 * x + 5 * y), torch.cos(17 * x * y), torch.sin(40 * (x - y)).sign()])
     return ((waves * 0.4 + 0.5 + 0.1 * torch.randn(3, height, width, generator=gen)).clamp(0, 1) * 255).to(torch.uint8)
+
+
+def smooth_pictures(sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Photograph-like pictures of these heights and widths: noise, blurred by enlarging it."""
+    gen = torch.Generator().manual_seed(0)
+    return [
+        tv.resize(torch.randint(256, (3, 12, 12), generator=gen).to(torch.uint8), [height, width], antialias=True)
+        for height, width in sizes
+    ]
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -61,6 +61,12 @@ class DecodedImages:
                     self._keep(index, image)
             return [self._held[i] if i in self._held else self._load(*self._spilled[i]) for i in indices]
 
+    def forget(self, index: int) -> None:
+        """Take no memory for an image any more; asked for again, it is decoded again. What lies in the file stays there."""
+        with self._lock:
+            if (image := self._held.pop(index, None)) is not None:
+                self.bytes_held -= image.numel()
+
     @property
     def at_once(self) -> int:
         """How many images are decoded before the first of them is kept: enough for every thread, few enough for memory."""
@@ -133,6 +139,11 @@ class FittedImages:
         if not bool(self._made[indices].all()):
             self.fill(indices)
         return self._pixels[indices]
+
+    @property
+    def bytes_held(self) -> int:
+        """Of the images that are made, by whichever rank."""
+        return int(self._made.sum()) * self._pixels[:1].numel()
 
     def fill(self, indices: Tensor) -> None:
         """Make those of the images at ``indices`` [n] that are not there yet; raises what ``make`` raises."""

@@ -24,18 +24,12 @@ CROP_SCALE = (0.08, 1.0)  # of the image's area
 CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
 
-def side_by_side(images: Sequence[Tensor], boxes: Tensor) -> Tensor:
-    """The parts of ``images`` in ``boxes`` [n,4], of unequal size, as uint8 [n,3,height,width]: each in the upper left corner."""
-    height, width = boxes[:, 2].max(), boxes[:, 3].max()
-    whole = torch.zeros(len(images), 3, int(height), int(width), dtype=torch.uint8)
-    for row, image, (top, left, h, w) in zip(whole, images, boxes.tolist(), strict=True):
-        row[:, :h, :w] = image[:, top : top + h, left : left + w]
-    return whole.pin_memory() if torch.cuda.is_available() else whole
-
-
-def from_corner(boxes: Tensor) -> Tensor:
-    """Boxes [n,4] of the same sizes in the upper left corner, where `side_by_side` puts the parts."""
-    return torch.cat([torch.zeros_like(boxes[:, :2]), boxes[:, 2:]], dim=1)
+def end_to_end(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of images uint8 [3,height,width], of unequal size, one after another: uint8 [bytes], in memory that a GPU can copy from."""
+    whole = torch.empty(sum(part.numel() for part in parts), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    for place, part in zip(whole.split([part.numel() for part in parts]), parts, strict=True):
+        place.view(part.shape).copy_(part)
+    return whole
 
 
 def fit(image: Tensor, preprocess: Preprocess) -> Tensor:

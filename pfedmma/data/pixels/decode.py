@@ -24,6 +24,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000"
 UNMARKED = ("TGA", "PCX")  # begin as many a file might, so they are looked for under their own suffix alone
 MOST_PIXELS = 178_956_970  # of a picture in a file; where Pillow itself draws the line
 ORDINARY = 1 << 23  # pixels; a picture of more is halved as it is decoded, until it has no more
+SPARE = 2  # how many times as large as it shall be a JPEG still is when it is resized
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,11 +39,12 @@ _TURNS = {
 _BROKEN = (OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, struct.error, Image.DecompressionBombError)
 
 
-def decode(path: Path) -> Tensor:
+def decode(path: Path, least: int = 0) -> Tensor:
     """Image file -> uint8 [3,H,W], upright, RGB.
 
     A picture of more than `ORDINARY` pixels comes at a half, a quarter or an eighth of its height and width, whichever first has
-    no more: far more than any crop of a backbone's size needs.
+    no more: far more than any crop of a backbone's size needs. With ``least``, one whose shorter side has more pixels than that is
+    brought to it, antialiased bicubic; a JPEG of more than twice as many is decoded to a part of its size first.
 
     Raises:
         Unreadable: no regular file, no image of one of `FORMATS`, or one of more than `MOST_PIXELS`; the message names it.
@@ -51,7 +53,8 @@ def decode(path: Path) -> Tensor:
         with _opened(path) as file, Image.open(file, formats=_formats()) as image:
             _refuse_huge(image)
             turn = _TURNS.get(_orientation(image))
-            rgb = _to_rgb(_reduced(image))
+            size = _size_wanted(image, least)  # by the picture as it is: a JPEG decoded to a part of its size has rounded sides
+            rgb = _shrunk(_to_rgb(_reduced(image, least)), size)
             upright = rgb if turn is None else rgb.transpose(turn)
     except Image.UnidentifiedImageError:
         raise Unreadable(f"cannot read the image {path}: it is none of {', '.join(_formats())}; repair or replace the file") from None
@@ -94,15 +97,29 @@ def _refuse_huge(image: Image.Image) -> None:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than {MOST_PIXELS}")
 
 
-def _reduced(image: Image.Image) -> Image.Image:
-    """The picture with at most `ORDINARY` pixels; a JPEG is never there at its full size."""
-    factor = _too_large(image)
-    if factor == 1:
+def _reduced(image: Image.Image, least: int) -> Image.Image:
+    """The picture with at most `ORDINARY` pixels; a JPEG that has more is never there at its full size.
+
+    With ``least``, a JPEG may come smaller, its shorter side still `SPARE` times that.
+    """
+    factor = max(_too_large(image), min(image.size) // (SPARE * least) if least else 1)
+    if factor <= 1:
         return image
     image.draft(None, (image.width // factor, image.height // factor))  # decoded to a part of its size, where its format allows that
     if (left := _too_large(image)) > 1:
         return image.convert("I" if image.mode.startswith("I") else "RGB").reduce(left)
     return image
+
+
+def _size_wanted(image: Image.Image, least: int) -> tuple[int, int]:
+    """Width and height with a shorter side of at most ``least`` pixels; the picture's own without ``least``."""
+    short = min(image.size)
+    return (round(image.width * least / short), round(image.height * least / short)) if 0 < least < short else image.size
+
+
+def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at that size, where it is larger."""
+    return image.resize(size, Image.Resampling.BICUBIC) if image.width > size[0] or image.height > size[1] else image
 
 
 def _too_large(image: Image.Image) -> int:

@@ -15,41 +15,46 @@ from torch import Tensor
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.partition.camera import Camera
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages
-from pfedmma.data.pixels.crop import crop_box, fit, from_corner, random_crop, side_by_side
+from pfedmma.data.pixels.crop import crop_box, end_to_end, fit, random_crop
+from pfedmma.data.pixels.device_images import DeviceImages, Place
 from pfedmma.data.pixels.medium import printed, screen
-from pfedmma.data.pixels.resample import crop_resize
+from pfedmma.data.pixels.ragged import STAGED, Crop, Crops
 from pfedmma.data.sources.base import Source
+from pfedmma.stack.offload import Budget
 
-LARGE = 1 << 22  # bytes of a decoded image
-MOST_STAGED = 1 << 31  # bytes of parts of images that a GPU is given to resize; a batch that needs more is resized on the host
+LARGE = 1 << 22  # bytes of a decoded image, or of a part of one; a GPU is given no larger part, but what the host makes of it
+OF_TESTS = 0.5  # how much of a GPU's budget images may take that clients are tested on
+BUDGET = Budget(device=8e9, host=8e9)
 
 
 @dataclass(frozen=True)
 class Staged:
     """Training images on their way to the device.
 
-    ``images`` uint8 [n,3,S,S], ready; or [n,3,H,W], padded at the bottom and right, to be cut by ``boxes`` [n,4] (top, left, height, width)
-    and mirrored by ``flips`` [n].
+    ``images`` uint8 [n,3,S,S], ready; or, with ``crops`` int64 [n,7], the parts that are not on the device yet, end to end. ``rows`` and
+    ``longest``: as in `Crops`.
     """
 
     images: Tensor
-    boxes: Tensor | None = None
-    flips: Tensor | None = None
+    crops: Tensor | None = None
+    rows: int = 0
+    longest: int = 0
 
 
 class Pixels:
     """The images of a source, at a backbone's size; every image is decoded at most once.
 
-    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded: up to ``cache_gb`` GB of them in
-    memory. ``augment``: ``crop`` or ``none``. ``ranks``: how many on this machine decode side by side. ``stage`` may run in another
-    thread than everything else.
+    Test images are kept as the backbone's own preprocessing leaves them, training images as decoded: on a GPU those that come first, up to
+    ``budget.device``, the others in memory up to ``budget.host``, the rest in a file. ``augment``: ``crop`` or ``none``. ``ranks``: how
+    many on this machine decode side by side. ``stage`` may run in another thread than everything else.
     """
 
     def __init__(
-        self, source: Source, preprocess: Preprocess, augment: str, device: torch.device, cache_gb: float = 8.0, ranks: int = 1
+        self, source: Source, preprocess: Preprocess, augment: str, device: torch.device, budget: Budget = BUDGET, ranks: int = 1
     ) -> None:
         self.source, self.preprocess, self.augment, self.device = source, preprocess, augment, device
-        self.decoded = DecodedImages(source.splits["train"].read, cache_gb * 1e9, ranks)
+        self.decoded = DecodedImages(source.splits["train"].read, budget.host, ranks)
+        self.on_device = None if device.type == "cpu" else DeviceImages(device, budget.device)
         self._fitted: dict[str, FittedImages] = {}
         self._mean = torch.tensor(preprocess.mean, device=device).view(3, 1, 1)
         self._std = torch.tensor(preprocess.std, device=device).view(3, 1, 1)
@@ -67,6 +72,25 @@ class Pixels:
             read = self.decoded.__getitem__ if split == "train" and self.augment != "none" else self.source.splits[split].read
             self._fitted[split] = FittedImages(count, self.preprocess.size, lambda i: fit(read(i), self.preprocess), share)
         return self._fitted[split]
+
+    def tested(self, split: str, indices: Tensor, keep: bool) -> Tensor:
+        """As `fitted`, but on the device where all of them lie there. With ``keep`` they are put there, as far as there is room."""
+        if self.on_device is None:
+            return self.fitted(split, indices)
+        keys = [(split, "fitted", index) for index in indices.tolist()]
+        places = [place for key in keys if (place := self.on_device.find(key))]
+        if len(places) == len(keys) > 0:
+            return torch.stack([self.on_device.image(place) for place in places])
+        images = self.fitted(split, indices)
+        for key, image in zip(keys, images, strict=True) if keep else ():
+            self.on_device.keep(key, image, OF_TESTS)
+        return images
+
+    def bytes_by_place(self) -> dict[str, int]:
+        """Where images rest, as {"cuda" or "cpu" or "disk": bytes}; of those that ranks share, each counts all."""
+        device = {self.device.type: self.on_device.taken} if self.on_device else {}
+        host = self.decoded.bytes_held + sum(images.bytes_held for images in self._fitted.values())
+        return {**device, "cpu": host, "disk": self.decoded.bytes_spilled}
 
     def training(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """[n] -> [n,3,S,S] uint8 of the training split: random crop and flip, or just fitted without augmentation."""
@@ -86,18 +110,41 @@ class Pixels:
         """
         if self.augment == "none":
             return Staged(self.fitted("train", indices))
-        if self.device.type == "cpu":
+        if self.on_device is None:
             return Staged(self._cut(indices, draws, flips))
-        parts, boxes = [], []
-        for image, draw in zip(self._few_at_a_time(indices), draws, strict=True):
-            top, left, height, width = box = crop_box(image.shape[1], image.shape[2], draw)
-            part = image[:, top : top + height, left : left + width]
-            parts.append(part.clone() if image.numel() > LARGE else part)  # of a large image nothing else is kept
-            boxes.append(box)
-            if len(indices) * 3 * max(box[2] for box in boxes) * max(box[3] for box in boxes) > MOST_STAGED:
-                return Staged(self._cut(indices, draws, flips))
-        corners = from_corner(torch.tensor(boxes))
-        return Staged(side_by_side(parts, corners), corners, flips)
+        parts: list[Tensor] = []
+        crops: list[Crop] = []
+        end = 0  # of the parts so far
+        for found, draw, flip in zip(self._placed(self.on_device, indices), draws, flips.int().tolist(), strict=True):
+            if isinstance(found, Place):
+                crops.append(found.crop(crop_box(found.height, found.width, draw), flip))
+                continue
+            part = self._part(found, draw)
+            _, height, width = part.shape
+            crops.append(Crop(STAGED, end, height * width, width, height, width, flip))
+            parts.append(part)
+            end += part.numel()
+        known = Crops.from_list(crops)
+        return Staged(end_to_end(parts), known.table, known.rows, known.longest)
+
+    def _placed(self, kept: DeviceImages, indices: Tensor) -> Iterator[Place | Tensor]:
+        """Where on the device each training image lies; or the image, where it has found no room there."""
+        for few in indices.split(self.decoded.at_once):
+            numbers = few.tolist()
+            missing = [i for i in numbers if kept.find(i) is None]
+            images = dict(zip(missing, self.decoded.many(missing), strict=True))
+            for i in numbers:
+                if i in images and kept.keep(i, images[i]):
+                    self.decoded.forget(i)
+                yield kept.find(i) or images[i]
+
+    def _part(self, image: Tensor, draws: Tensor) -> Tensor:
+        """What a GPU has to be given of an image for a random crop: the part, or what becomes of a part that is large."""
+        top, left, height, width = crop_box(image.shape[1], image.shape[2], draws)
+        part = image[:, top : top + height, left : left + width]
+        if part.numel() > LARGE:
+            return random_crop(image, self.preprocess, draws, False)
+        return part.clone() if image.numel() > LARGE else part  # of a large image nothing else is kept
 
     def _cut(self, indices: Tensor, draws: Tensor, flips: Tensor) -> Tensor:
         """Random crops made on the host, [n,3,S,S]."""
@@ -114,9 +161,10 @@ class Pixels:
     def finish(self, staged: Staged) -> Tensor:
         """The device's part: [n,3,S,S] uint8 on the device."""
         images = staged.images.to(self.device, non_blocking=True)
-        if staged.boxes is None or staged.flips is None:
+        if staged.crops is None or self.on_device is None:
             return images
-        return crop_resize(images, staged.boxes.to(self.device), staged.flips.to(self.device), self.preprocess.size)
+        crops = Crops(staged.crops.to(self.device, non_blocking=True), staged.rows, staged.longest)
+        return self.on_device.crop_resize(images, crops, self.preprocess.size)
 
     def normalise(self, images: Tensor, camera: Camera | None = None) -> Tensor:
         """uint8 [..., 3,S,S] -> float on the device, normalised; in the source's medium, seen through ``camera`` if there is one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,12 +46,19 @@ class Split:
     ``labels`` [n] int64, indices into the source's class names. ``read(i)`` decodes image i: uint8 [3, H, W], sizes
     may differ from image to image; it raises `Unreadable`, which names the file, if that cannot be done. ``domains`` [n] are indices
     into the source's domains. ``files``: the path of each image, counted from a folder that holds them all, and its size in bytes.
+    ``read_smaller(i, least)``: the same, with a shorter side of at most ``least`` pixels; None where all images are small.
     """
 
     labels: Tensor
     read: Callable[[int], Tensor]
     domains: Tensor | None = None
     files: tuple[tuple[str, int], ...] | None = None
+    read_smaller: Callable[[int, int], Tensor] | None = None
+
+    def reduced(self, least: int) -> Split:
+        """The same images, of which none has a shorter side of more than ``least`` pixels."""
+        read = self.read_smaller
+        return self if read is None else replace(self, read=lambda index: read(index, least))
 
     def domain_of(self, positions: Tensor) -> Tensor:
         """The domain of each of these images [n]; 0 where there are no domains."""
@@ -74,6 +81,10 @@ class Source:
     domains: tuple[str, ...] = ()
     coarse: tuple[int, ...] | None = None  # superclass of each class, where there are superclasses
     notes: tuple[str, ...] = ()  # what a user should know of how it was read, a sentence each
+
+    def with_smaller(self, name: str, least: int) -> Source:
+        """The same, with the images of a split as `Split.reduced` gives them."""
+        return replace(self, splits={**self.splits, name: self.splits[name].reduced(least)})
 
     def split_for_tests(self, name: str) -> Split:
         """The split ``test`` or ``val``; a `UserError` if the source has none of that name."""

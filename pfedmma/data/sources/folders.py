@@ -182,7 +182,8 @@ def split(entries: Sequence[Entry]) -> Split:
     labels = torch.tensor([label for _, label, _ in entries], dtype=torch.long)
     domains = torch.tensor([domain for _, _, domain in entries], dtype=torch.long)
     paths = [path for path, _, _ in entries]
-    return Split(labels, partial(_read, paths), domains, _sizes(paths))
+    read = partial(_read, paths)
+    return Split(labels, read, domains, _sizes(paths), read)
 
 
 def _sizes(paths: Sequence[Path]) -> tuple[tuple[str, int], ...]:
@@ -246,5 +247,5 @@ def _require_images(parts: dict[str, list[Entry]], root: Path, layout: str) -> N
         raise UserError(f"data.root: looked for images in {layout} below {root}, found none to {empty} on; it holds {listing(root)}")
 
 
-def _read(paths: Sequence[Path], index: int) -> Tensor:
-    return decode(paths[index])
+def _read(paths: Sequence[Path], index: int, least: int = 0) -> Tensor:
+    return decode(paths[index], least)

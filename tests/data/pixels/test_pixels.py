@@ -14,11 +14,12 @@ from pfedmma.clip import tiny
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.partition.camera import Camera, camera
+from pfedmma.data.pixels import device_images
 from pfedmma.data.pixels import pixels as pixels_module
 from pfedmma.data.pixels.crop import fit
+from pfedmma.data.pixels.device_images import DeviceImages
 from pfedmma.data.pixels.medium import printed, screen
 from pfedmma.data.pixels.pixels import Pixels
-from pfedmma.data.pixels.resample import crop_resize
 from tests.support.pictures import CLIP, picture, pixels_of, to_pil
 
 
@@ -121,19 +122,76 @@ def test_a_batch_of_photographs_is_never_in_memory_as_a_whole(monkeypatch: pytes
     assert asked == [8] * 5 and whole.shape == (40, 3, 8, 8)
 
 
-@pytest.mark.parametrize("large", [0, 1 << 22])
-def test_a_gpu_is_given_parts_of_images_or_where_these_are_too_large_what_the_host_made_of_them(
-    large: int, monkeypatch: pytest.MonkeyPatch
-):
-    pixels = pixels_of([picture(60 + i, 50, i) for i in range(6)], "crop", None, Preprocess(8, CLIP.mean, CLIP.std))
+def on_a_device(pixels: Pixels, budget: float) -> Pixels:
+    """The same images handled as for a GPU: the CPU stands for it, with memory of its own."""
+    pixels.on_device = DeviceImages(torch.device("cpu"), budget)
+    return pixels
+
+
+@pytest.mark.parametrize("budget", [0, 20_000, 1e6])
+def test_a_gpu_makes_the_crops_that_the_host_makes_wherever_the_images_lie(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them on the device, two of six (9,000 bytes and more each), or all."""
+    monkeypatch.setattr(device_images, "SMALLEST", 1)
+    images, small = [picture(60 + i, 50, i) for i in range(6)], Preprocess(8, CLIP.mean, CLIP.std)
+    rows = torch.tensor([0, 3, 5, 1, 2, 4])
+    host, device = pixels_of(images, "crop", None, small), on_a_device(pixels_of(images, "crop", reads := Counter(), small), budget)
+    assert device.on_device is not None
+    for step in range(3):
+        draws, flips = host.draws(6, torch.Generator().manual_seed(step))
+        staged = device.stage(rows, draws, flips)
+        assert (device.finish(staged).int() - host.stage(rows, draws, flips).images.int()).abs().max() <= 2
+        brought = [i for i in range(6) if device.on_device.find(i) is None]
+        assert len(brought) == {0: 6, 20_000: 4, 1e6: 0}[budget]
+        # What lies there is not brought again; of the rest, the crops alone.
+        assert len(staged.images) <= sum(images[i].numel() for i in brought)
+    assert set(reads.values()) == {1}
+
+
+def test_where_images_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_images, "SMALLEST", 1)
+    images, small = [picture(10, 10, i) for i in range(6)], Preprocess(8, CLIP.mean, CLIP.std)  # 300 bytes each; fitted, 192
+    pixels = pixels_of(images, "crop", None, small)
+    pixels.training(torch.arange(6), torch.Generator().manual_seed(0))
+    pixels.fitted("test", torch.tensor([1, 2]))
+    assert pixels.bytes_by_place() == {"cpu": 6 * 300 + 2 * 192, "disk": 0}
+    device = on_a_device(pixels_of(images, "crop", None, small), 700)
+    device.device = torch.device("meta")  # is told apart from the host by its name
+    device.stage(torch.arange(6), *device.draws(6, torch.Generator().manual_seed(0)))
+    assert device.bytes_by_place() == {"meta": 600, "cpu": 4 * 300, "disk": 0}
+
+
+def test_test_images_stay_on_the_device_in_half_of_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_images, "SMALLEST", 1)
+    small = Preprocess(8, CLIP.mean, CLIP.std)
+    images = [picture(9, 12, i) for i in range(6)]
+    pixels = on_a_device(pixels_of(images, "crop", None, small), 6 * 192)  # room for six fitted ones, three of tests
+    asked: list[list[int]] = []
+    real = pixels.fitted
+    monkeypatch.setattr(pixels, "fitted", lambda split, indices: asked.append(indices.tolist()) or real(split, indices))
+    few, many = torch.tensor([4, 1]), torch.arange(6)
+    wanted = torch.stack([fit(image, small) for image in images])
+    for keep, rows in ((False, few), (True, few), (True, few), (True, many), (True, many), (True, few)):
+        assert torch.equal(pixels.tested("test", rows, keep), wanted[rows])
+    assert asked == [[4, 1], [4, 1], [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    assert pixels.on_device is not None and pixels.on_device.bytes_held == 3 * 192
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_one_very_large_photograph_does_not_set_the_size_of_a_batch(budget: float) -> None:
+    """12 megapixels among 63 small pictures: padded to its size they would be 2.3 GB, and the weights of a resize more."""
+    small = [picture(20, 30, i) for i in range(63)]
+    pixels = on_a_device(pixels_of([torch.zeros(3, 3000, 4000, dtype=torch.uint8), *small], "crop"), budget)
+    draws = torch.full((64, 10, 4), 0.9)  # crops of 91 % of the area
+    staged = pixels.stage(torch.arange(64), draws, torch.zeros(64, dtype=torch.bool))
+    assert len(staged.images) <= 3 * 224 * 224 + sum(image.numel() for image in small)
+    assert pixels.finish(staged).shape == (64, 3, 224, 224)
+
+
+def test_a_large_part_is_made_small_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, small = [picture(60 + i, 50, i) for i in range(6)], Preprocess(8, CLIP.mean, CLIP.std)
+    pixels = on_a_device(pixels_of(images, "crop", None, small), 0)
     draws, flips = pixels.draws(6, torch.Generator().manual_seed(0))
-    on_cpu = pixels.stage(torch.arange(6), draws, flips).images
-    pixels.device = torch.device("cuda")  # staging is the host's part
-    monkeypatch.setattr(pixels_module, "LARGE", large)
+    monkeypatch.setattr(pixels_module, "LARGE", 192)
     staged = pixels.stage(torch.arange(6), draws, flips)
-    assert staged.boxes is not None and staged.flips is not None
-    made = crop_resize(staged.images, staged.boxes, staged.flips, 8)
-    assert (made.int() - on_cpu.int()).abs().max() <= 2
-    monkeypatch.setattr(pixels_module, "MOST_STAGED", 1000)
-    small = pixels.stage(torch.arange(6), draws, flips)
-    assert small.boxes is None and torch.equal(small.images, on_cpu)
+    assert len(staged.images) == 6 * 192
+    assert torch.equal(pixels.finish(staged), pixels_of(images, "crop", None, small).stage(torch.arange(6), draws, flips).images)

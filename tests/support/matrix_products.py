@@ -1,8 +1,4 @@
-"""Crop, resize and flip a batch of images of unequal size on one device, by two matrix products.
-
-Antialiased bicubic resampling is separable: every output row is a fixed mix of input rows, every output column of input
-columns. Written as dense weights that is Wy @ image @ Wx^T, the same on CPU and GPU, for the whole batch at once. The kernel
-is that of PIL and of torchvision's ``antialias=True`` (cubic with a = -0.5, widened by the scale when shrinking).
+"""An oracle for crops: cut, resized and flipped by two matrix products of dense weights, images padded to the largest.
 
 Shape legend: n images, H x W pixels of the padded images, S pixels a side of the result.
 """
@@ -12,13 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def cubic(x: Tensor) -> Tensor:
-    """The cubic convolution kernel with a = -0.5; zero from 2 on."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
+from pfedmma.data.pixels.ragged import cubic
 
 
 def weights(start: Tensor, length: Tensor, source: int, size: int, flip: Tensor | None = None) -> Tensor:
