@@ -121,7 +121,11 @@ def load(config: DataConfig, seed: int, test_split: str, preprocess: Preprocess,
         say(source)
     federated = seen_by_clients(source, config, seed, test_split)
     augment = source.augment if config.augment == "auto" else config.augment
-    if config.decode == REDUCED and augment == "crop":
+    if config.decode == REDUCED:
+        if augment == "none":
+            raise UserError(
+                "data.decode: reduced is about training images that are cropped, and these are not; use full, or data.augment=crop"
+            )
         source = source.with_smaller("train", SPARE * preprocess.size)
     budget = Budget(config.device_cache_gb * 1e9, config.cache_gb * 1e9)
     return federated, Pixels(source, preprocess, augment, world.device, budget, world.local_size)

@@ -6,9 +6,11 @@ import dataclasses
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.comm.world import World
@@ -89,3 +91,31 @@ def test_domains_and_class_names_reach_the_source(tmp_path: Path, monkeypatch: p
     (tmp_path / "names").write_text("a ape\nb bear\n")
     source = open_source(DataConfig(name="domainnet", domains=("y", "x"), class_names=str(tmp_path / "names")), 0, 32)
     assert asked[0].domains == ("y", "x") and source.class_names == ("ape", "bear")
+
+
+def test_training_images_are_reduced_and_those_of_tests_are_not(tmp_path: Path) -> None:
+    """With ``data.decode=reduced`` the shorter side comes to twice the backbone's input."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("one", "two")):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (90, 60), (number, 9, 9)).save(tmp_path / part / name / "x.png")
+    config = DataConfig(name="imagefolder", root=str(tmp_path), protocol="iid", clients=1, shots=0, decode="reduced")
+    preprocess, world = Preprocess(16, (0.5,) * 3, (0.5,) * 3), World(0, 1, CPU)
+    _, pixels = load(config, 0, "test", preprocess, world)
+    assert pixels.decoded[0].shape == (3, 32, 48) and pixels.source.splits["test"].read(0).shape == (3, 60, 90)
+    _, pixels = load(dataclasses.replace(config, decode="full"), 0, "test", preprocess, world)
+    assert pixels.decoded[0].shape == (3, 60, 90)
+    with pytest.raises(UserError, match=r"data\.decode: reduced is about training images that are cropped, and these are not; use full"):
+        load(dataclasses.replace(config, augment="none"), 0, "test", preprocess, world)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"decode": "half"}, "decode: 'half' is not known; choose one of full, reduced"),
+        ({"device_cache_gb": -1.0}, "device_cache_gb: must be at least 0"),
+    ],
+)
+def test_how_images_are_kept_is_checked(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DataConfig(**settings)

@@ -53,8 +53,8 @@ def decode(path: Path, least: int = 0) -> Tensor:
         with _opened(path) as file, Image.open(file, formats=_formats()) as image:
             _refuse_huge(image)
             turn = _TURNS.get(_orientation(image))
-            size = _size_wanted(image, least)  # by the picture as it is: a JPEG decoded to a part of its size has rounded sides
-            rgb = _shrunk(_to_rgb(_reduced(image, least)), size)
+            size = image.size
+            rgb = _shrunk(_to_rgb(_reduced(image, least)), size, least)
             upright = rgb if turn is None else rgb.transpose(turn)
     except Image.UnidentifiedImageError:
         raise Unreadable(f"cannot read the image {path}: it is none of {', '.join(_formats())}; repair or replace the file") from None
@@ -111,15 +111,14 @@ def _reduced(image: Image.Image, least: int) -> Image.Image:
     return image
 
 
-def _size_wanted(image: Image.Image, least: int) -> tuple[int, int]:
-    """Width and height with a shorter side of at most ``least`` pixels; the picture's own without ``least``."""
-    short = min(image.size)
-    return (round(image.width * least / short), round(image.height * least / short)) if 0 < least < short else image.size
-
-
-def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture at that size, where it is larger."""
-    return image.resize(size, Image.Resampling.BICUBIC) if image.width > size[0] or image.height > size[1] else image
+def _shrunk(image: Image.Image, size: tuple[int, int], least: int) -> Image.Image:
+    """The picture with a shorter side of at most ``least`` pixels; as it is without ``least``. ``size``: its width and height in the file."""
+    short = min(size)
+    if not 0 < least < short:
+        return image
+    factor = round(max(size) / max(image.size))
+    seen = (0.0, 0.0, size[0] / factor, size[1] / factor)  # a side that is decoded to a part is rounded up, and ends beside the picture
+    return image.resize((round(size[0] * least / short), round(size[1] * least / short)), Image.Resampling.BICUBIC, seen)
 
 
 def _too_large(image: Image.Image) -> int:

@@ -35,6 +35,18 @@ def test_decoded_images_beyond_the_budget_come_back_from_the_file():
     assert images.decoded == 4
 
 
+def test_an_image_that_is_forgotten_takes_no_memory_and_is_decoded_again():
+    reads: list[int] = []
+    images = DecodedImages(lambda index: reads.append(index) or picture(index), budget=1e9)
+    size = picture(0).numel()
+    images.many([0, 1])
+    for _ in range(2):
+        images.forget(1)
+        assert images.bytes_held == size
+    assert torch.equal(images[1], picture(1)) and images.bytes_held == 2 * size
+    assert reads == [0, 1, 1]
+
+
 def test_many_images_are_decoded_once_and_a_bad_one_is_named():
     reads: list[int] = []
 

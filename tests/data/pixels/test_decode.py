@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 from pfedmma.data.pixels import decode as decoding
 from pfedmma.data.pixels.decode import FORMATS, MOST_PIXELS, decode, is_image
 from pfedmma.system.errors import UserError
-from tests.support.pictures import picture, to_pil
+from tests.support.pictures import picture, smooth_pictures, to_pil
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
@@ -200,3 +200,51 @@ def test_a_large_jpeg_is_never_there_at_its_full_size(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Image.Image, "convert", convert)
     assert decode(tmp_path / "x.jpg").shape == (3, 60, 80) and max(sizes) == (80, 60)
+
+
+# Reduced to what crops need
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((90, 60), (60, 40)),  # the shorter side comes to 40
+        ((61, 90), (40, 59)),
+        ((40, 300), (40, 300)),  # it is there already
+        ((30, 900), (30, 900)),
+        ((2, 1), (2, 1)),
+        ((50, 4000), (40, 3200)),
+        ((1000, 800), (50, 40)),  # a JPEG is decoded to an eighth or a quarter first, with rounded sides
+        ((333, 171), (78, 40)),
+    ],
+)
+def test_a_picture_is_reduced_to_what_crops_need(kind: str, size: tuple[int, int], wanted: tuple[int, int], tmp_path: Path) -> None:
+    """Height and width of the picture and of what is decoded; on smooth pictures, as a bicubic resize of the whole."""
+    (image,) = smooth_pictures([size])
+    to_pil(image).save(tmp_path / "x", kind, quality=95)
+    whole, small = decode(tmp_path / "x"), decode(tmp_path / "x", least=40)
+    assert whole.shape[1:] == size and small.shape[1:] == wanted
+    resized = Image.fromarray(whole.permute(1, 2, 0).numpy()).resize(wanted[::-1], Image.Resampling.BICUBIC)
+    difference = np.abs(np.asarray(resized).astype(int) - small.permute(1, 2, 0).numpy().astype(int))
+    assert difference.mean() < 0.6 and difference.max() <= 12
+
+
+def test_a_picture_of_its_own_size_is_not_touched_by_a_reduction(tmp_path: Path) -> None:
+    to_pil(picture(40, 60)).save(tmp_path / "x.jpg")
+    assert torch.equal(decode(tmp_path / "x.jpg", least=40), decode(tmp_path / "x.jpg"))
+
+
+def test_a_picture_that_is_turned_is_reduced_by_its_shorter_side(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    to_pil(picture(90, 60)).save(tmp_path / "x.jpg", exif=exif)
+    assert decode(tmp_path / "x.jpg").shape == (3, 60, 90) and decode(tmp_path / "x.jpg", least=20).shape == (3, 20, 30)
+
+
+def test_a_large_jpeg_is_decoded_to_a_part_of_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (640, 480)).save(tmp_path / "x.jpg")
+    sizes: list[tuple[int, int]] = []
+    real = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda image, *args, **more: sizes.append(image.size) or real(image, *args, **more))
+    assert decode(tmp_path / "x.jpg", least=60).shape == (3, 60, 80) and sizes == [(160, 120)]  # twice what is wanted

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.pixels import ragged
-from pfedmma.data.pixels.crop import crop_box, end_to_end, random_crop
+from pfedmma.data.pixels.crop import random_crop
 from pfedmma.data.pixels.ragged import STAGED, Crop, Crops, crop_resize, cubic
 from tests.support import matrix_products
+from tests.support.laid_out import drawn, laid_out
 from tests.support.pictures import picture, smooth_pictures
 
 ODD = [(1, 1), (1, 40), (3, 200), (200, 3), (5, 5)]
-
-
-def drawn(pictures: list[Tensor]) -> tuple[Tensor, Tensor, list[tuple[int, int, int, int]]]:
-    """Draws, flips and boxes of random crops."""
-    gen = torch.Generator().manual_seed(1)
-    draws, flips = torch.rand(len(pictures), 10, 4, generator=gen), torch.rand(len(pictures), generator=gen) < 0.5
-    return draws, flips, [crop_box(p.shape[1], p.shape[2], draw) for p, draw in zip(pictures, draws, strict=True)]
-
-
-def laid_out(pictures: list[Tensor], boxes: list[tuple[int, int, int, int]], flips: Tensor) -> tuple[list[Tensor], Crops]:
-    """The pictures in three buffers, whole ones: two kept and one staged."""
-    parts = [pictures[number::3] for number in range(3)]
-    crops, ends = [], [0, 0, 0]
-    for i, (image, (top, left, height, width)) in enumerate(zip(pictures, boxes, strict=True)):
-        _, h, w = image.shape
-        start = ends[i % 3] + top * w + left
-        crops.append(Crop(i % 3 if i % 3 < 2 else STAGED, start, h * w, w, height, width, int(flips[i])))
-        ends[i % 3] += image.numel()
-    return [end_to_end(part) for part in parts], Crops.from_list(crops)
 
 
 @pytest.mark.parametrize("size", [32, 224])

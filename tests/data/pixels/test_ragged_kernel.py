@@ -12,12 +12,8 @@ import pytest
 import torch
 
 from pfedmma.data.pixels.device_images import tried_kernel
-from pfedmma.data.pixels.ragged import Crops, crop_resize
-from tests.data.pixels.test_ragged import drawn, laid_out
-from tests.support.pictures import picture
 
 ROOT = Path(__file__).resolve().parents[3]
-SIZE = 20
 
 
 def compiled_with() -> ModuleType:
@@ -28,27 +24,34 @@ def compiled_with() -> ModuleType:
     return triton
 
 
-def difference(device: str) -> float:
-    """The largest, in grey levels, between the kernel and the form in operations of torch: crops of kept and staged images of odd shapes."""
-    from pfedmma.data.pixels import ragged_kernel
+# Crops of kept and staged images of odd shapes, made by the kernel and in operations of torch, and how far apart they are. A program of its
+# own, since Triton decides at its import whether it interprets.
+PROGRAM = """
+import sys, torch
+from pfedmma.data.pixels import ragged, ragged_kernel
+from tests.support.laid_out import drawn, laid_out
+gen, device = torch.Generator().manual_seed(0), sys.argv[1]
+pictures = [torch.randint(256, (3, *size), generator=gen).to(torch.uint8) for size in ((1, 1), (40, 5), (24, 33))]
+_, flips, boxes = drawn(pictures)
+buffers, crops = laid_out(pictures, boxes, torch.tensor([True, False, True]))
+buffers = [buffer.to(device) for buffer in buffers]
+crops = ragged.Crops(crops.table.to(device), crops.rows, crops.longest)
+addresses = torch.tensor([buffer.data_ptr() for buffer in buffers[:-1]], device=device)
+made = ragged_kernel.crop_resize(addresses, buffers[-1], crops.table, 20)
+print((made.int() - ragged.crop_resize(buffers, crops, 20).int()).abs().max().item())
+"""
 
-    pictures = [picture(h, w, i) for i, (h, w) in enumerate([(1, 1), (40, 5), (24, 33)])]
-    _, flips, boxes = drawn(pictures)
-    buffers, crops = laid_out(pictures, boxes, flips)
-    buffers = [buffer.to(device) for buffer in buffers]
-    crops = Crops(crops.table.to(device), crops.rows, crops.longest)
-    addresses = torch.tensor([buffer.data_ptr() for buffer in buffers[:-1]], device=device)
-    made = ragged_kernel.crop_resize(addresses, buffers[-1], crops.table, SIZE)
-    return float((made.int() - crop_resize(buffers, crops, SIZE).int()).abs().max())
+
+def check(device: str, interpret: str) -> None:
+    env = {**os.environ, "TRITON_INTERPRET": interpret, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", PROGRAM, device], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) <= 1
 
 
 def test_interpreted_it_makes_the_same_crops() -> None:
     compiled_with()
-    code = "from tests.data.pixels.test_ragged_kernel import difference; print(difference('cpu'))"
-    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert float(done.stdout.split()[-1]) <= 1
+    check("cpu", interpret="1")
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -71,7 +74,7 @@ def test_it_compiles_without_a_gpu_of_the_kind(capability: int, tmp_path: Path, 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_it_makes_the_same_crops() -> None:
     compiled_with()
-    assert difference("cuda") <= 1
+    check("cuda", interpret="0")
     assert tried_kernel(torch.device("cuda")) is not None
 
 
