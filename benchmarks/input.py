@@ -1,11 +1,14 @@
 """How fast training images become pixels: this project's pipeline beside a plain DataLoader with PIL, on the same files in one run.
 
-    python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3] [--device auto]
+    python benchmarks/input.py --root FOLDER [--size 224] [--workers 2] [--epochs 3] [--device auto] [--decode reduced]
     python benchmarks/input.py --drawn caltech101,food101,sun397
 
 FOLDER holds images at any depth; ``--drawn`` draws JPEG files of the sizes that are usual in these data sets, in a temporary folder. Both
 sides make random resized crops with flips; this project's on the device, the DataLoader's in host memory. The first epoch decodes; later
 ones show what keeping decoded images saves. A table, and JSON on the last line.
+
+Last comes what is left for the host of a step of ``--step`` images once all rest on a GPU. No GPU is asked: the host draws the crops and
+says where they lie, whatever the device is. It is one thread's time, as in the thread that prepares batches.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from torchvision import transforms
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.pixels.crop import CROP_RATIO, CROP_SCALE
 from pfedmma.data.pixels.pixels import Pixels
+from pfedmma.data.pixels.device_images import DeviceImages
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source
 from pfedmma.data.sources.folders import split
@@ -89,10 +93,32 @@ def rates(epochs: int, count: int, start: Callable[[int], Iterator[torch.Tensor]
     return found
 
 
+def resident(pixels: Pixels, count: int, step: int) -> dict[str, float]:
+    """Milliseconds of the host, and bytes that cross over, of a step of ``step`` images that rest on the device: best of ten."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pixels.on_device = DeviceImages(torch.device("cpu"), 1e12)
+    rows = torch.arange(step) % count
+    seconds, brought = [], 0
+    for number in range(11):
+        gen = torch.Generator().manual_seed(number)
+        begin = time.perf_counter()
+        staged = pixels.stage(rows, *pixels.draws(step, gen))
+        seconds.append(time.perf_counter() - begin)
+        assert staged.crops is not None
+        brought = staged.images.nbytes + staged.crops.nbytes
+    torch.set_num_threads(threads)
+    left = {"images": step, "milliseconds": 1e3 * min(seconds[1:]), "bytes_to_device": brought}
+    return left | {"bytes_on_device": pixels.on_device.bytes_held}
+
+
 def measure(paths: list[Path], args: argparse.Namespace) -> dict[str, Any]:
     """Both sides on the same files."""
     source = Source("files", ("a",), {"train": split([(path, 0, 0) for path in paths])})
-    pixels = Pixels(source, Preprocess(args.size, (0.0,) * 3, (1.0,) * 3), "crop", args.device)
+    if args.decode == "reduced":
+        source = source.with_smaller("train", 2 * args.size)
+    preprocess = Preprocess(args.size, (0.0,) * 3, (1.0,) * 3)
+    pixels = Pixels(source, preprocess, "crop", args.device)
     mine = rates(args.epochs, len(paths), ours(pixels, len(paths)))
     theirs = rates(args.epochs, len(paths), plain(paths, args.size, args.workers))
     return {
@@ -102,6 +128,7 @@ def measure(paths: list[Path], args: argparse.Namespace) -> dict[str, Any]:
         "dataloader_images_per_second": theirs,
         "decoded_megabytes_held": pixels.decoded.bytes_held / 1e6,
         "peak_memory_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "resident": resident(Pixels(source, preprocess, "crop", torch.device("cpu")), len(paths), args.step),
     }
 
 
@@ -120,12 +147,12 @@ def all_files(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def table(found: dict[str, dict[str, Any]], size: int) -> Table:
     out = Table(title=f"files to {size} px, images/s")
-    for name in ("", "files", "epoch", "pfedmma", "DataLoader + PIL", "ratio"):
+    for name in ("", "files", "epoch", "pfedmma", "DataLoader + PIL", "ratio", "host ms a resident step"):
         out.add_column(name, justify="left" if not name else "right")
     for name, record in found.items():
         sides = zip(record["pfedmma_images_per_second"], record["dataloader_images_per_second"], strict=True)
         for epoch, (a, b) in enumerate(sides, start=1):
-            out.add_row(name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}")
+            out.add_row(name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", f"{record['resident']['milliseconds']:.1f}")
     return out
 
 
@@ -137,11 +164,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--decode", choices=("full", "reduced"), default="full", help="as data.decode")
+    parser.add_argument("--step", type=int, default=320, help="images of a step, once all rest on a GPU")
     parser.add_argument("--most", type=int, default=1000, help="images at most; as many are drawn")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     args = parser.parse_args()
-    require_at_least(args, size=1, workers=0, epochs=1, most=1)
+    require_at_least(args, size=1, workers=0, epochs=1, most=1, step=1)
     args.device = device_from(args.device)
     return args
 
@@ -156,6 +185,7 @@ def main() -> None:
         **machine(args.device, "torchvision"),
         "size": args.size,
         "workers": args.workers,
+        "decode": args.decode,
         "files": found,
     }
     publish(report, args.json)

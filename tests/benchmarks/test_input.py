@@ -35,3 +35,13 @@ def test_files_of_the_sizes_of_a_data_set(tmp_path: Path) -> None:
 )
 def test_what_has_no_images(tmp_path: Path, options: tuple[str, str], words: str) -> None:
     one_sentence(run("input.py", options[0], str(tmp_path) if options[1] == "." else options[1]), words)
+
+
+def test_what_a_step_of_images_on_a_gpu_leaves_to_the_host() -> None:
+    options = ("--drawn", "food101", "--decode", "reduced", "--most", "3", "--size", "32", "--workers", "0", "--epochs", "1", "--step", "5")
+    report = report_of(run("input.py", *options, "--device", "cpu"))
+    assert report["decode"] == "reduced"
+    left = report["files"]["food101"]["resident"]
+    # Every image once, at twice the size on its shorter side: 512 x 512, 512 x 384, 384 x 512.
+    assert left["bytes_on_device"] == 3 * (64 * 64 + 85 * 64 + 64 * 85)
+    assert left["images"] == 5 and left["bytes_to_device"] == 5 * 7 * 8 and left["milliseconds"] > 0

@@ -25,9 +25,10 @@ CROP_RATIO = (3.0 / 4.0, 4.0 / 3.0)
 
 
 def end_to_end(parts: Sequence[Tensor]) -> Tensor:
-    """Parts of images uint8 [3,height,width], of unequal size, one after another: uint8 [bytes], in memory that a GPU can copy from."""
-    whole = torch.empty(sum(part.numel() for part in parts), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    for place, part in zip(whole.split([part.numel() for part in parts]), parts, strict=True):
+    """Parts of images uint8 [3,height,width], of unequal size, one after another: uint8 [bytes]."""
+    sizes = [part.numel() for part in parts]
+    whole = torch.empty(sum(sizes), dtype=torch.uint8)
+    for place, part in zip(whole.split(sizes), parts, strict=True):
         place.view(part.shape).copy_(part)
     return whole
 

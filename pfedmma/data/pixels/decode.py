@@ -112,7 +112,7 @@ def _reduced(image: Image.Image, least: int) -> Image.Image:
 
 
 def _shrunk(image: Image.Image, size: tuple[int, int], least: int) -> Image.Image:
-    """The picture with a shorter side of at most ``least`` pixels; as it is without ``least``. ``size``: its width and height in the file."""
+    """The picture with a shorter side of at most ``least`` pixels; as it is without ``least``. ``size``: width and height in the file."""
     short = min(size)
     if not 0 < least < short:
         return image
