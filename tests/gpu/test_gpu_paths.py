@@ -27,6 +27,7 @@ from pfedmma.engine.cohort import PassWidth, train_cohort
 from pfedmma.engine.rounds import Engine
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
+from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import LossScale
 from tests.support import small
 from tests.support.stacks import gathered, new_clients, new_members, new_training, serve, strong_adapters
@@ -95,17 +96,29 @@ def test_a_stacked_client_is_the_client_alone(gpu_clip: Any, clients_per_pass: i
     assert_near(ends[1][0], ends[0][0], start, 1e-3)
 
 
-def test_crops_on_the_device_are_those_of_the_host() -> None:
+@pytest.mark.parametrize("budget", [0.0, 2e5, 1e9])
+def test_crops_on_the_device_are_those_of_the_host(budget: float) -> None:
+    """Of images that are brought for a step, or rest on the device from the first time on, or some of each."""
     gen = rng.generator(0, "pictures")
     sizes = torch.randint(40, 300, (24, 2), generator=gen).tolist()
     pictures = [tv.resize(torch.randint(256, (3, 12, 12), generator=gen).to(torch.uint8), size, antialias=True) for size in sizes]
     source = Source("smooth", ("a",), {"train": Split(torch.zeros(24, dtype=torch.long), pictures.__getitem__)})
     preprocess = Preprocess(224, (0.5,) * 3, (0.25,) * 3)
-    host, device = (
-        Pixels(source, preprocess, "crop", where).training(torch.arange(24), rng.generator(0, "crops")).cpu() for where in (CPU, GPU)
-    )
-    difference = (device.int() - host.int()).abs()
-    assert difference.max() <= 2 and difference.float().mean() < 0.05
+    host, device = (Pixels(source, preprocess, "crop", where, Budget(budget, 1e9)) for where in (CPU, GPU))
+    for step in range(2):
+        wanted, got = (pixels.training(torch.arange(24), rng.generator(step, "crops")).cpu() for pixels in (host, device))
+        difference = (got.int() - wanted.int()).abs()
+        assert difference.max() <= 2 and difference.float().mean() < 0.05
+    places = device.bytes_by_place()
+    assert places["cuda"] <= max(budget, 1 << 26) and (places["cpu"] > 0) == (budget < 1e9)
+
+
+def test_test_images_on_the_device_are_those_of_the_host() -> None:
+    source = Source("noise", ("a",), {"train": Split(torch.zeros(4, dtype=torch.long), lambda i: torch.full((3, 9, 9), i).byte())})
+    pixels = Pixels(source, Preprocess(8, (0.5,) * 3, (0.25,) * 3), "crop", GPU)
+    rows = torch.tensor([2, 0, 3])
+    first, again = pixels.tested("train", rows, keep=True), pixels.tested("train", rows, keep=True)
+    assert again.device.type == "cuda" and torch.equal(again.cpu(), first.cpu())
 
 
 class Quiet:
