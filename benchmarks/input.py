@@ -33,8 +33,8 @@ from torchvision import transforms
 
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.data.pixels.crop import CROP_RATIO, CROP_SCALE
-from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.device_images import DeviceImages
+from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.prefetch import Prefetched, Stopwatch
 from pfedmma.data.sources.base import Source
 from pfedmma.data.sources.folders import split
@@ -152,7 +152,9 @@ def table(found: dict[str, dict[str, Any]], size: int) -> Table:
     for name, record in found.items():
         sides = zip(record["pfedmma_images_per_second"], record["dataloader_images_per_second"], strict=True)
         for epoch, (a, b) in enumerate(sides, start=1):
-            out.add_row(name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", f"{record['resident']['milliseconds']:.1f}")
+            out.add_row(
+                name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", f"{record['resident']['milliseconds']:.1f}"
+            )
     return out
 
 
