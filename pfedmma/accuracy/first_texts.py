@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.accuracy.evaluator import Evaluator
-from pfedmma.comm.world import World
+from pfedmma.comm.assignment import Assignment
 from pfedmma.data.partition.federated import Client
 from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
@@ -41,7 +41,7 @@ class FirstTexts:
         return {name: features.flatten() for name, features in self.kept.items()}
 
     @torch.no_grad()
-    def get(self, evaluator: Evaluator, method: Method, answers: Answers, first: Client, world: World) -> Mapping[str, Tensor]:
+    def get(self, evaluator: Evaluator, method: Method, answers: Answers, first: Client, assignment: Assignment) -> Mapping[str, Tensor]:
         """Those of all test sets; where there are none yet, those that the client ``first`` has now. All ranks enter.
 
         Raises:
@@ -52,8 +52,9 @@ class FirstTexts:
                 continue
             forward = Forward.from_prompts(method, evaluator.federated.template, images.classes)
             own = forward.text_features(evaluator.state(forward, answers, [first])).float()
-            if name not in self.kept:  # of the rank that hosts the client; the others have its shape
-                self.kept[name] = world.sum(own.flatten() if world.hosts(first.id) else torch.zeros_like(own.flatten()), PURPOSE)
+            if name not in self.kept:  # of the rank that keeps the client; the others have its shape
+                mine = own.flatten() if assignment.keeps(first.id) else torch.zeros_like(own.flatten())
+                self.kept[name] = assignment.world.sum(mine, PURPOSE)
             if len(self.kept[name]) != own.numel():
                 raise UserError(f"the checkpoint keeps text features of another size for the {name} test set; start a new run")
             self.kept[name] = self.kept[name].to(own.device).view(own.shape)

@@ -76,10 +76,6 @@ class World:
         self.ledger = Ledger(size)
         self._come_to = 0  # collectives
 
-    def hosts(self, client: int) -> bool:
-        """Whether a client lives on this rank: clients are dealt out in turn."""
-        return client % self.size == self.rank
-
     @property
     def is_main(self) -> bool:
         return self.rank == 0

@@ -1,4 +1,4 @@
-"""The participants of a round that a rank hosts: trained in passes of as many clients as memory takes.
+"""The participants of a round that a rank trains: trained in passes of as many clients as memory takes.
 
 Shape legend: C clients, P parameters of one client, X of them exchanged.
 """

@@ -19,7 +19,7 @@ from pfedmma.accuracy.metrics import client_scores, summarise
 from pfedmma.accuracy.selection import Best, better
 from pfedmma.accuracy.watch import Watch
 from pfedmma.clip.stems import StemCache
-from pfedmma.comm.world import World
+from pfedmma.comm.assignment import Assignment
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.cohort import Members
@@ -50,7 +50,7 @@ class Evaluation:
     evaluator: Evaluator
     clients: tuple[Client, ...]
     participants: Sequence[int]
-    world: World
+    assignment: Assignment
     seed: int
     validator: Evaluator | None = None
     told: Told = in_silence
@@ -121,22 +121,22 @@ class Evaluation:
         texts: Mapping[str, Tensor] | None,
         watch: Watch | None = None,
     ) -> Tensor:
-        """Accuracies of all clients [K, 4]: each rank tests its own, then all know all. NaN of who is not tested.
+        """Accuracies of all clients [K, 4]: each rank tests its part of them, then all know all. NaN of who is not tested.
 
         ``watch``: takes in what all ranks see.
         """
         tested = self.tested
-        hosted = [evaluator.federated.clients[i] for i in tested if self.world.hosts(i)]  # with their test images of its split
-        own = evaluator.table(method, replace(members.answers(), texts=texts or {}), hosted, stems, self.told, watch)
+        mine = [evaluator.federated.clients[i] for i in self.assignment.testing(tested)]  # with their test images of its split
+        own = evaluator.table(method, replace(members.answers(), texts=texts or {}), mine, stems, self.told, watch)
         if watch:
-            watch.gather(self.world)
+            watch.gather(self.assignment.world)
         table = torch.zeros(len(self.clients), own.shape[1], dtype=torch.float64)
-        table[[client.id for client in hosted]] = own
-        table = self.world.sum(table.flatten(), "metrics").view(table.shape)
+        table[[client.id for client in mine]] = own
+        table = self.assignment.world.sum(table.flatten(), "metrics").view(table.shape)
         return table if len(tested) == len(table) else torch.full_like(table, torch.nan).index_copy(0, torch.tensor(tested), table[tested])
 
     def shared_texts(self, method: Method, members: Members) -> Mapping[str, Tensor]:
         """Text features that all clients are tested with; empty if each has its own. All ranks enter."""
         if self.config.text_features == "current":
             return {}
-        return self.texts.get(self.evaluator, method, members.answers(), self.clients[self.tested[0]], self.world)
+        return self.texts.get(self.evaluator, method, members.answers(), self.clients[self.tested[0]], self.assignment)

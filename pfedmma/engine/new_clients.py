@@ -71,7 +71,7 @@ def meet_new_clients(engine: Engine, reference: tuple[Method, Members], told: To
 
 @dataclass(frozen=True)
 class Group:
-    """The new clients that are tested: the ``ids`` of all, and this rank's ``own``: without a state yet, they are dealt out evenly."""
+    """The new clients that are tested: the ``ids`` of all, and this rank's ``own``: without a state yet, they are dealt to all ranks."""
 
     engine: Engine
     ids: Sequence[int]
@@ -81,7 +81,7 @@ class Group:
     def from_engine(cls, engine: Engine) -> Group:
         new = [client.id for client in engine.clients if client.new]
         ids = participation.tested(new, engine.evaluation.config.clients, engine.seed)
-        return cls(engine, ids, [engine.clients[i] for turn, i in enumerate(ids) if engine.world.hosts(turn)])
+        return cls(engine, ids, [engine.clients[i] for i in engine.assignment.starting(ids)])
 
     def table_of(self, states: ClientStates) -> Tensor:
         """Accuracies [N, 4] of these states of the run's method. All ranks enter."""
@@ -134,7 +134,7 @@ def mean_private(engine: Engine, receivers: int) -> Tensor | None:
     width = columns.stop - columns.start
     if width == 0:
         return None
-    own = [client for client in engine.hosted(engine.participants) if client.id in states.own]
+    own = [engine.clients[i] for i in engine.participants if engine.assignment.keeps(i) and i in states.own]
     counts = torch.tensor([sum(len(client.train) for client in own), len(own)], dtype=torch.float64)
     images, senders = world.sum(counts, PRIVATE_MEAN).tolist()
     mean = torch.zeros(width, dtype=torch.float64, device=states.device)

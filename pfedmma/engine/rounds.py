@@ -1,6 +1,6 @@
 """The round loop: Algorithm 1 of pFedMMA, for any method whose `exchange` map says what travels.
 
-Shape legend: C participants that this rank hosts, K clients, X exchanged parameters of one client.
+Shape legend: C participants that train on this rank, K clients, X exchanged parameters of one client.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pfedmma.comm.assignment import Assignment
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import graphs, participation
@@ -59,7 +60,11 @@ class FederationConfig:
         SAME_RESULT,
     )
     device_gb: float = setting(8.0, "GB of the clients' own state that rest on a GPU; the rest lies in host memory", SAME_RESULT)
-    host_gb: float = setting(16.0, "GB of the clients' own state that rest in host memory; the rest lies in a temporary file", SAME_RESULT)
+    host_gb: float = setting(
+        16.0,
+        "GB of the clients' own state that rest in host memory; the rest lies in a temporary file, as all does that ranks of a node share",
+        SAME_RESULT,
+    )
 
     def __post_init__(self) -> None:
         checks.between("rounds", self.rounds, 1, 10_000_000)
@@ -90,6 +95,7 @@ class Engine:
     """One rank's part of a federated run."""
 
     world: World
+    assignment: Assignment
     clients: tuple[Client, ...]
     participants: Sequence[int]  # ids of those that may take part in a round: all but the new ones
     training: LocalTraining
@@ -102,7 +108,7 @@ class Engine:
 
     @property
     def states(self) -> ClientStates:
-        """What the clients of this rank have of their own."""
+        """What clients have of their own, as far as this rank's node has it."""
         return self.members.states
 
     @property
@@ -120,15 +126,15 @@ class Engine:
             for round_ in range(first_round, self.federation.rounds + 1):
                 clock = Clock()
                 self.world.ledger.open_round()
-                after = self.cohort(round_ + 1)
-                coming.next_round = Stack(self.hosted(after), round_ + 1)
+                own, after = self.training_here(cohort), self.cohort(round_ + 1)
+                coming.next_round = Stack(self.training_here(after), round_ + 1)
                 read = self.server.read_parameters(cohort)
-                trained = train_cohort(self.training, self.hosted(cohort), self.members, round_, self.width, coming)
+                trained = train_cohort(self.training, own, self.members, round_, self.width, coming)
                 clock.lap("train")
                 clock.laps["input"] = trained.waited  # the part of training that waited for images
-                loss, interrupted = self.collect(cohort, trained.losses)  # also waits for the slowest rank: the exchange is timed alone
+                loss, interrupted = self.collect(cohort, own, trained.losses)  # also waits for the slowest rank: the exchange is timed alone
                 clock.lap("wait")
-                self.server.round(self.uploads(round_, cohort, trained.uploads))
+                self.server.round(self.uploads(round_, cohort, own, trained.uploads))
                 clock.lap("exchange")
                 tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
                 clock.lap("evaluate")
@@ -147,20 +153,23 @@ class Engine:
         everybody = round_ == 1 and self.federation.first_round == "all"
         return participation.sample(self.participants, 1.0 if everybody else self.federation.participation, self.seed, round_)
 
-    def hosted(self, ids: Sequence[int]) -> list[Client]:
-        """Those of the clients that live on this rank."""
-        return [self.clients[i] for i in ids if self.world.hosts(i)]
+    def training_here(self, cohort: Sequence[int]) -> list[Client]:
+        """Those of a round's participants that train on this rank."""
+        return [self.clients[i] for i in self.assignment.training(cohort)]
 
-    def uploads(self, round_: int, cohort: Sequence[int], rows: Tensor) -> Uploads:
-        """What the participants send; ``rows`` [C, X] of those on this rank."""
+    def uploads(self, round_: int, cohort: Sequence[int], own: Sequence[Client], rows: Tensor) -> Uploads:
+        """What the participants send; ``rows`` [C, X]: of ``own``, those on this rank."""
         samples = [len(self.clients[i].train) for i in cohort]
-        return Uploads(round_, cohort, samples, [client.id for client in self.hosted(cohort)], rows)
+        return Uploads(round_, cohort, samples, [client.id for client in own], rows)
 
-    def collect(self, cohort: Sequence[int], losses: Tensor) -> tuple[float, bool]:
-        """The weighted mean of all participants' losses, and whether any rank was asked to end."""
+    def collect(self, cohort: Sequence[int], own: Sequence[Client], losses: Tensor) -> tuple[float, bool]:
+        """The weighted mean of all participants' losses, and whether any rank was asked to end; ``losses`` [C]: of ``own``.
+
+        From here on every rank finds the state that the others' participants were left with.
+        """
         sizes = {i: len(self.clients[i].train) for i in cohort}
-        own = sum(sizes[c.id] * x for c, x in zip(self.hosted(cohort), losses.tolist(), strict=True))
-        loss, asked = self.world.sum(torch.tensor([own, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
+        mine = sum(sizes[c.id] * x for c, x in zip(own, losses.tolist(), strict=True))
+        loss, asked = self.world.sum(torch.tensor([mine, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
         return loss / sum(sizes.values()), asked > 0
 
     def evaluate(self) -> Accuracy:

@@ -4,7 +4,7 @@ The server is no process of its own: every rank holds the same state, and one al
 round. Uploads may be transformed before they are summed (clipped, compressed, masked), and the mean of the uploads may become the next
 state by a rule with a state of its own (momentum, Adam); `replace_by_mean` is FedAvg.
 
-Shape legend: C participants that this rank hosts, X exchanged parameters of one client, Y of them pooled.
+Shape legend: C participants that train on this rank, X exchanged parameters of one client, Y of them pooled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Uploads:
     """What the participants of a round send.
 
     ``clients``: ids of all participants, ascending, and ``samples``: their numbers of training images, both known on every rank.
-    ``hosted``: the ids of those that this rank hosts; ``rows`` [C, X]: their exchanged tensors after local training.
+    ``hosted``: the ids of those that train on this rank; ``rows`` [C, X]: their exchanged tensors after local training.
     """
 
     round: int

@@ -12,6 +12,8 @@ from pfedmma.clip import loading as clip
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.fingerprint import FrozenWeights
 from pfedmma.clip.stems import StemCache
+from pfedmma.comm.assignment import Assignment
+from pfedmma.comm.node import Nodes
 from pfedmma.comm.world import World
 from pfedmma.config.schema import Config
 from pfedmma.data import loading as data
@@ -21,7 +23,7 @@ from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source
-from pfedmma.engine.batches import Batches, LocalWork
+from pfedmma.engine.batches import Batches, LocalWork, steps
 from pfedmma.engine.cohort import Members, PassWidth, largest_step
 from pfedmma.engine.evaluation import Evaluation
 from pfedmma.engine.graphs import Graphs
@@ -101,11 +103,12 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world)
     seen = fingerprint(pixels.source, federated)
     parts = [federated, *validation_of(config, pixels.source)]
+    assignment = dealt(federated, config, world)
     for part in parts:
-        share_test_images(part, pixels, world)
+        share_test_images(part, pixels, assignment.nodes)
     skipped = 0
     if config.data.on_bad_image == "skip":
-        parts, skipped = leave_out_unreadable(parts, pixels, world)
+        parts, skipped = leave_out_unreadable(parts, pixels, assignment)
     if config.evaluation.every and world.local_size > 1:
         for part in parts:
             make_test_images(part, pixels, world)
@@ -114,6 +117,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         warn(cut)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
+    members.states.share(assignment)
     compiled = Compiled.from_setting(config.backbone.compiles, world.device, config.federation.batch_size, say if world.is_main else unsaid)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
     graphs = Graphs.from_setting(config.federation.graphs, world.device)
@@ -123,9 +127,10 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
-    evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, world, config.seed, validator)
+    evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, assignment, config.seed, validator)
     engine = Engine(
         world,
+        assignment,
         federated.clients,
         participants,
         training,
@@ -141,10 +146,21 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
 
 def new_batches(config: Config, world: World, forward: Forward, pixels: Pixels) -> Batches:
     """What makes the clients' batches, and keeps stems between them."""
-    federation = config.federation
-    work = LocalWork(federation.local_epochs, federation.batch_size, config.optimizer, config.seed, federation.drop_last)
     sharing = world.local_size if world.backend == "gloo" else 1  # NCCL's ranks have a GPU each
-    return Batches(forward, pixels, work, StemCache.from_setting(federation.stems_gb, world.device, sharing))
+    return Batches(forward, pixels, work_of(config), StemCache.from_setting(config.federation.stems_gb, world.device, sharing))
+
+
+def work_of(config: Config) -> LocalWork:
+    """What a client does in a round."""
+    rounds = config.federation
+    return LocalWork(rounds.local_epochs, rounds.batch_size, config.optimizer, config.seed, rounds.drop_last)
+
+
+def dealt(federated: FederatedData, config: Config, world: World) -> Assignment:
+    """Which rank has which clients. All ranks enter."""
+    work = work_of(config)
+    new = {client.id for client in federated.clients if client.new}
+    return Assignment.from_work(Nodes.from_world(world), {client.id: steps(client, work) for client in federated.clients}, new)
 
 
 def validation_of(config: Config, source: Source) -> list[FederatedData]:

@@ -74,5 +74,6 @@ class Recorder:
         )
         if engine.world.is_main:
             self.folder.sync_metrics()
-        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, engine.evaluation.texts.flat())
+        texts = engine.evaluation.texts.flat()
+        snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, texts, engine.assignment.keeps)
         save_checkpoint(self.folder.checkpoints, snapshot, engine.world, self.run.config.checkpoint.keep)

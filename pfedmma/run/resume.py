@@ -45,8 +45,9 @@ def restore(run: Run, folder: RunFolder, round_: int | None = None) -> Manifest 
     _refuse_other_data(run, manifest)
     refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
     _answer_as_before(run, manifest.progress.answers)
-    hosted = run.engine.hosted(range(len(run.engine.clients)))
-    texts = fill(run.engine.members, folder.checkpoints, manifest, {client.id for client in hosted})
+    mine = {client.id for client in run.engine.clients if run.engine.assignment.keeps(client.id)}
+    texts = fill(run.engine.members, folder.checkpoints, manifest, mine)
+    run.engine.world.wait("resume")  # what another rank has read is there for this one
     run.engine.evaluation.best = _best_so_far(run, manifest.progress)
     run.engine.evaluation.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
     run.engine.world.ledger.restore(manifest.progress.ledger)
@@ -71,6 +72,7 @@ def _answer_as_before(run: Run, answers: str) -> None:
     if (answers, method.answers) != (SERVERS, OWN):
         return
     engine.members = new_members(method, run.config, engine.world, answers)
+    engine.members.states.share(engine.assignment)
     if engine.world.is_main:
         name, folder = run.config.method.name, run.config.run_dir
         warn(

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pfedmma.comm.assignment import Assignment
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, OffloadedRows
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
 from pfedmma.stack.rules import OWN, SERVERS
+from pfedmma.stack.shared_rows import WHAT, SharedRows, create_rows
 from pfedmma.stack.start import Start
 
 
@@ -43,11 +46,33 @@ class ClientStates:
         self._drawn = start.private
         self.own_columns = slice(0 if answers == OWN else layout.exchanged_size, layout.trained_size)
         widths = self.own_columns.stop - self.own_columns.start, sum(self._optimizer_widths().values())
-        budget = budget or Budget()
-        self.own, self.optimizer_rows = (OffloadedRows(width, device, budget.share(width / max(1, sum(widths)))) for width in widths)
+        self._budgets = [(budget or Budget()).share(width / max(1, sum(widths))) for width in widths]
+        self.own: OffloadedRows | SharedRows
+        self.optimizer_rows: OffloadedRows | SharedRows
+        self.own, self.optimizer_rows = (OffloadedRows(width, device, part) for width, part in zip(widths, self._budgets, strict=True))
         self._workspace = torch.empty(0, layout.size, device=device)
         self._coming: tuple[list[int], Future[Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
+
+    def share(self, assignment: Assignment) -> None:
+        """Keep state from now on where all ranks of the node find it, before there is any. All ranks enter.
+
+        Raises:
+            RankFailure: there is no room for it.
+        """
+        widths = self.own.width, self.optimizer_rows.width
+        names, clients = ("own", "optimizer"), assignment.near
+
+        def create(folder: Path) -> None:
+            for name, width in zip(names, widths, strict=True):
+                create_rows(folder / name, len(clients), width)
+
+        with assignment.nodes.shared_folder(WHAT, create) as folder:
+            if folder is not None:
+                self.own, self.optimizer_rows = (
+                    SharedRows(folder / name, clients, width, self.device, budget.device)
+                    for name, width, budget in zip(names, widths, self._budgets, strict=True)
+                )
 
     def for_newcomers(self, budget: Budget, private: Tensor | None = None) -> ClientStates:
         """An empty store of the same layout for clients that train alone: all tensors of theirs are their own.

@@ -2,7 +2,7 @@
 
 A client has one row of ``width`` numbers, from the first time that it trains. On a GPU rows rest on the device up to
 one budget, then in host memory up to another, then on disk; the rows that have gone unused longest move down. A client that never
-trained has no row and costs nothing.
+trained has no row and costs nothing. This is for a rank that is alone on its node; several share theirs (`pfedmma.stack.shared_rows`).
 """
 
 from __future__ import annotations
@@ -49,16 +49,14 @@ class OffloadedRows(MutableMapping[int, Tensor]):
         with self._lock:
             for tier in self._tiers:
                 if client in tier.rows:
-                    tier.rows.move_to_end(client)
-                    return tier.rows[client]
+                    return tier.use(client)
             return self._file.read(client)
 
     def __setitem__(self, client: int, row: Tensor) -> None:
         with self._lock:
             first = self._tiers[0]
             if client in first.rows:  # in its old place: fresh memory costs more than the copy
-                first.rows[client].copy_(row)
-                first.rows.move_to_end(client)
+                first.use(client).copy_(row)
             else:
                 self._forget(client)
                 self._put(0, client, row.detach().clone())  # by itself: a view would keep a whole stack in memory
@@ -95,18 +93,12 @@ class OffloadedRows(MutableMapping[int, Tensor]):
         if level == len(self._tiers):
             self._file.write(client, row)
             return
-        tier = self._tiers[level]
-        tier.rows[client] = row.to(tier.device)
-        tier.held += row.nbytes
-        while tier.held > tier.limit:
-            oldest, old = tier.rows.popitem(last=False)
-            tier.held -= old.nbytes
+        for oldest, old in self._tiers[level].keep(client, row):
             self._put(level + 1, oldest, old)
 
     def _forget(self, client: int) -> None:
         for tier in self._tiers:
-            if (row := tier.rows.pop(client, None)) is not None:
-                tier.held -= row.nbytes
+            tier.forget(client)
         self._file.forget(client)
 
 
@@ -116,6 +108,26 @@ class Tier:
     def __init__(self, device: torch.device, limit: float) -> None:
         self.device, self.limit, self.held = device, limit, 0
         self.rows: OrderedDict[int, Tensor] = OrderedDict()
+
+    def use(self, client: int) -> Tensor:
+        """The row of a client that has one here."""
+        self.rows.move_to_end(client)
+        return self.rows[client]
+
+    def keep(self, client: int, row: Tensor) -> list[tuple[int, Tensor]]:
+        """Keep a row of a client that has none here; gives (client, row) of those that no longer fit."""
+        self.rows[client] = row.to(self.device)
+        self.held += row.nbytes
+        gone = []
+        while self.held > self.limit:
+            oldest, old = self.rows.popitem(last=False)
+            self.held -= old.nbytes
+            gone.append((oldest, old))
+        return gone
+
+    def forget(self, client: int) -> None:
+        if (row := self.rows.pop(client, None)) is not None:
+            self.held -= row.nbytes
 
 
 class RowFile:

@@ -8,12 +8,11 @@ Shape legend: n images, H x W pixels as decoded, S pixels a side at the backbone
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -23,8 +22,10 @@ from torch import Tensor
 
 from pfedmma.system.errors import RankFailure
 from pfedmma.system.files import temporary_folder
+from pfedmma.system.shared_file import SharedFile, create_shared_file
 
 FEWEST_AT_ONCE = 8  # images
+WHAT = "decoded test images"
 
 
 class DecodedImages:
@@ -116,22 +117,19 @@ class FittedImages:
     """``count`` images of ``size`` pixels a side, uint8 [n,3,S,S], by position; ``make`` makes one that is asked for the first time.
 
     Only rows that are used take memory. With ``share``, a path that all ranks of a node name, the rows lie in one file that they map:
-    a row made by one rank is there for all. Rows are written to the file and only read through the map: there, a full disk would
-    end the process by a signal.
+    a row made by one rank is there for all.
     """
 
     def __init__(self, count: int, size: int, make: Callable[[int], Tensor], share: Path | None = None) -> None:
         self._make = make
-        self._file: IO[bytes] | None = None
-        shape, bytes_ = (count, 3, size, size), count * 3 * size * size
+        self._file: SharedFile | None = None
+        shape = (count, 3, size, size)
         if share is None or count == 0:
             self._pixels = torch.empty(shape, dtype=torch.uint8)
             self._made = torch.zeros(count, dtype=torch.uint8)
         else:
-            with _kept_in_full():
-                self._file = open(os.open(share, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+b")  # noqa: SIM115, lives as long as the images
-            whole = torch.from_file(str(share), shared=True, size=bytes_ + count, dtype=torch.uint8)
-            self._pixels, self._made = whole[:bytes_].view(shape), whole[bytes_:]
+            self._file = SharedFile(share, math.prod(shape), count, WHAT)
+            self._pixels, self._made = self._file.content.view(shape), self._file.marks
         self._lock = threading.Lock()
 
     def __getitem__(self, indices: Tensor) -> Tensor:
@@ -157,33 +155,13 @@ class FittedImages:
         if self._file is None:
             self._pixels[index] = image
             return
-        with _kept_in_full():
-            self._file.seek(index * image.numel())
-            self._file.write(image.numpy().tobytes())
-            self._file.flush()
+        self._file.write(index * image.numel(), image)
 
 
-def create_shared_file(path: Path, count: int, size: int) -> None:
+def create_images(path: Path, count: int, size: int) -> None:
     """A new file, its owner's alone, for ``count`` `FittedImages` of ``size`` pixels a side, none of them made.
-
-    It is sparse but for the marks at its end, so it takes room only as rows are made.
 
     Raises:
         RankFailure: no room for it, or something is there already.
     """
-    new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _kept_in_full(), open(os.open(path, new, 0o600), "wb") as file:
-        file.truncate(count * 3 * size * size)
-        file.seek(0, os.SEEK_END)
-        file.write(bytes(count))
-
-
-@contextlib.contextmanager
-def _kept_in_full() -> Iterator[None]:
-    """What is written inside is kept, or a `RankFailure` says why not."""
-    try:
-        yield
-    except OSError as error:
-        raise RankFailure(
-            f"cannot keep decoded test images in {temporary_folder()} ({error.strerror}); set TMPDIR to a folder with more room"
-        ) from error
+    create_shared_file(path, count * 3 * size * size, count, WHAT)

@@ -7,24 +7,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pfedmma.comm.world import World
+from pfedmma.comm.assignment import Assignment
 from pfedmma.data.partition.federated import FederatedData, without
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import Unreadable
 from pfedmma.system.console import warn
 
 
-def leave_out_unreadable(parts: Sequence[FederatedData], pixels: Pixels, world: World) -> tuple[list[FederatedData], int]:
+def leave_out_unreadable(parts: Sequence[FederatedData], pixels: Pixels, assignment: Assignment) -> tuple[list[FederatedData], int]:
     """The data without images that cannot be decoded, and how many these are. All ranks enter and agree.
 
-    ``parts``: of the same clients and training images, tested on different splits. Each rank tries the training images of its own clients
-    and its part of the test images; what it decodes is kept.
+    ``parts``: of the same clients and training images, tested on different splits. Each rank tries the training images of the clients at
+    home there and its part of the test images; what it decodes is kept.
 
     Raises:
         UserError: a client or a test set would be left without an image.
     """
+    world = assignment.world
     tests = [images for federated in parts for images in federated.sets().values()]
-    mine = [("train", client.train) for client in parts[0].clients if world.hosts(client.id)]
+    mine = [("train", client.train) for client in parts[0].clients if assignment.keeps(client.id)]
     mine += [(images.split, images.indices[world.rank :: world.size]) for images in tests]
     # A mark for each image of each split; the splits, and so the sums, are the same on all ranks, in the same order.
     splits = ["train", *(images.split for images in tests)]

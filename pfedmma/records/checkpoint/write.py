@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,8 @@ class CheckpointConfig:
 class Snapshot:
     """What stands after ``round``: clients' own state, the server's tensors by name (its ``state_dict``), and the progress.
 
-    ``texts``: by test set, text features [n] that all clients are tested with, see `pfedmma.accuracy.first_texts`.
+    ``texts``: by test set, text features [n] that all clients are tested with, see `pfedmma.accuracy.first_texts`. ``mine``: whether this
+    rank writes a client's state; each is written by one.
     """
 
     round: int
@@ -46,6 +47,7 @@ class Snapshot:
     server: Mapping[str, Tensor]
     progress: Progress
     texts: Mapping[str, Tensor] = field(default_factory=dict)
+    mine: Callable[[int], bool] = lambda client: True
 
 
 def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> None:
@@ -65,7 +67,7 @@ def save_checkpoint(root: Path, snapshot: Snapshot, world: World, keep: int) -> 
         except OSError as error:
             raise UserError(f"cannot write checkpoints below {root}: {error.strerror}") from error
     world.wait("checkpoint")
-    for number, tensors in enumerate(_client_shards(snapshot.states)):
+    for number, tensors in enumerate(_client_shards(snapshot.states, snapshot.mine)):
         _write_shard(draft / f"clients-{world.rank:05d}-{number:05d}.safetensors", tensors)
     world.wait("checkpoint")
     if world.is_main:
@@ -96,10 +98,10 @@ def _complete(draft: Path, root: Path, snapshot: Snapshot) -> None:
         raise UserError(f"cannot write {final}: {error.strerror}") from error
 
 
-def _client_shards(states: ClientStates) -> Iterator[dict[str, Tensor]]:
-    """What clients have of their own, in parts of about `SHARD_BYTES`, so that no more than one part is in memory at once."""
+def _client_shards(states: ClientStates, mine: Callable[[int], bool]) -> Iterator[dict[str, Tensor]]:
+    """What clients that are ``mine`` have, in parts of about `SHARD_BYTES`, so that no more than one part is in memory at once."""
     tensors: dict[str, Tensor] = {}
-    for client in sorted(states.own):
+    for client in sorted(filter(mine, states.own)):
         tensors[f"{client}.private"] = states.own[client]
         tensors |= {f"{client}.optimizer.{name}": tensor for name, tensor in states.optimizer_state(client).items()}
         if sum(tensor.nbytes for tensor in tensors.values()) >= SHARD_BYTES:

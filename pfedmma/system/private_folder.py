@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pfedmma.system.errors import RankFailure
+from pfedmma.system.files import temporary_folder
 
 _NAME = re.compile("[.]?pfedmma-[0-9a-f]{32}")
 _LOCK = "in use"  # the file in it that its maker holds a lock on; the system drops the lock when the process dies
@@ -20,29 +21,38 @@ _YOUNG = 60.0  # seconds in which a draft may still be without its lock
 
 
 @contextlib.contextmanager
-def new_private_folder(folder: Path) -> Iterator[None]:
+def new_private_folder(folder: Path, what: str) -> Iterator[None]:
     """Make ``folder``, readable by its owner alone; at the end it is gone with all that is in it. Those of dead processes go first.
+
+    ``what`` is kept in it, in words.
 
     Raises:
         RankFailure: there is something of that name, or no room.
     """
     _remove_stale(folder.parent)
     draft = folder.with_name(f".{folder.name}")
-    try:
+    with kept_in_full(what):
         os.mkdir(draft, 0o700)
         lock = os.open(draft / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):  # a file system without locks: then nobody takes the folder for a dead process's
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(draft, folder)  # under this name it is never without its lock
-    except OSError as error:
-        raise RankFailure(
-            f"cannot keep decoded test images in {folder.parent} ({error.strerror}); set TMPDIR to a folder with more room"
-        ) from error
     try:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+@contextlib.contextmanager
+def kept_in_full(what: str) -> Iterator[None]:
+    """What is written inside to temporary files is kept, or a `RankFailure` says why not; ``what`` it is, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise RankFailure(
+            f"cannot keep {what} in {temporary_folder()} ({error.strerror}); set TMPDIR to a folder with more room"
+        ) from error
 
 
 def _remove_stale(where: Path) -> None:

@@ -8,26 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma.data.pixels.private_folder import new_private_folder
 from pfedmma.system.errors import RankFailure
+from pfedmma.system.private_folder import new_private_folder
 from tests.support.holders import holder, kill
 
 NAME, OTHER = f"pfedmma-{'0a' * 16}", f"pfedmma-{'1b' * 16}"
 HOLD = """
 import sys
 from pathlib import Path
-from pfedmma.data.pixels.private_folder import new_private_folder
-with new_private_folder(Path(sys.argv[1])):
+from pfedmma.system.private_folder import new_private_folder
+with new_private_folder(Path(sys.argv[1]), "test images"):
     (Path(sys.argv[1]) / "test").write_bytes(b"pixels")
 """
 
 
 def test_it_is_its_owners_alone_and_gone_at_the_end(tmp_path: Path):
-    with new_private_folder(tmp_path / NAME):
+    with new_private_folder(tmp_path / NAME, "test images"):
         assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o700
         (tmp_path / NAME / "test").touch()
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ZeroDivisionError), new_private_folder(tmp_path / NAME):
+    with pytest.raises(ZeroDivisionError), new_private_folder(tmp_path / NAME, "test images"):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
@@ -37,7 +37,7 @@ def test_what_is_there_already_is_not_taken(tmp_path: Path):
     (tmp_path / NAME / "poison").touch()
     os.utime(tmp_path / NAME)
     (tmp_path / NAME / "in use").symlink_to("/dev/null")
-    with pytest.raises(RankFailure, match="cannot keep decoded test images"), new_private_folder(tmp_path / NAME):
+    with pytest.raises(RankFailure, match="cannot keep test images"), new_private_folder(tmp_path / NAME, "test images"):
         pass
     assert sorted(path.name for path in (tmp_path / NAME).iterdir()) == ["in use", "poison"]
 
@@ -54,7 +54,7 @@ def test_that_of_a_killed_process_is_removed_at_the_next_start_and_no_other(tmp_
         old.mkdir()
         os.utime(old, (time.time() - 3600,) * 2)
         assert (tmp_path / NAME / "test").exists()
-        with new_private_folder(tmp_path / f"pfedmma-{'4e' * 16}"):
+        with new_private_folder(tmp_path / f"pfedmma-{'4e' * 16}", "test images"):
             left = sorted(path.name for path in tmp_path.iterdir())
             assert left == sorted([*mine, OTHER, f"pfedmma-{'4e' * 16}", f".pfedmma-{'2c' * 16}"])
         assert (tmp_path / OTHER / "test").read_bytes() == b"pixels"
