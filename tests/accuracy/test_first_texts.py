@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from pfedmma import evaluate
 from pfedmma.accuracy import first_texts
 from pfedmma.accuracy.first_texts import PURPOSE, FirstTexts
-from pfedmma.comm.world import World
 from pfedmma.engine.cohort import Members
 from pfedmma.methods.forward import Forward
 from pfedmma.records.checkpoint import manifest
@@ -42,7 +41,7 @@ def texts_of(members: Members, client: int, method: Any, names: tuple[str, ...])
 def test_they_are_those_of_the_first_client_at_the_first_evaluation(tiny_clip: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every client's logits are its own image features times them, before and after the clients have changed."""
     method = stacks.strong_adapters(tiny_clip)
-    members, world = stacks.new_members(method, spread=0.5), World(0, 1, torch.device("cpu"))
+    members, here = stacks.new_members(method, spread=0.5), stacks.alone(stacks.ALL)
     clients = stacks.new_clients(cameras=False)
     evaluator = stacks.new_evaluator(method, clients, BASE, NOVEL)
     wanted = {"base": texts_of(members, 3, method, stacks.NAMES), "novel": texts_of(members, 3, method, stacks.NOVEL)}
@@ -57,7 +56,7 @@ def test_they_are_those_of_the_first_client_at_the_first_evaluation(tiny_clip: n
     for change in (False, True):
         if change:
             members.states.own.update({client: 2.0 * row for client, row in list(members.states.own.items())})
-        got = texts.get(evaluator, method, members.answers(), clients[3], world)
+        got = texts.get(evaluator, method, members.answers(), clients[3], here)
         assert all(torch.equal(got[name][0], features) for name, features in wanted.items())
         seen.clear()
         answers = members.answers()
@@ -73,19 +72,19 @@ def test_they_are_those_of_the_first_client_at_the_first_evaluation(tiny_clip: n
 def test_what_travels(tiny_clip: nn.Module) -> None:
     """K x D numbers of each test set, once."""
     method = stacks.strong_adapters(tiny_clip)
-    members, world = stacks.new_members(method), World(0, 1, torch.device("cpu"))
+    members, here = stacks.new_members(method), stacks.alone(stacks.ALL)
     clients = stacks.new_clients()
     evaluator, texts = stacks.new_evaluator(method, clients, BASE, NOVEL), FirstTexts()
     for _ in range(2):
-        texts.get(evaluator, method, members.answers(), clients[0], world)
-        assert world.ledger.total.keys() == {PURPOSE}
-        assert (world.ledger.total[PURPOSE].collectives, world.ledger.total[PURPOSE].payload_bytes) == (2, 4 * 64 * (5 + 3))
+        texts.get(evaluator, method, members.answers(), clients[0], here)
+        assert here.world.ledger.total.keys() == {PURPOSE}
+        assert (here.world.ledger.total[PURPOSE].collectives, here.world.ledger.total[PURPOSE].payload_bytes) == (2, 4 * 64 * (5 + 3))
     again = FirstTexts(texts.flat())
     assert all(features.dim() == 1 for features in again.kept.values())
-    got = again.get(evaluator, method, members.answers(), clients[4], world)
-    assert all(torch.equal(got[name], features) for name, features in texts.kept.items()) and world.ledger.total[PURPOSE].collectives == 2
+    got = again.get(evaluator, method, members.answers(), clients[4], here)
+    assert all(torch.equal(got[name], features) for name, features in texts.kept.items()) and here.world.ledger.total[PURPOSE].collectives == 2
     with pytest.raises(UserError, match="the checkpoint keeps text features of another size for the novel test set"):
-        FirstTexts({"base": texts.flat()["base"], "novel": torch.zeros(7)}).get(evaluator, method, members.answers(), clients[0], world)
+        FirstTexts({"base": texts.flat()["base"], "novel": torch.zeros(7)}).get(evaluator, method, members.answers(), clients[0], here)
 
 
 # Whole runs.

@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 import pfedmma
-from pfedmma.comm import world
+from pfedmma.comm import node, world
 from pfedmma.config import schema
-from pfedmma.data.pixels import shared
 from pfedmma.engine.local import LocalTraining
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
@@ -115,37 +114,46 @@ def test_only_the_exchanged_tensors_travel_once_a_round(
     assert (totals["payload_bytes"], totals["uplink_bytes"]) == (3 * payload, 3 * 3 * payload)
 
 
-def made_up_round(meeting: list[str], settings: list[str], variant: str) -> dict[str, Any]:
-    """Round 2 with a local "training" that writes known numbers: 1000 + id into what is private, id into what is shared.
+def made_up_rounds(meeting: list[str], settings: list[str], variant: str) -> dict[str, Any]:
+    """Rounds 1 and 2 with a local "training" that writes known numbers: 1000 + id into what is private, id into what is shared.
 
-    ``variant`` doubles the "private" or the "shared" numbers. Returns every collective, and the shared tensors afterwards.
+    ``variant`` doubles the "private" or the "shared" numbers. Returns every collective, by round who was trained here and what private
+    numbers they came with, the private numbers of all clients that this rank can read, and the shared tensors after each round.
     """
     resolved = schema.load(None, [*meeting, *settings])
-    shared.secrets = SimpleNamespace(token_bytes=lambda count: os.getppid().to_bytes(count, "big"))  # the same folder's name in every run
+    node.secrets = SimpleNamespace(token_bytes=lambda count: os.getppid().to_bytes(count, "big"))  # the same folder's name in every run
     seen = record()
     run = assemble(resolved, world.open_world(resolved.distributed))
     exchanged = run.engine.training.layout.exchanged_size
 
-    def train_stack(self: LocalTraining, clients: Any, params: torch.Tensor, *args: Any) -> torch.Tensor:
+    trained: dict[int, dict[int, float]] = {1: {}, 2: {}}
+
+    def train_stack(self: LocalTraining, clients: Any, params: torch.Tensor, state: Any, round_: int, *args: Any) -> torch.Tensor:
         for row, client in enumerate(clients):
+            trained[round_][client.id] = params[row, -1].item()
             params[row, exchanged:] = (1000.0 + client.id) * (2 if variant == "private" else 1)
             params[row, :exchanged] = client.id * (2 if variant == "shared" else 1)
         return torch.ones(len(clients))
 
     class Listener:
+        rounds: list[Any]
+
+        def __init__(self) -> None:
+            self.rounds = []
+
         def round_done(self, row: RoundRow) -> None:
-            self.row = row
+            self.rounds.append((list(row.clients), run.engine.server.shared.tolist()))
 
         def checkpoint_due(self, round_: int) -> bool:
             return False
 
     LocalTraining.train = train_stack
     listener = Listener()
-    run.engine.run(2, listener)
+    run.engine.run(1, listener)
     return {
-        "clients": list(listener.row.clients),
+        "rounds": listener.rounds,
         "seen": seen,
-        "shared": run.engine.server.shared.tolist(),
+        "trained": trained,
         "private": {client: tensor[0].item() for client, tensor in run.engine.states.own.items()},
     }
 
@@ -156,7 +164,7 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     folder = tmp_path_factory.mktemp("made-up")
     settings = small.settings(folder / "unused", "method.dim=8", "federation.rounds=2")
     return {
-        variant: values_of(run_ranks(folder / variant, 4, made_up_round, settings, variant)) for variant in ("plain", "private", "shared")
+        variant: values_of(run_ranks(folder / variant, 4, made_up_rounds, settings, variant)) for variant in ("plain", "private", "shared")
     }
 
 
@@ -167,26 +175,35 @@ def test_private_values_change_no_byte_of_any_collective(made_up: dict[str, list
 
 
 def test_shared_values_change_the_exchange_and_nothing_else(made_up: dict[str, list[dict[str, Any]]]) -> None:
-    for rank, (plain, changed) in enumerate(zip(made_up["plain"], made_up["shared"], strict=True)):
+    for plain, changed in zip(made_up["plain"], made_up["shared"], strict=True):
         different = {one.purpose for one, other in zip(plain["seen"], changed["seen"], strict=True) if one != other}
-        takes_part = any(client % 4 == rank for client in plain["clients"])
-        assert different == ({"exchange"} if takes_part else set())
+        assert different == ({"exchange"} if any(plain["trained"].values()) else set())
 
 
 def test_the_server_mean_is_weighted_by_images(made_up: dict[str, list[dict[str, Any]]]) -> None:
     # Round 2 draws clients 4, 5 and 6 with 18, 18 and 12 images; each "trained" its own id.
     for rank in made_up["plain"]:
-        assert rank["clients"] == [4, 5, 6]
-        assert rank["shared"] == pytest.approx([(18 * 4 + 18 * 5 + 12 * 6) / 48] * SHARED, rel=1e-6)
+        (first, _), (second, mean) = rank["rounds"]
+        assert (first, second) == ([1, 2, 5], [4, 5, 6])
+        assert mean == pytest.approx([(18 * 4 + 18 * 5 + 12 * 6) / 48] * SHARED, rel=1e-6)
 
 
-def test_private_values_stay_with_their_clients(made_up: dict[str, list[dict[str, Any]]]) -> None:
-    assert [rank["private"] for rank in made_up["plain"]] == [{4: 1004.0}, {5: 1005.0}, {6: 1006.0}, {}]
+def test_private_values_move_within_a_node_and_reach_no_collective(made_up: dict[str, list[dict[str, Any]]]) -> None:
+    """A client may train on another rank of its node than before, and begins there with what it had."""
+    for rank in made_up["plain"]:
+        assert rank["private"] == {i: 1000.0 + i for i in (1, 2, 4, 5, 6)}, "every rank of the node reads them"
+    first, second = ({i: rank for rank, one in enumerate(made_up["plain"]) for i in one["trained"][round_]} for round_ in (1, 2))
+    assert sorted(first) == [1, 2, 5] and sorted(second) == [4, 5, 6]
+    assert len(set(first.values())) == len(set(second.values())) == 3, "three participants on four ranks train side by side"
+    assert (first[5], second[5]) == (0, 1)
+    assert made_up["plain"][1]["trained"][2][5] == 1005.0
+    content = b"".join(one.content for rank in made_up["plain"] for one in rank["seen"])
+    assert not any(torch.tensor(1000.0 + i).numpy().tobytes() in content for i in range(7))
 
 
 def test_a_rank_without_participants_enters_with_zeros(made_up: dict[str, list[dict[str, Any]]]) -> None:
-    idle = made_up["plain"][3]  # clients 4, 5, 6 live on ranks 0, 1, 2
-    (exchange,) = [one for one in idle["seen"] if one.purpose == "exchange"]
+    (idle,) = [rank for rank in made_up["plain"] if not rank["trained"][2]]
+    exchange = [one for one in idle["seen"] if one.purpose == "exchange"][0]
     assert exchange.content == bytes(4 * SHARED)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pfedmma.comm.assignment import longest_first
 from tests.support import small
 from tests.support.ranks import run_ranks, train, values_of
 
@@ -17,17 +18,23 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The same run on 1, 2 and 4 ranks: world size -> run folder. 3 of 7 clients take part in a round."""
     folder = tmp_path_factory.mktemp(request.param)
     for size in SIZES:
-        more = [f"method.name={request.param}", "federation.rounds=4", "evaluation.every=4", "optimizer.state=persist"]
+        more = [f"method.name={request.param}", "federation.rounds=6", "evaluation.every=6", "optimizer.state=persist"]
         values_of(run_ranks(folder / f"meet-{size}", size, train, small.settings(folder / str(size), *more)))
     return {size: folder / str(size) for size in SIZES}
 
 
-def test_the_runs_cover_idle_ranks_and_unequal_ownership(runs: dict[int, Path]) -> None:
-    # Client i lives on rank i % 4: rank 3 hosts one client of 7, the others two. Only with such cohorts do the tests below say much.
-    hosts = [{client % 4 for client in row["clients"]} for row in small.metrics(runs[4])]
-    assert all(len(ranks) < 4 for ranks in hosts), "every round leaves a rank without participants"
-    assert any(0 not in ranks for ranks in hosts), "rank 0, which records, is idle once"
-    assert any(len(ranks) < 3 for ranks in hosts), "a rank has two participants once"
+def test_the_runs_cover_idle_ranks_and_clients_that_move(runs: dict[int, Path]) -> None:
+    # Six clients take 3 steps in a round and client 6 two. Only with such cohorts do the tests below say much.
+    work = dict.fromkeys(range(6), 3) | {6: 2}
+    cohorts = [row["clients"] for row in small.metrics(runs[4])]
+    homes = {size: longest_first(work, range(size)) for size in SIZES}
+    ranks = {size: [longest_first({i: work[i] for i in cohort}, range(size), homes[size]) for cohort in cohorts] for size in SIZES}
+    assert all(set(one.values()) < set(range(4)) for one in ranks[4]), "every round leaves a rank without participants"
+    assert any(0 not in one.values() for one in ranks[4]), "rank 0, which records, is idle once"
+    assert all(sorted(one.values()) in ([0, 0, 1], [0, 1, 1]) for one in ranks[2]), "a rank of two has two participants"
+    for size in (2, 4):
+        trained = {i: {one[i] for one in ranks[size] if i in one} for i in range(7)}
+        assert any(len(where) > 1 for where in trained.values()), "a client trains on two ranks, one after the other"
 
 
 @pytest.mark.parametrize("size", SIZES[1:])

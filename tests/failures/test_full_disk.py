@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pfedmma import export, train
-from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
+from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_images
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.checkpoint import write as checkpoint_write
 from pfedmma.records.folder import RunFolder
@@ -191,14 +191,14 @@ def test_no_room_for_decoded_images(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def fill_shared_images(meeting: list[str], folder: Path) -> tuple[str, int, list[int], str]:
     tempfile.tempdir = str(folder)
-    create_shared_file(folder / "shared", 100, 64)
+    create_images(folder / "shared", 100, 64)
     images = FittedImages(100, 64, lambda i: torch.full((3, 64, 64), i, dtype=torch.uint8), folder / "shared")  # 3 pages each
     with pytest.raises(RankFailure) as first:
         images.fill(torch.arange(100))
     made = int(images._made.sum())
     values = images[torch.arange(made)][:, 0, 0, 0].tolist()
     with pytest.raises(RankFailure) as second:
-        create_shared_file(folder / "more", 100, 64)
+        create_images(folder / "more", 100, 64)
     return str(first.value), made, values, str(second.value)
 
 

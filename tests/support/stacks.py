@@ -12,6 +12,8 @@ from pfedmma import rng
 from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.stems import StemCache
+from pfedmma.comm.assignment import Assignment
+from pfedmma.comm.node import Nodes
 from pfedmma.comm.world import World
 from pfedmma.data.partition.camera import camera
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
@@ -111,6 +113,11 @@ def drawn_state(method: Method, client: int, spread: float = 0.1) -> Tensor:
 def gathered(members: Members, ids: Iterable[int] = ALL) -> Tensor:
     """What clients begin their next round with [C, P]."""
     return members.states.gather(list(ids), members.server.shared)
+
+
+def alone(ids: Iterable[int]) -> Assignment:
+    """One rank has all clients."""
+    return Assignment.from_work(Nodes.from_world(World(0, 1, torch.device("cpu"))), dict.fromkeys(ids, 1))
 
 
 def serve(members: Members, shared: Tensor) -> None:

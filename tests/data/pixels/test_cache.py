@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_shared_file
+from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_images
 from pfedmma.data.sources.base import Unreadable
 from pfedmma.system.errors import RankFailure
 
@@ -89,7 +89,7 @@ def test_shared_fitted_images_are_made_by_one_and_seen_by_all(tmp_path: Path):
         return picture(index)
 
     path = tmp_path / "shared"
-    create_shared_file(path, 6, 8)
+    create_images(path, 6, 8)
     one, other = FittedImages(6, 8, make, path), FittedImages(6, 8, make, path)
     path.unlink()  # both have it mapped: nothing is left behind
     one.fill(torch.tensor([0, 2, 4]))
@@ -115,19 +115,3 @@ def test_a_batch_of_new_images_is_decoded_a_few_at_a_time(monkeypatch: pytest.Mo
     # When image i is decoded, all but the last few before it are in the file.
     assert all(held >= (number - at_once) * 192 for number, held in enumerate(spilled))
     assert len(spilled) == 100 and spilled[-1] > 0
-
-
-def test_a_shared_file_is_new_and_its_owners_alone(tmp_path: Path):
-    create_shared_file(tmp_path / "shared", 6, 8)
-    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(RankFailure, match="File exists"):
-        create_shared_file(tmp_path / "shared", 6, 8)
-    (tmp_path / "victim").write_bytes(b"precious")
-    for target in ("victim", "absent"):
-        (tmp_path / "link").unlink(missing_ok=True)
-        (tmp_path / "link").symlink_to(tmp_path / target)
-        with pytest.raises(RankFailure):
-            create_shared_file(tmp_path / "link", 6, 8)
-        with pytest.raises(RankFailure):
-            FittedImages(6, 8, picture, tmp_path / "link")
-    assert (tmp_path / "victim").read_bytes() == b"precious" and not (tmp_path / "absent").exists()

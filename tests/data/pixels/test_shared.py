@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
+from pfedmma.comm.node import Nodes
 from pfedmma.comm.world import DistributedConfig, open_world
 from pfedmma.config import schema
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
@@ -55,7 +56,7 @@ def share(meeting: list[str], temporary: str, hosts: list[str], away: bool = Fal
         return real(split, share)
 
     pixels.images_of = images_of  # type: ignore[method-assign]
-    shared.share_test_images(federation(), pixels, world)
+    shared.share_test_images(federation(), pixels, Nodes.from_world(world))
     shared.make_test_images(federation(), pixels, world)  # waits for all
     left = os.listdir(temporary)
     values = pixels.fitted("test", torch.arange(12))[:, 0, 0, 0].tolist()
@@ -95,14 +96,3 @@ def test_ranks_that_see_no_other_share_nothing(tmp_path: Path):
     assert [rank.status for rank in ended] == [0, 0], ended[0].stderr + ended[1].stderr
     for number, rank in enumerate(ended):
         assert rank.value["seen"] == [] and rank.value["values"] == [i + 100 * number for i in range(12)]
-
-
-@pytest.mark.parametrize("what", ["gethostname", "geteuid", "readlink", "stat"])
-def test_what_tells_surroundings_apart(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    before = shared._surroundings()
-    assert before == shared._surroundings()
-    if what == "stat":
-        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # another mount, another folder
-    else:
-        monkeypatch.setattr(socket if what == "gethostname" else os, what, lambda *args: "other")
-    assert shared._surroundings() != before

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from pfedmma.clip.preprocess import Preprocess
-from pfedmma.comm.world import World
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData, without
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source, Split, Unreadable
 from pfedmma.system.errors import UserError
+from tests.support.stacks import alone
 
 CLIP = Preprocess(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def federation(toy: Source) -> FederatedData:
 def test_unreadable_images_are_left_out_and_counted(augment: str, capsys: pytest.CaptureFixture[str]):
     toy = source({1, 7, 8}, {2, 5})
     whole = federation(toy)
-    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, augment, CPU), World(0, 1, CPU))
+    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, augment, CPU), alone(range(2)))
     assert count == 5
     assert kept.clients[0].train.tolist() == [0, 2, 3, 4, 5]
     assert kept.clients[1].train.tolist() == [6, 9, 10, 11]
@@ -67,7 +67,7 @@ def test_validation_images_are_left_out_as_well(capsys: pytest.CaptureFixture[st
     toy = dataclasses.replace(toy, splits=toy.splits | {"val": source(set(), {6, 7}).splits["test"]})
     tested = federation(toy)
     validated = dataclasses.replace(tested, base=dataclasses.replace(tested.base, split="val"))
-    kept, count = leave_out_unreadable([tested, validated], Pixels(toy, CLIP, "none", CPU), World(0, 1, CPU))
+    kept, count = leave_out_unreadable([tested, validated], Pixels(toy, CLIP, "none", CPU), alone(range(2)))
     assert count == 4 == capsys.readouterr().err.count("left out")
     assert [part.clients[0].train.tolist() for part in kept] == 2 * [[0, 2, 3, 4, 5]]
     assert [part.base.indices.tolist() for part in kept] == [[0, 1, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5]]
@@ -77,7 +77,7 @@ def test_validation_images_are_left_out_as_well(capsys: pytest.CaptureFixture[st
 def test_whole_federation_is_untouched():
     toy = source(set(), set())
     whole = federation(toy)
-    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, "crop", CPU), World(0, 1, CPU))
+    (kept,), count = leave_out_unreadable([whole], Pixels(toy, CLIP, "crop", CPU), alone(range(2)))
     assert count == 0 and kept is whole
 
 
