@@ -18,7 +18,7 @@ from pfedmma.stack.offload import Tier
 from pfedmma.system.shared_file import SharedFile, create_shared_file
 
 WHAT = "the state of clients"
-_COUNT = torch.int64  # how often a row was written
+_COUNT = torch.int32  # how often a row was written; as wide as its numbers, which it stands behind
 
 
 def create_rows(path: Path, clients: int, width: int) -> None:

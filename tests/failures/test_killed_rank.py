@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from pfedmma.engine import rounds
 from pfedmma.records.checkpoint import manifest, write
+from pfedmma.system.shared_file import SharedFile
 from tests.support import small
 from tests.support.ranks import Ended, run_ranks, train, values_of
 
 # Checkpoints after rounds 2 and 4; the run dies in round 4, so that round 3 stands in metrics.jsonl and is trained again.
 FOUR_ROUNDS = ("federation.rounds=4", "checkpoint.every=2", "evaluation.every=0")
+
+ROWS = {0: 5, 1: 6}  # the first in round 4: cohorts 1 2 5, 4 5 6, 3 4 5, 0 2 3, of which rank 0 trains 2, 4 6, 4, 0
 
 
 def die() -> None:
@@ -56,6 +60,22 @@ def train_and_be_killed_in_checkpoint(meeting: list[str], settings: list[str], v
     train(meeting, settings)
 
 
+def train_and_be_killed_in_a_row(meeting: list[str], settings: list[str], victim: int) -> None:
+    """Rank ``victim`` is gone in round 4 when half of the numbers that a client keeps to itself are where other ranks read them."""
+    real, calls = SharedFile.write, 0
+
+    def half(self: SharedFile, start: int, numbers: Tensor) -> None:
+        nonlocal calls
+        calls += numbers.is_floating_point()
+        dies = calls == ROWS[victim] and int(os.environ["RANK"]) == victim
+        real(self, start, numbers[: len(numbers) // 2] if dies else numbers)
+        if dies:
+            die()
+
+    SharedFile.write = half
+    train(meeting, settings)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken")
@@ -68,6 +88,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (train_and_be_killed_in_round_4, 1, [1, 2, 3]),
         (train_and_be_killed_in_round_4, 0, [1, 2, 3]),
+        (train_and_be_killed_in_a_row, 1, [1, 2, 3]),
+        (train_and_be_killed_in_a_row, 0, [1, 2, 3]),
         (train_and_be_killed_in_checkpoint, 1, [1, 2, 3, 4]),
         (train_and_be_killed_in_checkpoint, 0, [1, 2, 3, 4]),
     ],
