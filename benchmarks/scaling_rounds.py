@@ -23,6 +23,7 @@ from machine import machine
 from torch import Tensor
 
 from pfedmma import rng
+from pfedmma.comm.assignment import Assignment
 from pfedmma.comm.world import DistributedConfig, World, open_world
 from pfedmma.config import schema as configuration
 from pfedmma.data.partition.federated import Client
@@ -123,6 +124,8 @@ def take_part(engine: Engine, registered: int, participants: int, images: int = 
     """From now on ``participants`` of ``registered`` clients train in a round."""
     engine.clients = Registered(registered, images, engine.training.batches.pixels.source.splits["train"].labels)
     engine.participants = range(registered)
+    engine.assignment = Assignment.from_work(engine.assignment.nodes, dict.fromkeys(range(registered), 1))
+    engine.states.share(engine.assignment)
     engine.federation = dataclasses.replace(engine.federation, participation=participants / registered)
 
 
@@ -143,6 +146,7 @@ def measure_overhead(world: World, device: str, registered: int, participants: i
     engine = new_engine(world, device, registered, participants)
     layout, batches = Layout({"shared": (EXCHANGED,), "own": (PRIVATE,)}, {"shared": MEAN}), engine.training.batches
     states = ClientStates(layout, Start(torch.zeros(layout.size)), batches.work.optimizer, world.device)
+    states.share(engine.assignment)
     engine.members = Members(states, Server(layout, {SHARED: torch.zeros(EXCHANGED)}, world))
     engine.training = Idle(layout, batches)
     work(engine, 1, warmup)

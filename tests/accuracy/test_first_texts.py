@@ -82,7 +82,9 @@ def test_what_travels(tiny_clip: nn.Module) -> None:
     again = FirstTexts(texts.flat())
     assert all(features.dim() == 1 for features in again.kept.values())
     got = again.get(evaluator, method, members.answers(), clients[4], here)
-    assert all(torch.equal(got[name], features) for name, features in texts.kept.items()) and here.world.ledger.total[PURPOSE].collectives == 2
+    assert (
+        all(torch.equal(got[name], features) for name, features in texts.kept.items()) and here.world.ledger.total[PURPOSE].collectives == 2
+    )
     with pytest.raises(UserError, match="the checkpoint keeps text features of another size for the novel test set"):
         FirstTexts({"base": texts.flat()["base"], "novel": torch.zeros(7)}).get(evaluator, method, members.answers(), clients[0], here)
 

@@ -203,7 +203,7 @@ def test_private_values_move_within_a_node_and_reach_no_collective(made_up: dict
 
 def test_a_rank_without_participants_enters_with_zeros(made_up: dict[str, list[dict[str, Any]]]) -> None:
     (idle,) = [rank for rank in made_up["plain"] if not rank["trained"][2]]
-    exchange = [one for one in idle["seen"] if one.purpose == "exchange"][0]
+    *_, exchange = (one for one in idle["seen"] if one.purpose == "exchange")
     assert exchange.content == bytes(4 * SHARED)
 
 
@@ -211,12 +211,12 @@ def test_only_one_module_imports_torch_distributed() -> None:
     root = Path(pfedmma.__file__).parent
     users = set()
     for path in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            if isinstance(node, ast.Attribute):
-                names = [ast.unparse(node)]
+        for part in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in part.names] if isinstance(part, ast.Import) else []
+            if isinstance(part, ast.ImportFrom):
+                names = [f"{part.module}.{alias.name}" for alias in part.names]
+            if isinstance(part, ast.Attribute):
+                names = [ast.unparse(part)]
             if any(name.startswith("torch.distributed") for name in names):
                 users.add(path.relative_to(root).as_posix())
     assert users == {"comm/world.py"}

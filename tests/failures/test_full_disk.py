@@ -24,7 +24,7 @@ from pfedmma.system import files
 from pfedmma.system.errors import RankFailure, UserError
 from tests.support import small
 from tests.support.disks import PAGE, fill, make_read_only, make_writable, small_disk
-from tests.support.ranks import run_ranks
+from tests.support.ranks import run_ranks, values_of
 from tests.support.reported import round_row
 
 THREE_ROUNDS = ("federation.rounds=3", "checkpoint.every=1", "checkpoint.keep=1")
@@ -227,6 +227,22 @@ def test_no_room_for_the_test_images_of_two_ranks(tmp_path: Path, pages: int) ->
     assert len(said) == 2 and any(f"cannot keep decoded test images in {temporary} ({NO_ROOM})" in line for line in said)
     assert not any("Traceback" in rank.stderr for rank in ended)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("pages", [2, 40])
+def test_no_room_for_the_state_of_clients_that_two_ranks_share(tmp_path: Path, pages: int) -> None:
+    """Not for the files at the start, or not for a row of 38 pages in a round: nothing ends by a signal, and it goes on where there is room."""
+    settings = small.settings(tmp_path / "run", "checkpoint.every=1")
+    with small_disk(tmp_path / "temporary", pages) as temporary:
+        ended = run_ranks(tmp_path / "meet", 2, train_with_temporary_folder, settings, str(temporary))
+        assert not list(temporary.iterdir())
+    assert 2 in [rank.status for rank in ended] and {rank.status for rank in ended} <= {2}
+    said = [line for rank in ended for line in rank.stderr.splitlines() if line.startswith("error:")]
+    assert any(f"({NO_ROOM}); set TMPDIR to a folder with more room" in line for line in said), said
+    assert pages == 2 or any(line.startswith(f"error: cannot keep the state of clients in {temporary}") for line in said)
+    assert not any("Traceback" in rank.stderr for rank in ended)
+    assert not manifest.rounds(tmp_path / "run" / "checkpoints")
+    values_of(run_ranks(tmp_path / "again", 2, train_with_temporary_folder, [*settings, "resume=auto"], str(tmp_path)))
 
 
 def test_no_temporary_folder_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,9 @@ def row_of(value: float) -> Tensor:
 @pytest.mark.parametrize("near", [None, 0, 1, 2.5, 9])
 @trials(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["set", "get", "iterate"]), st.sampled_from(CLIENTS)), max_size=30))
-def test_it_is_one_dictionary_for_both(tmp_path_factory: pytest.TempPathFactory, near: float | None, actions: list[tuple[int, str, int]]) -> None:
+def test_it_is_one_dictionary_for_both(
+    tmp_path_factory: pytest.TempPathFactory, near: float | None, actions: list[tuple[int, str, int]]
+) -> None:
     ranks, plain = two_ranks(tmp_path_factory.mktemp("rows"), near=near), dict[int, Tensor]()
     for time, (rank, action, client) in enumerate(actions):
         rows = ranks[rank]

@@ -31,7 +31,7 @@ def test_it_takes_room_only_as_content_is_written(tmp_path: Path) -> None:
 def test_it_is_new_and_its_owners_alone(tmp_path: Path) -> None:
     create_shared_file(tmp_path / "shared", 6, 8, "numbers")
     assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o600
-    with pytest.raises(RankFailure, match="cannot keep numbers in .* \\(File exists\\); set TMPDIR to a folder with more room"):
+    with pytest.raises(RankFailure, match=r"cannot keep numbers in .* \(File exists\); set TMPDIR to a folder with more room"):
         create_shared_file(tmp_path / "shared", 6, 8, "numbers")
     (tmp_path / "victim").write_bytes(b"precious")
     for target in ("victim", "absent"):

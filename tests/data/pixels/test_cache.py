@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pfedmma.data.pixels.cache import DecodedImages, FittedImages, create_images
 from pfedmma.data.sources.base import Unreadable
-from pfedmma.system.errors import RankFailure
 
 
 def picture(index: int) -> Tensor:
