@@ -151,10 +151,9 @@ def table(found: dict[str, dict[str, Any]], size: int) -> Table:
         out.add_column(name, justify="left" if not name else "right")
     for name, record in found.items():
         sides = zip(record["pfedmma_images_per_second"], record["dataloader_images_per_second"], strict=True)
+        host = f"{record['resident']['milliseconds']:.1f}"
         for epoch, (a, b) in enumerate(sides, start=1):
-            out.add_row(
-                name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", f"{record['resident']['milliseconds']:.1f}"
-            )
+            out.add_row(name, str(record["files"]), str(epoch), f"{a:.0f}", f"{b:.0f}", f"{a / b:.2f}", host)
     return out
 
 
