@@ -186,7 +186,7 @@ def small_run(world: World) -> Engine:
 
 
 def measured(world: World, rounds: int) -> dict[str, Any]:
-    """Seconds of the same rounds under each way to deal, on the clock and of the busiest rank's processor, and steps of the longest rank."""
+    """Of the same rounds under each way to deal: seconds by the clock and of the busiest processor, steps of the longest rank."""
     engine, watch = small_run(world), Seconds()
     own, work = engine.assignment, dict(engine.assignment.work)
     ranks = everywhere(work, world.size)

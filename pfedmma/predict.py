@@ -175,7 +175,8 @@ def predict(model: PersonalCLIP, names: Sequence[str], paths: Sequence[Path], si
         except Unreadable as error:
             return paths[index], error
 
-    for batch in Prefetched(batches(read, len(paths), size), Stopwatch()):
+    ahead: Prefetched[list[Answer]] = Prefetched(batches(read, len(paths), size), Stopwatch())
+    for batch in ahead:
         seen = [image for _, image in batch if isinstance(image, Tensor)]
         rows = iter(classify(pixels.normalise(torch.stack(seen))).float().softmax(dim=-1).cpu() if seen else ())
         for path, image in batch:

@@ -33,5 +33,5 @@ def choose(device: torch.device, tf32: bool, deterministic: bool) -> None:
                 f"backbone.deterministic: the environment says {WORKSPACE}={said}, with which cuBLAS may compute otherwise every time; "
                 f"unset it, or set it to {' or '.join(REPEATABLE)}"
             )
-        torch.utils.deterministic.fill_uninitialized_memory = False  # every number is written before it is read
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each number is written first
         torch.use_deterministic_algorithms(True)

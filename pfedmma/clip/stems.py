@@ -76,7 +76,7 @@ class TowerStem(Stem):
 
     def rows(self, start: int, end: int) -> TowerStem:
         """The stem of the sequences from ``start`` to before ``end``, not copied."""
-        return self._each(lambda t: t[start:end])
+        return self.each(lambda t: t[start:end])
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def train_cohort(
     uploads = torch.empty(len(clients), training.layout.exchanged_size, device=states.device)
     losses = torch.empty(len(clients), device=states.device)
     row_of = {client.id: row for row, client in enumerate(clients)}
-    left = by_steps(clients, training.batches.work)
+    left: Sequence[Client] = by_steps(clients, training.batches.work)
     while left:
         group, rest = width.next_of(left)
         after, _ = width.next_of(rest)

@@ -132,9 +132,7 @@ class Engine:
                 trained = train_cohort(self.training, own, self.members, round_, self.width, coming)
                 clock.lap("train")
                 clock.laps["input"] = trained.waited  # the part of training that waited for images
-                loss, interrupted = self.collect(
-                    cohort, own, trained.losses
-                )  # also waits for the slowest rank: the exchange is timed alone
+                loss, interrupted = self.collect(cohort, own, trained.losses)  # waits for the slowest rank: the exchange is timed alone
                 clock.lap("wait")
                 self.server.round(self.uploads(round_, cohort, own, trained.uploads))
                 clock.lap("exchange")

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 T = TypeVar("T")
+A = TypeVar("A", bound="Ahead[Any]")
 _END = object()
 
 
@@ -147,7 +148,7 @@ class Ahead(Generic[T]):
             self._coming[1].close()
             self._coming = None
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self: A) -> A:
         return self
 
     def __exit__(self, *_: object) -> None:
