@@ -102,26 +102,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     backbone = clip.load(config.backbone, config.seed, world.device)
     federated, pixels = data.load(config.data, config.seed, config.evaluation.split, backbone.preprocess, world)
     seen = fingerprint(pixels.source, federated)
-    parts = [federated, *validation_of(config, pixels.source)]
     assignment = dealt(federated, config, world)
-    for part in parts:
-        share_test_images(part, pixels, assignment.nodes)
-    skipped = 0
-    if config.data.on_bad_image == "skip":
-        parts, skipped = leave_out_unreadable(parts, pixels, assignment)
-    if config.evaluation.every and world.local_size > 1:
-        for part in parts:
-            make_test_images(part, pixels, world)
+    parts, skipped = ready([federated, *validation_of(config, pixels.source)], pixels, config, assignment)
     federated = parts[0]
     if world.is_main and (cut := cut_prompts(backbone, federated.template, pixels.source.class_names)):
         warn(cut)
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
     members.states.share(assignment)
-    compiled = Compiled.from_setting(config.backbone.compiles, world.device, config.federation.batch_size, say if world.is_main else unsaid)
-    forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
-    graphs = Graphs.from_setting(config.federation.graphs, world.device)
-    training = LocalTraining(members.states.layout, new_batches(config, world, forward, pixels), graphs=graphs)
+    training = new_training(method, federated, pixels, config, world)
     participants = federated.participants
     largest = largest_step((federated.clients[i] for i in participants), training.batches.work)
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
@@ -144,10 +133,27 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
-def new_batches(config: Config, world: World, forward: Forward, pixels: Pixels) -> Batches:
-    """What makes the clients' batches, and keeps stems between them."""
+def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:
+    """The data without unreadable images, where these are skipped, and their number; test images are shared by a node. All ranks enter."""
+    skipped, world = 0, assignment.world
+    for part in parts:
+        share_test_images(part, pixels, assignment.nodes)
+    if config.data.on_bad_image == "skip":
+        parts, skipped = leave_out_unreadable(parts, pixels, assignment)
+    if config.evaluation.every and world.local_size > 1:
+        for part in parts:
+            make_test_images(part, pixels, world)
+    return parts, skipped
+
+
+def new_training(method: Method, federated: FederatedData, pixels: Pixels, config: Config, world: World) -> LocalTraining:
+    """Local training on base prompts, compiled and captured as the settings say."""
+    federation, told = config.federation, say if world.is_main else unsaid
+    compiled = Compiled.from_setting(config.backbone.compiles, world.device, federation.batch_size, told)
+    forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
     sharing = world.local_size if world.backend == "gloo" else 1  # NCCL's ranks have a GPU each
-    return Batches(forward, pixels, work_of(config), StemCache.from_setting(config.federation.stems_gb, world.device, sharing))
+    batches = Batches(forward, pixels, work_of(config), StemCache.from_setting(federation.stems_gb, world.device, sharing))
+    return LocalTraining(method.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
 
 
 def work_of(config: Config) -> LocalWork:
