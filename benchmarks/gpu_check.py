@@ -69,20 +69,26 @@ RANKS = "-m torch.distributed.run --standalone --nproc_per_node={gpus}"
 # variant of the local step is one more line: its settings, as KEY=VALUE, stand at the end.
 PARTS = (
     ("tests", 120, "-m pytest -m gpu -p no:cacheprovider"),
-    ("train", 40, "-m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={scratch}/alone"),
-    ("train-torchrun", 40, f"{RANKS} -m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={{scratch}}/ranks"),
-    ("local_training-bf16", 60, f"{STEP} --precision bf16"),
-    ("local_training-fp32", 60, f"{STEP} --precision fp32"),
-    ("round_time", 75, ROUND),
+    ("train", 100, "-m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={scratch}/alone"),
+    (
+        "train-torchrun",
+        40,
+        f"{RANKS} -m pfedmma.train distributed.device=cuda backbone.compile=off federation.rounds=2 run_dir={{scratch}}/ranks",
+    ),
+    ("local_training-bf16", 75, f"{STEP} --precision bf16 --graphs"),
+    ("local_training-compiled", 150, f"{STEP} --precision bf16 --compile --graphs"),
+    ("round_time", 100, ROUND),
     ("lost_rank", 90, "benchmarks/lost_rank.py --device cuda --backend {backend} --ranks {ranks}"),
     ("input", 75, "benchmarks/input.py --most 320 --epochs 2 --workers 8 --drawn caltech101,food101,sun397,imagenet"),
+    ("local_training-fp32", 60, f"{STEP} --precision fp32"),
     ("local_training-tf32", 45, f"{STEP} --precision fp32 backbone.tf32=true"),
+    ("local_training-cudnn", 60, f"{STEP} --precision bf16 backbone.attention=cudnn"),
     ("local_training-deterministic", 45, f"{STEP} --precision bf16 backbone.deterministic=true"),
     ("evaluation-2", 45, f"{EVALUATION} --clients 2"),
     ("evaluation-10", 45, f"{EVALUATION} --clients 10"),
     ("communication", 45, f"{RANKS} benchmarks/communication.py --device cuda"),
     ("scaling", 45, "benchmarks/scaling.py overhead --device cuda"),
-    ("round_time-one_at_a_time", 60, f"{ROUND} --clients-per-pass 1"),
+    ("round_time-one_at_a_time", 75, f"{ROUND} --clients-per-pass 1"),
 )
 NO_REPORT = "tests", "train"  # how the names of parts begin whose last line is none
 

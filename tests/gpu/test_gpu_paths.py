@@ -35,6 +35,7 @@ from tests.support.stacks import gathered, new_clients, new_members, new_trainin
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 ROOT = Path(__file__).resolve().parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
+PLAIN = "backbone.compile=off"  # compiling takes a minute of a run
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ class Quiet:
 
 def run_engine(device: torch.device, *more: str, guess: int = 0) -> tuple[Engine, list[float]]:
     """A small run of all seven clients; ``guess``: how many of them a pass is tried with first, where that is not set."""
-    config = configuration.load(None, [*small.settings(Path("unused")), "federation.participation=1.0", *more])
+    config = configuration.load(None, [*small.settings(Path("unused")), "federation.participation=1.0", PLAIN, *more])
     engine = assemble(config, World(0, 1, device)).engine
     if guess:
         engine.width = PassWidth(guess, fits=True)
@@ -219,7 +220,7 @@ def test_evaluation_is_that_of_the_cpu() -> None:
 def train_apart(*settings: str, launcher: Sequence[str] = ()) -> None:
     """A run in a process of its own, under a launcher or without."""
     outside = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    command = [sys.executable, *launcher, "-m", "pfedmma.train", *settings]
+    command = [sys.executable, *launcher, "-m", "pfedmma.train", PLAIN, *settings]
     env = outside | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
