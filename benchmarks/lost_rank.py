@@ -35,7 +35,9 @@ from pfedmma.system.errors import UserError, run_main
 WAYS = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 ROUNDS = 2  # of each start, before a rank is lost
 SLACK = 10.0  # seconds that a process may need to end, after it knows that it has to
-SETTINGS = "backbone.compile=off data.shots=2 federation.local_epochs=1 federation.batch_size=8 evaluation.every=0 checkpoint.every=1 resume=auto"
+SETTINGS = (
+    "backbone.compile=off data.shots=2 federation.local_epochs=1 federation.batch_size=8 evaluation.every=0 checkpoint.every=1 resume=auto"
+)
 MEASURED = "seconds from the signal to the end of the last of the other processes"
 
 

@@ -74,7 +74,7 @@ def test_ranks_for_the_gpus_that_there_are(gpu_check: ModuleType, tmp_path: Path
     commands = {part.name: part.command for part in gpu_check.all_parts(gpus, tmp_path)}
     lost = commands["lost_rank"]
     assert (lost[lost.index("--ranks") + 1], lost[lost.index("--backend") + 1]) == (ranks, backend)
-    assert all(f"--nproc_per_node={gpus}" in commands[name] for name in ("train-torchrun", "communication"))
+    assert all(f"--nproc_per_node={gpus}" in commands[name] for name in ("train-torchrun", "communication", "balance"))
     assert f"run_dir={tmp_path}/alone" in commands["train"] and "torch.distributed.run" not in commands["train"]
 
 
