@@ -227,10 +227,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100, help="whose cohorts are counted, where not all clients take part")
     parser.add_argument("--measured-rounds", type=int, default=8)
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"), help="on which rounds are measured")
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     args = parser.parse_args()
     require_at_least(args, rounds=1, measured_rounds=1)
-    world = open_world(DistributedConfig(device="cpu"))
+    world = open_world(DistributedConfig(device=args.device))
     found = measured(world, args.measured_rounds) if world.size > 1 else None
     if world.is_main:
         settings = [counted(name, args.rounds) for name in SHAPES]

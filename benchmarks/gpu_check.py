@@ -86,7 +86,7 @@ PARTS = (
     ("local_training-deterministic", 45, f"{STEP} --precision bf16 backbone.deterministic=true"),
     ("evaluation-2", 45, f"{EVALUATION} --clients 2"),
     ("evaluation-10", 45, f"{EVALUATION} --clients 10"),
-    ("balance", 60, f"{RANKS} benchmarks/balance.py"),
+    ("balance", 60, f"{RANKS} benchmarks/balance.py --device cuda"),
     ("communication", 45, f"{RANKS} benchmarks/communication.py --device cuda"),
     ("scaling", 45, "benchmarks/scaling.py overhead --device cuda"),
     ("round_time-one_at_a_time", 75, f"{ROUND} --clients-per-pass 1"),
