@@ -118,6 +118,7 @@ class Batches:
         """
         kept = self.kept(stack.clients)
         camera = self.staging.put(cameras(stack.clients))
+        camera = None if camera is None else camera.at(self.pixels.preprocess.size)  # once, not in every step
         staged = coming.take(self._key(stack, not kept)) or self._prefetched(stack, coming, pixels=not kept)
         last = max(steps(client, self.work) for client in stack.clients)
         for number, sent in enumerate(staged, 1):

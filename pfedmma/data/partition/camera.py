@@ -40,15 +40,26 @@ class Camera:
         """Those of the first clients."""
         return Camera(*(part if part is None else part[:clients] for part in (self.colours, self.pattern)))
 
+    def at(self, size: int) -> Camera:
+        """The same for pictures of S x S alone: what has to be done for each size is done."""
+        return self if self.pattern is None else Camera(self.colours, _at(self.pattern, size))
+
     def see(self, images: Tensor) -> Tensor:
         """Pictures [..., 3,S,S] from 0 to 1 as they are seen, from 0 to 1; a cell covers the same part of a picture of any size."""
         if self.colours is not None:
             images = (self.colours.to(images.device) @ images.flatten(-2)).view(images.shape)
         if self.pattern is not None:
-            pixel = torch.arange(images.shape[-1], device=images.device)
-            cell = (pixel * CELLS + CELLS // 2) // images.shape[-1]  # in which a pixel's centre lies
-            images = images + self.pattern.to(images.device)[..., cell[:, None], cell]
+            images = images + _at(self.pattern, images.shape[-1]).to(images.device)
         return images.clamp(0.0, 1.0)
+
+
+def _at(pattern: Tensor, size: int) -> Tensor:
+    """[..., 3,CELLS,CELLS] -> [..., 3,S,S]; one of that size already stays."""
+    if pattern.shape[-1] == size:
+        return pattern
+    pixel = torch.arange(size, device=pattern.device)
+    cell = (pixel * CELLS + CELLS // 2) // size  # in which a pixel's centre lies
+    return pattern[..., cell[:, None], cell]
 
 
 def camera(seed: int, client: int, strength: float, kind: str = "pattern") -> Camera:

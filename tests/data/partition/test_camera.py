@@ -50,6 +50,13 @@ def test_a_cell_covers_the_same_part_of_any_picture(size: int):
         assert torch.equal(seen[:, :, 0, pixel], pattern[:, int(0.5 / size * CELLS), cell].expand(2, 3))
 
 
+@pytest.mark.parametrize("kind", ["pattern", "hue"])
+def test_cameras_of_the_first_clients_for_one_size_see_the_same(kind: str):
+    every = Camera.stacked([camera(0, client, 0.3, kind) for client in range(3)])
+    images = torch.rand(3, 2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(every.at(64).first(2).see(images[:2]), every.see(images)[:2])
+
+
 def test_what_is_seen_is_between_black_and_white():
     ends = torch.tensor([-0.5, 0.25, 0.5])[:, None, None].expand(3, CELLS, CELLS)
     seen = Camera(pattern=ends).see(torch.full((1, 3, 4, 4), 0.75))
