@@ -29,6 +29,7 @@ from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
 from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import LossScale
+from pfedmma.system.staging import Staging
 from tests.support import small
 from tests.support.stacks import gathered, new_clients, new_members, new_training, serve, strong_adapters
 
@@ -120,6 +121,18 @@ def test_test_images_on_the_device_are_those_of_the_host() -> None:
     rows = torch.tensor([2, 0, 3])
     first, again = pixels.tested("train", rows, keep=True), pixels.tested("train", rows, keep=True)
     assert again.device.type == "cuda" and torch.equal(again.cpu(), first.cpu())
+
+
+def test_what_is_put_on_the_device_is_what_was_on_the_host() -> None:
+    """Buffers are let go at once, and used again while the device is still busy with other work."""
+    way, busy = Staging(GPU), torch.randn(4096, 4096, device=GPU)
+    gen = rng.generator(0, "values")
+    sent = []
+    for number in range(50):
+        busy = busy @ busy / 64.0
+        value = (torch.randint(256, (1 << 20,), generator=gen).to(torch.uint8), torch.tensor([number]), torch.rand(7, generator=gen))
+        sent.append(([part.clone() for part in value], way.put(value)))
+    assert all(torch.equal(part.cpu(), own) for host, there in sent for own, part in zip(host, there, strict=True))
 
 
 class Quiet:
