@@ -65,7 +65,7 @@ class Compiled:
 
         ``finish`` takes the gradients, which are compiled, too, and fails where they do.
         """
-        state, images, labels, weights = padded(batch, self.batch)
+        state, images, labels, weights = _no_views(*padded(batch, self.batch))
         shape = (len(labels) == 1, labels.shape[1], type(images), tuple(state))
         new = shape not in self._known
         if self.failed or not self._known.get(shape, self.count < MOST):
@@ -90,7 +90,7 @@ class Compiled:
     def _function(self) -> Callable[..., Tensor]:
         if self._traced is None:
             torch.compiler.assume_constant_result(rng.key)  # what it hashes is known when tracing
-            self._traced = torch.compile(_flat_losses, backend=self._counted, fullgraph=True)
+            self._traced = torch.compile(_flat_losses, backend=self._counted, fullgraph=True, dynamic=False)  # but for what is marked
         return self._traced
 
     def _counted(self, graph: Any, inputs: list[Tensor]) -> Any:
@@ -132,6 +132,15 @@ def padded(batch: tuple[State, Stem | Tensor, Tensor, Tensor], size: int) -> tup
 def of_each(images: Stem | Tensor, change: Callable[[Tensor], Tensor]) -> Any:
     """Images, or their stem, with each tensor changed."""
     return change(images) if isinstance(images, Tensor) else images.each(change)
+
+
+def _no_views(state: State, images: Stem | Tensor, *others: Tensor) -> tuple[Any, ...]:
+    """The same tensors, but none that is known as a view of another: torch would compile anew where the other's shape differs."""
+
+    def alone(t: Tensor) -> Tensor:
+        return t if t.requires_grad else t.detach()
+
+    return {name: alone(t) for name, t in state.items()}, of_each(images, alone), *map(alone, others)
 
 
 def _leave_clients_open(state: State, images: Stem | Tensor, *others: Tensor) -> None:
