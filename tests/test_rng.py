@@ -67,6 +67,11 @@ def test_a_mask_does_not_depend_on_padding() -> None:
     assert torch.equal(rng.keep_mask(SEEDS, "a", SHAPE, 0.5)[:, :3], rng.keep_mask(SEEDS, "a", (3, *SHAPE[1:]), 0.5))
 
 
+def test_any_part_of_a_mask_can_be_computed_alone() -> None:
+    elements = torch.arange(5 * 7 * 3).view(5, 7, 3)[[4, 0]][:, :2]
+    assert torch.equal(rng.keep_elements(SEEDS, "a", elements, 0.5), rng.keep_mask(SEEDS, "a", (5, 7, 3), 0.5)[:, [4, 0]][:, :, :2])
+
+
 def test_a_mask_does_not_depend_on_the_stack() -> None:
     order = [2, 0, 3, 1]
     mask = rng.keep_mask(SEEDS, "a", SHAPE, 0.5)
