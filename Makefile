@@ -47,6 +47,7 @@ benchmarks: benchmark ## all benchmarks that need neither files, root nor a GPU;
 	$(BIN)/python benchmarks/round_time.py
 	$(BIN)/python benchmarks/scaling.py overhead linear registered ranks long
 	$(BIN)/python benchmarks/long_run.py
+	$(BIN)/torchrun --standalone --nproc_per_node=2 benchmarks/balance.py
 
 wire: $(INSTALLED) ## bytes at network interfaces beside the ledger (Linux, root, iproute2)
 	$(BIN)/python benchmarks/wire.py

@@ -231,7 +231,7 @@ def test_no_room_for_the_test_images_of_two_ranks(tmp_path: Path, pages: int) ->
 
 @pytest.mark.parametrize("pages", [2, 40])
 def test_no_room_for_the_state_of_clients_that_two_ranks_share(tmp_path: Path, pages: int) -> None:
-    """Not for the files at the start, or not for a row of 38 pages: nothing ends by a signal, and it goes on where there is room."""
+    """Not for the files at the start, or not for a row of 37 pages: nothing ends by a signal, and it goes on where there is room."""
     settings = small.settings(tmp_path / "run", "checkpoint.every=1")
     with small_disk(tmp_path / "temporary", pages) as temporary:
         ended = run_ranks(tmp_path / "meet", 2, train_with_temporary_folder, settings, str(temporary))
