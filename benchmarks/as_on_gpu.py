@@ -1,9 +1,9 @@
 """Tensors of the meta device, computed with the operators that torch would call for them on a GPU.
 
-The meta device has shapes and no numbers, so a model of any size runs on it within seconds. Two things depend on the device above the
-operators, and neither is known to it: what autocast rounds, and which kernel attention is. Both are taken here as on a GPU: autocast by
-torch's list for CUDA, as far as methods here call what is on it; attention by its flash kernel in half precision, and by its
-memory-efficient one in fp32 or under a mask. cuDNN's kernel, which some versions of torch prefer, is not taken.
+The meta device has shapes and no numbers, so a model of any size runs on it within seconds. Three things depend on the device above the
+operators, and none is known to it: what autocast rounds, which kernel attention is, and where `pfedmma.clip.kernels` stand in. They are
+taken here as on a GPU: autocast by torch's list for CUDA, as far as methods here call what is on it; attention by its flash kernel in half
+precision, and by its memory-efficient one in fp32 or under a mask; and each of our kernels as one operator of its name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+
+from pfedmma.clip import pointwise
 
 HALF = (torch.bfloat16, torch.float16)
 # Of https://docs.pytorch.org/docs/stable/amp.html, "CUDA Ops that can autocast to float16" and "... to float32".
@@ -37,29 +39,79 @@ IN_FP32 = {
     "softmax",
     "sum",
 }
+IS_CUDA = torch.Tensor.is_cuda.__get__  # what `Tensor.is_cuda` comes as
 ALIGNED = 16  # columns of a mask that the memory-efficient kernel wants side by side
 
 
+_KERNELS = torch.library.Library("pfedmma_on_gpu", "DEF")
+for _signature, _like in (
+    ("quick_gelu(Tensor x) -> Tensor", lambda x: torch.empty_like(x)),
+    ("quick_gelu_backward(Tensor grad, Tensor x) -> Tensor", lambda grad, x: torch.empty_like(x)),
+    (
+        "layer_norm(Tensor x, Tensor weight, Tensor bias, ScalarType dtype) -> Tensor",
+        lambda x, w, b, dtype: torch.empty_like(x, dtype=dtype),
+    ),
+    ("layer_norm_backward(Tensor grad, Tensor x, Tensor weight) -> Tensor", lambda grad, x, weight: torch.empty_like(x)),
+):
+    _KERNELS.define(_signature)
+    _KERNELS.impl(_signature.partition("(")[0], _like, "Meta")
+
+
+class OneOperatorEach:
+    """In place of `pfedmma.clip.kernels`, for meta tensors."""
+
+    @staticmethod
+    def quick_gelu(x: Tensor) -> Tensor:
+        return torch.ops.pfedmma_on_gpu.quick_gelu(x.contiguous())
+
+    @staticmethod
+    def quick_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.pfedmma_on_gpu.quick_gelu_backward(grad.contiguous(), x.contiguous())
+
+    @staticmethod
+    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        return torch.ops.pfedmma_on_gpu.layer_norm(x.contiguous(), weight, bias, dtype)
+
+    @staticmethod
+    def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return torch.ops.pfedmma_on_gpu.layer_norm_backward(grad.contiguous(), x.contiguous(), weight)
+
+
 @contextlib.contextmanager
-def as_on_gpu() -> Iterator[None]:
-    """Meta tensors are computed as on a GPU inside."""
-    rules, plain = _Rules(), torch.autocast
+def as_on_gpu(fused: bool = True) -> Iterator[None]:
+    """Meta tensors are computed as on a GPU inside; not ``fused``: without our own kernels, by torch's operators.
 
-    def autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **more: Any) -> Any:
-        return rules.autocast(dtype if enabled else None) if device_type == "meta" else plain(device_type, dtype, enabled, **more)
-
-    with rules, mock.patch.object(torch, "autocast", autocast):
+    A backbone belongs to the block in which it was made.
+    """
+    rules, plain = _Rules(fused), torch.autocast
+    with contextlib.ExitStack() as patches:
+        if fused:
+            patches.enter_context(mock.patch.object(pointwise, "fused", lambda device: device.type == "meta"))
+            patches.enter_context(mock.patch.object(pointwise, "kernels", OneOperatorEach))
+        else:
+            patches.enter_context(mock.patch.object(pointwise, "activation", lambda module: module))
+        patches.enter_context(mock.patch.object(torch, "autocast", rules.autocast_of(plain)))
+        patches.enter_context(rules)
         yield
 
 
 class _Rules(TorchFunctionMode):
-    """Rounds as autocast does, and chooses the kernel of attention. ``rounding``: autocast's type, None outside of it."""
+    """Rounds as autocast does, and chooses kernels. ``rounding``: autocast's type, None outside of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused: bool) -> None:
         super().__init__()
+        self.fused = fused
         self.rounding: torch.dtype | None = None
         self.depth = 0
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}  # low-precision copies of trained tensors, until autocast is left
+
+    def autocast_of(self, plain: Any) -> Any:
+        """In place of `torch.autocast`, which is ``plain`` and knows no meta device."""
+
+        def autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **more: Any) -> Any:
+            return self.autocast(dtype if enabled else None) if device_type == "meta" else plain(device_type, dtype, enabled, **more)
+
+        return autocast
 
     @contextlib.contextmanager
     def autocast(self, dtype: torch.dtype | None) -> Iterator[None]:
@@ -75,6 +127,8 @@ class _Rules(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if func == IS_CUDA:
+            return (self.fused and args[0].is_meta) or func(*args)
         if self.rounding is not None and name in ROUNDED | IN_FP32:
             wanted = self.rounding if name in ROUNDED else torch.float32
             args, kwargs = tree_map(lambda x: self._cast(x, wanted), (args, kwargs))
@@ -82,6 +136,8 @@ class _Rules(TorchFunctionMode):
             return attention(*args, **kwargs)
         if name == "unique" and args[0].is_meta:  # which rows are alike nobody can say: as if none were
             return args[0], torch.arange(len(args[0]), device="meta")
+        if name == "cpu" and args[0].is_meta:  # what is read back
+            return torch.zeros(args[0].shape, dtype=args[0].dtype)
         return func(*args, **kwargs)
 
     def _cast(self, x: Any, dtype: torch.dtype) -> Any:

@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from unittest import mock
 
 import torch
 from drawn_files import class_names
 from torch import Tensor
 
-from pfedmma.accuracy import evaluator
 from pfedmma.accuracy.evaluator import EvaluationConfig, Evaluator
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.loading import BackboneConfig, create_model
@@ -112,11 +110,7 @@ class OneRank:
         sets = (EvaluationSet("test", names, rows + first, rows % classes) for names, first in ((self.base, 0), (self.novel, count)))
         tests = Evaluator(FederatedData(members, *sets, self.template), self.pixels, EvaluationConfig().batch_size, together)
 
-        def work() -> None:
-            tests.table(self.method, NoiseAnswers(self), members, stems)
-
-        # On the meta device nobody can say who is right.
-        return mock.patch.object(evaluator, "right", all_right)(work) if self.device.type == "meta" else work
+        return lambda: tests.table(self.method, NoiseAnswers(self), members, stems)
 
     def noise(self, *size: int) -> Tensor:
         return SPREAD * torch.randn(size, device=self.device)
@@ -152,8 +146,3 @@ class NoiseAnswers:
 
     def own(self, client: int) -> bool:
         return True
-
-
-def all_right(logits: Tensor, labels: Tensor, ids: Sequence[int]) -> Tensor:
-    """In place of `pfedmma.accuracy.evaluator.right`."""
-    return torch.ones(logits.shape[:2], dtype=torch.float64)

@@ -60,7 +60,18 @@ SCATTERS = {"slice_backward", "select_backward"}  # zeros, and the gradient copi
 _COPIES = {"_foreach_copy_", "cat", "clone", "constant_pad_nd", "copy_", "index_put", "index_put_", "repeat", "stack"}
 _NAMED = {
     PRODUCTS: {"addmm", "baddbmm", "bmm", "convolution", "linear", "mm"},
-    ACTIVATIONS: {"gelu", "gelu_backward", "relu", "sigmoid", "sigmoid_backward", "tanh", "tanh_backward", "threshold_backward"},
+    ACTIVATIONS: {
+        "quick_gelu",
+        "quick_gelu_backward",
+        "gelu",
+        "gelu_backward",
+        "relu",
+        "sigmoid",
+        "sigmoid_backward",
+        "tanh",
+        "tanh_backward",
+        "threshold_backward",
+    },
     CASTS: {"_to_copy"},
     COPIES: FACTORIES | FILLS | GATHERS | SCATTERS | _COPIES,
 }

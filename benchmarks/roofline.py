@@ -223,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=51, help="base classes, and as many novel ones")
     parser.add_argument("--steps", type=int, default=6, help="local steps a client and round; 6: 5 classes x 16 shots, 2 epochs")
     parser.add_argument("--images", type=int, help="images of each test set; 1232: half of Caltech101's, on the cpu 64")
+    parser.add_argument("--unfused", action="store_true", help="torch's operators one by one, without the kernels of this project")
     parser.add_argument("--ranks", help="a list such as 1,2,8,64")
     parser.add_argument("--threads", type=int, default=0, help="of the cpu; with 1 the clock is the process's CPU time; 0: as torch has it")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs on the cpu")
@@ -263,7 +264,7 @@ def modelled(args: argparse.Namespace) -> tuple[Model, dict[str, Any]]:
     """The model, and what it says: the step, and rounds by ranks; shown as well."""
     cpu = args.device == "cpu"
     setting = Setting(args.model, args.method, args.precision.replace("tf32", "fp32"), args.batch, args.classes, args.images)
-    with contextlib.nullcontext() if cpu else as_on_gpu():
+    with contextlib.nullcontext() if cpu else as_on_gpu(not args.unfused):
         rank = OneRank(setting, torch.device("cpu" if cpu else "meta"))
         model = Model(rank, device_of(args, rank))
         step = described(model, min(args.together, args.participants))

@@ -12,6 +12,7 @@ from open_clip.transformer import QuickGELU
 from torch import Tensor
 from torch.nn import functional as F
 
+from pfedmma.clip import pointwise
 from pfedmma.stack.linear import linear
 from pfedmma.stack.optim import LossScale, OptimizerConfig, initial_state
 
@@ -106,6 +107,28 @@ def test_quick_gelu_with_its_backward_pass_is_one_group() -> None:
     x = meta(2, 8, grad=True)
     names = [each.name for each in record(lambda: (QuickGELU()(x * 2.0) * 3.0).sum().backward()) if each.group == "activations"]
     assert sorted(names) == sorted(["mul", "sigmoid", "mul", "mul", "mul", "sigmoid_backward", "mul", "add"])
+
+
+def names(work: Callable[[], object], group: str) -> list[str]:
+    return [each.name for each in record(work) if each.group == group]
+
+
+def test_kernels_of_this_project_are_one_operator_each() -> None:
+    x, own = meta(2, 8, dtype=torch.bfloat16, grad=True), meta(2, 8, grad=True)
+
+    def norm() -> Tensor:
+        return pointwise.layer_norm(own, meta(8), meta(8), 1e-5, torch.bfloat16)
+
+    with as_on_gpu():
+        assert names(lambda: pointwise.quick_gelu(x).sum().backward(), "activations") == ["quick_gelu", "quick_gelu_backward"]
+        found = record(lambda: norm().sum().backward())
+        assert [each.name for each in found if each.group == "norms"] == ["layer_norm", "layer_norm_backward"]
+        assert found[0].bytes == 4 * (16 + 8 + 8) + 2 * 16, "rounded as it is written"
+        assert not [each for each in found if each.group == "casts"]
+    with as_on_gpu(fused=False):
+        assert names(norm, "norms") == ["native_layer_norm"] and names(norm, "casts") == ["_to_copy"]
+        assert isinstance(pointwise.activation(QuickGELU()), QuickGELU)
+    assert not pointwise.fused(x.device) and not x.is_cuda
 
 
 def test_an_optimizer_step_is_one_group() -> None:

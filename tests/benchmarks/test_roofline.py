@@ -78,6 +78,15 @@ def test_mixed_precision_is_counted() -> None:
     assert products.count("bf16") > 0.8 * len(products), "the logits and the patch embedding's weights stay in fp32"
 
 
+def test_kernels_of_this_project_move_less() -> None:
+    found = []
+    for fused in (True, False):
+        with as_on_gpu(fused):
+            found.append(record(rank("meta", precision="bf16").step(CLIENTS)))
+    (flops, nbytes), (same, more) = ((sum(each.flops for each in own), sum(each.bytes for each in own)) for own in found)
+    assert flops == same and nbytes < more and len(found[0]) < len(found[1])
+
+
 def check_report(report: dict[str, Any]) -> None:
     """Groups add up to the step, and times to rounds."""
     whole = report["step"]
