@@ -175,8 +175,8 @@ def _finished(work: dist.Work, backend: str) -> bool:
     try:
         work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))
     except RuntimeError:
-        if work.is_completed():  # it has failed, rather than this wait has come to its end
-            raise
+        if work.is_completed():  # it has failed, or has ended well just after this wait came to its end: it says which
+            work.wait(datetime.timedelta(seconds=SAY_SO_AFTER))
     return bool(work.is_completed())
 
 
