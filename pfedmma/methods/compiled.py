@@ -2,7 +2,8 @@
 
 A pass is traced whole, with its gradients. Each shape costs a compilation, so shapes do not vary: batches are filled up with images of
 weight 0 to the batch size, or to half of it where that is enough, and the number of clients is left open, apart from 1, which torch always
-takes for a shape of its own. A run compiles `MOST` times at most; what comes after that, and whatever fails, runs as it would without.
+takes for a shape of its own. A run compiles `MOST` times at most. Each shape is tried once beside the plain pass. What comes after the last
+compilation, and whatever fails, runs as it would without.
 
 Shape legend: C clients, B images a client.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from pfedmma.stack.rules import State
 from pfedmma.system.console import say, warn
 
 MOST = 4  # compilations of a run
-R = TypeVar("R")
+ALIKE = 0.1  # of a gradient's length, by which a compiled pass may differ: bf16 rounds at other places; a wrong kernel is off by all of it
+Done = tuple[Tensor, "Tensor | None"]  # losses [C], gradients [C,n]
+Given = tuple[State, "Stem | Tensor", Tensor, Tensor]  # state, images, labels, weights
 
 
 def losses(method: Method, text_stem: Any, state: State, images: Stem | Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -58,10 +61,10 @@ class Compiled:
         self,
         method: Method,
         text_stem: Any,
-        batch: tuple[State, Stem | Tensor, Tensor, Tensor],
-        finish: Callable[[Tensor], R],
-    ) -> R | None:
-        """``finish`` of the `losses` of a ``batch`` (state, images, labels, weights), or None where they are not to be had compiled.
+        batch: Given,
+        finish: Callable[[Tensor], Done],
+    ) -> Done | None:
+        """``finish`` of the `losses` of a ``batch``, or None where they are not to be had compiled.
 
         ``finish`` takes the gradients, which are compiled, too, and fails where they do.
         """
@@ -83,6 +86,9 @@ class Compiled:
             return None
         if new:
             self._known[shape] = True
+            if not _as_plain(found, finish, method, text_stem, batch):
+                self._warn_of("it does not compute what the plain pass does")
+                return None
             what = f"{'one client' if len(labels) == 1 else 'any number of clients'}, batches of {labels.shape[1]}"
             self.told(f"compiled the training pass for {what} in {time.monotonic() - began:.1f} s")
         return found
@@ -105,9 +111,27 @@ class Compiled:
         if self.count >= MOST and "are enough for a run" in str(error):
             self._known[shape] = False
             return
+        self._warn_of(f"{type(error).__name__}: " + str(error).strip().partition("\n")[0][:200])
+
+    def _warn_of(self, reason: str) -> None:
         self.failed = True
-        reason = str(error).strip().partition("\n")[0][:200]
-        warn(f"backbone.compile: {type(error).__name__}: {reason}; training goes on without compiling")
+        warn(f"backbone.compile: {reason}; training goes on without compiling")
+
+
+def _as_plain(found: Done, finish: Callable[[Tensor], Done], method: Method, text_stem: Any, batch: Given) -> bool:
+    """Whether a compiled pass has ``found`` what the plain one finds; taken for granted where memory takes only one of the two."""
+    try:
+        with method.backbone.autocast():
+            plain = finish(losses(method, text_stem, *batch))
+    except torch.OutOfMemoryError:
+        return True
+    (losses_found, grads), (wanted, wanted_grads) = found, plain
+    if not bool(wanted.isfinite().all()):  # the run ends by itself
+        return True
+    alike = bool((losses_found - wanted).norm() <= ALIKE * (1.0 + wanted.norm()))  # losses may end near 0
+    if grads is None or wanted_grads is None:
+        return alike
+    return alike and bool((grads - wanted_grads).norm() <= ALIKE * wanted_grads.norm())
 
 
 def _flat_losses(method: Method, text_stem: Any, state: State, images: Stem | Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -115,7 +139,7 @@ def _flat_losses(method: Method, text_stem: Any, state: State, images: Stem | Te
     return losses(method, text_stem, state, of_each(images, lambda t: t.flatten(0, 1)), labels, weights)
 
 
-def padded(batch: tuple[State, Stem | Tensor, Tensor, Tensor], size: int) -> tuple[State, Stem | Tensor, Tensor, Tensor]:
+def padded(batch: Given, size: int) -> Given:
     """A batch with images [C,B,...] in place of [C*B,...], filled up to ``size``, or half of it, with each client's first of weight 0."""
     state, images, labels, weights = batch
     clients, count = labels.shape

@@ -174,6 +174,19 @@ def test_what_fails_on_the_way_back_is_done_plainly(linear: Forward, capsys: pyt
     assert used.failed and "no kernel for this gradient" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
+def test_what_is_compiled_wrongly_is_found_out_at_once(
+    linear: Forward, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Each shape is tried beside the plain pass."""
+    monkeypatch.setattr(Compiled, "_function", lambda self: lambda *inputs: factor * compiled._flat_losses(*inputs))
+    used = Compiled(BATCH, "eager")
+    both(linear, used, 2, BATCH)
+    both(linear, used, 1, BATCH)
+    said = capsys.readouterr().err
+    assert used.failed and said.count("it does not compute what the plain pass does; training goes on without compiling") == 1
+
+
 def test_a_lack_of_memory_is_for_the_engine_to_deal_with(linear: Forward) -> None:
     def scaled(losses: Tensor) -> Tensor:
         raise torch.OutOfMemoryError
