@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from pfedmma import rng
+from pfedmma.clip import prompt_stem
+from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.stems import Features, Stem
 from pfedmma.comm.world import World
 from pfedmma.config import schema
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
-from pfedmma.methods import compiled
+from pfedmma.methods import compiled, registry
 from pfedmma.methods.base import SEEDS, Method, cross_entropy
 from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
+from pfedmma.methods.registry import MethodConfig
 from pfedmma.run.assembly import assemble
 from tests.support import small, stacks
 from tests.support.random_clip import random_clip
@@ -86,6 +89,21 @@ def test_a_method_is_traced_whole_and_computes_the_same(name: str, settings: dic
     used = Compiled(BATCH, "aot_eager", told := [].append)
     both(Forward.from_prompts(method, GENERIC_TEMPLATE, stacks.NAMES), used, 2, 3)
     assert used.count == 1 and not used.failed and told
+
+
+def test_class_prompts_in_parts_are_one_compilation_for_any_number_of_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bound on what they keep, too, which depends on that number."""
+    monkeypatch.setattr(prompt_stem, "LEAST_SAVED", 0)
+    wide = {"layers": 2, "width": 32}
+    two = random_clip(wide | {"image_size": 32, "patch_size": 16, "head_width": 16}, wide | {"heads": 2, "context_length": 24})
+    config = MethodConfig(dim=4, scale=0.3, activation="gelu", blocks=1)
+    method = registry.build(config, Backbone.freeze(two, text_gb=16.0))
+    forward = Forward.from_prompts(method, GENERIC_TEMPLATE, stacks.NAMES)
+    assert len(forward.text_stem.parts) > 1
+    used = Compiled(BATCH, "eager", [].append)
+    for clients in (3, 2):
+        both(forward, used, clients, 4)
+    assert used.count == 1 and not used.failed
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
