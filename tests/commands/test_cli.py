@@ -224,8 +224,8 @@ def test_a_loss_that_is_not_finite_names_client_round_and_batch(tmp_path: Path, 
             marked.append(staged)
         return staged
 
-    def on_device(self: Batches, clients, staged: StagedBatch, kept) -> Batch:
-        result = real_on_device(self, clients, staged, kept)
+    def on_device(self: Batches, clients, staged: StagedBatch, *more) -> Batch:
+        result = real_on_device(self, clients, staged, *more)
         if any(staged is each for each in marked):
             row = [client.id for client in clients].index(5)
             result.images.unflatten(0, (len(clients), -1))[row] = torch.nan

@@ -90,7 +90,7 @@ def test_what_may_change() -> None:
     names = {change: [name for name, own in change_of().items() if own == change] for change in CHANGES}
     assert names[OUTSIDE] == ["run_dir", "resume", "trackers"]
     evaluation = [f"evaluation.{item.name}" for item in dataclasses.fields(EvaluationConfig)]
-    assert names[GOES_ON] == ["federation.rounds", *evaluation]
+    assert names[GOES_ON] == ["backbone.compile", "federation.rounds", *evaluation]
     sections = {name.partition(".")[0] for name in names[SAME_RESULT]}
     assert sections == {"plugins", "backbone", "data", "federation", "checkpoint", "distributed"}
 

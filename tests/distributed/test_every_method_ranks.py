@@ -67,7 +67,7 @@ def runs(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytes
 
 def test_one_rank_is_two_ranks(runs: Runs) -> None:
     alone, together = small.metrics(runs.alone), small.metrics(runs.together)
-    # Two of three train on one rank; in the second round client 1, wherever it is, reads what clients of both ranks sent.
+    # Two of three train on one rank; in the second round client 1 reads what clients of both ranks sent.
     assert [row["clients"] for row in alone] == [[0, 2, 4], [1, 2, 4]]
     for row, other in zip(alone, together, strict=True):
         assert (other["clients"], other["samples"]) == (row["clients"], row["samples"])

@@ -72,8 +72,8 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path, monkeypatch: pytest.Mon
     """Whatever made it: the checkpoint before stays."""
     real: Any = write._client_shards
 
-    def spoilt(states: Any) -> Any:
-        for tensors in real(states):
+    def spoilt(*given: Any) -> Any:
+        for tensors in real(*given):
             yield {name: torch.full_like(tensor, torch.inf) for name, tensor in tensors.items()}
 
     train.main(small.settings(tmp_path / "run", "federation.rounds=1"))

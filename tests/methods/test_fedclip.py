@@ -159,12 +159,13 @@ def test_the_servers_mean_is_plain(tmp_path: Path) -> None:
     """5 and 15 images: the mean of what the two send is not the one weighted 1 : 3. Losses are still weighted."""
     engine = new_engine(tmp_path)
     shared = drawn(2, engine.training.layout.exchanged_size, key="shared")
-    engine.server.round(engine.uploads(1, [0, 1], shared))
+    both = engine.training_here([0, 1])
+    engine.server.round(engine.uploads(1, [0, 1], both, shared))
     mean = engine.server.shared
     torch.testing.assert_close(mean, shared.mean(dim=0), rtol=1e-6, atol=1e-6)
     assert (mean - (shared[0] + 3 * shared[1]) / 4).abs().max() > 0.1
-    assert engine.collect([0, 1], torch.tensor([0.0, 4.0])) == (pytest.approx(3.0), False)
-    engine.server.round(engine.uploads(2, [1], shared[1:]))
+    assert engine.collect([0, 1], both, torch.tensor([0.0, 4.0])) == (pytest.approx(3.0), False)
+    engine.server.round(engine.uploads(2, [1], both[1:], shared[1:]))
     torch.testing.assert_close(engine.server.shared, shared[1])
 
 

@@ -75,8 +75,9 @@ def assert_same_tensors(run_dir: Path, other: Path) -> None:
     tensors, wanted = final_tensors(run_dir), final_tensors(other)
     assert tensors.keys() == wanted.keys()
     for name in wanted:
-        # A momentum is a sum of gradients, whose largest entries are some 1e3 times those of a parameter's change.
-        torch.testing.assert_close(tensors[name], wanted[name], rtol=1e-4, atol=1e-5 if ".optimizer." in name else 1e-6)
+        # A momentum is a sum of gradients, some of which nearly cancel out: what rounding leaves goes with the largest.
+        atol = 2e-5 * max(1.0, *wanted[name].abs().flatten().tolist()) if ".optimizer." in name else 1e-6
+        torch.testing.assert_close(tensors[name], wanted[name], rtol=1e-4, atol=atol)
 
 
 def write_caltech(root: Path, classes: int = 4, train: int = 2) -> Path:

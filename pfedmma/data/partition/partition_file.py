@@ -13,6 +13,7 @@ from pfedmma.data.sources.base import Source
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import read_text, to_json, write_atomically
+from pfedmma.system.options import shown
 
 FORMAT = "pfedmma-partition/1"
 
@@ -75,10 +76,10 @@ def _build(content: dict[str, Any], source: Source) -> FederatedData:
     clients = []
     for number, row in enumerate(content["clients"]):
         if type(row["id"]) is not int or row["id"] != number:
-            found = repr(row["id"])[:40]
+            found = shown(row["id"])
             raise ValueError(f"clients must be numbered 0 .. {len(content['clients']) - 1} in order, found id {found} at position {number}")
         if row["domain"] is not None and row["domain"] not in source.domains:
-            raise ValueError(f"client {number} is of domain '{row['domain']}', which {source.name} has not")
+            raise ValueError(f"client {number} is of domain '{shown(row['domain'])}', which {source.name} has not")
         own, test = _positions(row["train"], len(train)), _positions(row["test"], len(base.indices))
         labels = to_base[train[own]]
         if len(own) == 0 or bool((labels < 0).any()):
