@@ -76,7 +76,7 @@ def assert_same_tensors(run_dir: Path, other: Path) -> None:
     assert tensors.keys() == wanted.keys()
     for name in wanted:
         # A momentum is a sum of gradients, some of which nearly cancel out: what rounding leaves goes with the largest.
-        atol = 2e-5 * max(1.0, *wanted[name].abs().flatten().tolist()) if ".optimizer." in name else 1e-6
+        atol = 2e-5 * max([1.0, *wanted[name].abs().flatten().tolist()]) if ".optimizer." in name else 1e-6
         torch.testing.assert_close(tensors[name], wanted[name], rtol=1e-4, atol=atol)
 
 
