@@ -48,7 +48,7 @@ class BackboneConfig:
     precision: str = setting("fp32", "of the frozen matrix products: fp32, bf16 or fp16; adapters and optimizer state are always fp32")
     compile: str = setting(
         AUTO,
-        "training through torch.compile, the same up to rounding: auto (on GPUs), on or off; compiling takes a minute or so of a run",
+        "training through torch.compile, the same up to rounding: auto (on a GPU, where a run is long), on or off; it takes minutes",
         GOES_ON,
     )
 

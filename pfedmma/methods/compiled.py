@@ -25,6 +25,9 @@ from pfedmma.stack.rules import State
 from pfedmma.system.console import say, warn
 
 MOST = 4  # compilations of a run
+# Local steps of a run from which compiling is expected to pay. A step of ViT-B/16 is modelled to gain some 20 ms, and a compilation has taken
+# one to three minutes of a processor: the paper's runs of 50 rounds have 300 steps.
+WORTH = 5_000
 ALIKE = 0.1  # of a gradient's length, by which a compiled pass may differ: bf16 rounds at other places; a wrong kernel is off by all of it
 Done = tuple[Tensor, "Tensor | None"]  # losses [C], gradients [C,n]
 Given = tuple[State, "Stem | Tensor", Tensor, Tensor]  # state, images, labels, weights
@@ -53,9 +56,10 @@ class Compiled:
         self._traced: Callable[..., Tensor] | None = None
 
     @classmethod
-    def from_setting(cls, wanted: str, device: torch.device, batch: int, told: Callable[[str], None] = say) -> Compiled | None:
-        """From ``backbone.compile``; None where nothing is compiled: by itself on GPUs alone."""
-        return cls(batch, told=told) if wanted == ON or (wanted == AUTO and device.type == "cuda") else None
+    def from_setting(cls, wanted: str, device: torch.device, batch: int, steps: int, told: Callable[[str], None] = say) -> Compiled | None:
+        """From ``backbone.compile``; None where nothing is compiled: by itself on GPUs alone, in runs of many ``steps``."""
+        pays = device.type == "cuda" and steps >= WORTH
+        return cls(batch, told=told) if wanted == ON or (wanted == AUTO and pays) else None
 
     def __call__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +49,7 @@ from pfedmma.system.errors import UserError
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
 
+USUAL_WIDTH = 10  # clients of a pass, of 32 images each
 MOST_TESTED_AT_ONCE = 32  # clients of one pass in evaluation; more share no further work
 
 
@@ -149,11 +151,19 @@ def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment
 def new_training(method: Method, federated: FederatedData, pixels: Pixels, config: Config, world: World) -> LocalTraining:
     """Local training on base prompts, compiled and captured as the settings say."""
     federation, told = config.federation, say if world.is_main else unsaid
-    compiled = Compiled.from_setting(config.backbone.compiles, world.device, federation.batch_size, told)
+    steps_ahead = federation.rounds * steps_of_round(federated, config, world)
+    compiled = Compiled.from_setting(config.backbone.compiles, world.device, federation.batch_size, steps_ahead, told)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
     sharing = world.local_size if world.backend == "gloo" else 1  # NCCL's ranks have a GPU each
     batches = Batches(forward, pixels, work_of(config), StemCache.from_setting(federation.stems_gb, world.device, sharing))
     return LocalTraining(method.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
+
+
+def steps_of_round(federated: FederatedData, config: Config, world: World) -> int:
+    """About how many local steps a rank takes in a round, several clients at a time in each."""
+    longest = max(steps(federated.clients[i], work_of(config)) for i in federated.participants)
+    cohort = max(1, round(config.federation.participation * len(federated.participants)))
+    return longest * math.ceil(cohort / (world.size * USUAL_WIDTH))
 
 
 def work_of(config: Config) -> LocalWork:

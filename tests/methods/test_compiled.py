@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from pfedmma import rng
 from pfedmma.clip import prompt_stem
 from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.preprocess import Preprocess
 from pfedmma.clip.stems import Features, Stem
 from pfedmma.comm.world import World
 from pfedmma.config import schema
+from pfedmma.data import loading as data
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods import compiled, registry
 from pfedmma.methods.base import SEEDS, Method, cross_entropy
 from pfedmma.methods.compiled import Compiled
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.registry import MethodConfig
-from pfedmma.run.assembly import assemble
+from pfedmma.run.assembly import assemble, steps_of_round
 from tests.support import small, stacks
 from tests.support.random_clip import random_clip
 
@@ -228,10 +230,17 @@ def test_batches_are_filled_up_with_each_clients_first_image_of_weight_0() -> No
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "there"), [("auto", "cuda", True), ("auto", "cpu", False), ("on", "cpu", True), ("off", "cuda", False)]
+    ("wanted", "device", "steps", "there"),
+    [
+        ("auto", "cuda", compiled.WORTH, True),
+        ("auto", "cuda", 300, False),  # 50 rounds of the paper's setting: compiling would take longer than the run
+        ("auto", "cpu", compiled.WORTH, False),
+        ("on", "cpu", 1, True),
+        ("off", "cuda", compiled.WORTH, False),
+    ],
 )
-def test_by_itself_only_a_gpu_compiles(wanted: str, device: str, there: bool) -> None:
-    found = Compiled.from_setting(wanted, torch.device(device), batch=32)
+def test_by_itself_only_a_gpu_compiles_and_only_what_takes_long(wanted: str, device: str, steps: int, there: bool) -> None:
+    found = Compiled.from_setting(wanted, torch.device(device), 32, steps)
     assert (found is not None) == there
 
 
@@ -239,3 +248,15 @@ def test_a_run_is_told_by_a_setting(tmp_path: Path) -> None:
     config = schema.load(None, small.settings(tmp_path, "backbone.compile=on", "federation.batch_size=6"))
     made = assemble(config, World(0, 1, torch.device("cpu"))).engine.training.forward.compiled
     assert made is not None and made.batch == 6 and made.backend == "inductor"
+
+
+@pytest.mark.parametrize(("participation", "ranks", "wanted"), [(1.0, 1, 5 * 3), (0.5, 1, 5 * 2), (1.0, 2, 5 * 2), (1.0, 4, 5)])
+def test_steps_of_a_round_are_those_of_the_longest_client_in_each_pass(
+    tmp_path: Path, participation: float, ranks: int, wanted: int
+) -> None:
+    """30 clients of 2 classes, 5 images of each: a step an epoch, five epochs; a pass has ten clients."""
+    config = schema.load(None, ["data.clients=30", "data.shots=5", "federation.batch_size=10", "federation.local_epochs=5"])
+    config = dataclasses.replace(config, federation=dataclasses.replace(config.federation, participation=participation))
+    world = World(0, ranks, torch.device("cpu"))
+    federated, _ = data.load(config.data, 0, "test", Preprocess(32, (0.0,) * 3, (1.0,) * 3), world)
+    assert steps_of_round(federated, config, world) == wanted
