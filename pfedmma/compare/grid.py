@@ -36,9 +36,9 @@ from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.methods.registry import entry_of
-from pfedmma.system import options
+from pfedmma.system import options, untrusted
 from pfedmma.system.errors import UserError
-from pfedmma.system.options import shown
+from pfedmma.system.options import Written, shown
 
 KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "seeds", "baseline")
 ROOT = Path("runs") / "compare"
@@ -110,7 +110,7 @@ class Asked:
 
     @classmethod
     def from_file(cls, file: Path, overrides: Sequence[str]) -> Asked:
-        tree = options.read_yaml(file)
+        tree = options.read_yaml(file) | _as_written(file)
         for key in tree:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
@@ -122,7 +122,7 @@ class Asked:
             methods=_labels(file, "methods", tree.get("methods"), "method"),
             datasets=_labels(file, "datasets", tree.get("datasets") or [data_name], "data"),
             shots=None if tree.get("shots") is None else _numbers(file, "shots", tree["shots"]),
-            seeds=_numbers(file, "seeds", [common.get("seed", 0)] if tree.get("seeds") is None else tree["seeds"]),
+            seeds=_numbers(file, "seeds", [_seed(common)] if tree.get("seeds") is None else tree["seeds"]),
             grid=combinations(file, tree.get("grid")),
             select=_select(file, tree),
             baseline=_baseline(file, tree),
@@ -232,7 +232,24 @@ def _started(file: Path, key: str, tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(start, str):
         where = "config" if key == "settings" else f"{key}.config"
         raise UserError(f"{file}: '{where}' must be the path of a config file, not '{shown(start)}'")
-    return options.merged(options.dotted(options.read_yaml(file.parent / start)), tree) if start else tree
+    return options.merged(options.read_settings(file.parent / start), tree) if start else tree
+
+
+def _as_written(file: Path) -> dict[str, Any]:
+    """The parts of a compare file that hold settings, with values as they are written: ``off`` is a word where a setting has words."""
+
+    def value(text: str) -> Written | None:
+        written = Written(text)
+        return None if written.nothing else written
+
+    tree = options.read_yaml(file, value)
+    return {key: tree[key] for key in ("settings", "methods", "datasets", "grid") if key in tree}
+
+
+def _seed(common: Mapping[str, Any]) -> Any:
+    """That of the settings, which may be as it is written."""
+    seed = common.get("seed", 0)
+    return untrusted.parse_yaml(seed) if isinstance(seed, Written) else seed
 
 
 def _section(file: Path, tree: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -321,7 +321,7 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
         ("methods: [pfedmma]\nselect: val\ngrid: {method.dim: [8]}\nsettings: {evaluation.split: val}", "leave it out of settings"),
         ("methods: {a: {method.name: local, evaluation.split: test}}\nselect: val\ngrid: {method.dim: [8]}", "out of methods.a"),
         ("methods: [pfedmma]\nselect: val\ngrid: {method.dim: [8]}\nsettings: {evaluation.every: 0}", "evaluation.every=0 has none"),
-        ("methods: {pfedmma: {config: 5}}", "'methods.pfedmma.config' must be the path of a config file, not '5'"),
+        ("methods: {pfedmma: {config: [5]}}", "'methods.pfedmma.config' must be the path of a config file, not "),
         ("- pfedmma", "must hold 'key: value' lines, not a list"),
         ("methods: [", "is not valid YAML"),
     ],
@@ -377,3 +377,16 @@ def test_every_compare_file_can_be_planned(file: Path, tmp_path: Path, monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert lines and len(set(lines)) == len(lines)
     assert all("pfedmma.train --config runs/compare/" in line for line in lines)
+
+
+def test_words_that_yaml_takes_for_truth_are_words_where_a_setting_has_words(plans):
+    """In settings, in those of a label, and in a grid."""
+    found = plans("settings: {backbone: {compile: off}}\nmethods: {pfedmma: , on: {method.name: local, backbone.compile: on}}\n")
+    assert [(p.method, p.config.backbone.compile) for p in found] == [("pfedmma", "off"), ("on", "on")]
+    found = plans("methods: [pfedmma]\ngrid: {backbone.compile: [on, off], federation.drop_last: [no, yes]}\n")
+    assert [(p.config.backbone.compile, p.config.federation.drop_last) for p in found] == [
+        ("on", False),
+        ("on", True),
+        ("off", False),
+        ("off", True),
+    ]
