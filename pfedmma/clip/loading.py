@@ -51,7 +51,6 @@ class BackboneConfig:
         "training through torch.compile, the same up to rounding: auto (on a GPU, where a run is long), on or off; it takes minutes",
         GOES_ON,
     )
-
     attention: str = setting(
         "auto",
         "attention kernels on a GPU: auto (flash, else memory-efficient), flash, efficient, cudnn (first on an H100) or math",

@@ -36,9 +36,9 @@ class Difference:
 
 def differences(runs: Sequence[Done]) -> list[Difference]:
     """In HM, each method against the baseline of the comparison, or without one against the best other method; each pair once."""
-    scores, baseline = seed_scores(runs, "hm"), runs[0].plan.baseline if runs else ""
-    if baseline:
+    if runs and runs[0].plan.baseline:
         return against(runs, "hm")
+    scores = seed_scores(runs, "hm")
     found: dict[frozenset[str], Difference] = {}
     for method, own in scores.items():
         rivals = [other for other, theirs in scores.items() if other != method and own.keys() & theirs.keys()]

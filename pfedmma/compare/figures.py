@@ -19,17 +19,16 @@ from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pfedmma.compare.against import Against, all_against
+from pfedmma.compare.against import COLUMNS, Against, all_against
 from pfedmma.compare.differences import Difference
 from pfedmma.compare.done import Done, methods_of, settings_of
 from pfedmma.compare.table import rows
-from pfedmma.records.rows import HEADLINE, IN_HM, TITLES
+from pfedmma.records.rows import HEADLINE, TITLES
 from pfedmma.system.console import printable
 from pfedmma.system.series import look
 
 WIDTH = 1.5  # of a line, in points
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "triangle down": "v"}
-CURVES = (*IN_HM, "hm")
 ROWS = 8  # settings of one figure
 
 
@@ -91,7 +90,7 @@ def curves(runs: Sequence[Done], by_bytes: bool, settings: Sequence[str] = ()) -
     """
     settings = settings or settings_of(runs)
     shown = [run for run in runs if run.plan.setting in settings]
-    tested = [name for name in CURVES if any(row.accuracy and row.accuracy.score(name) is not None for run in shown for row in run.rounds)]
+    tested = [name for name in COLUMNS if any(row.accuracy and row.accuracy.score(name) is not None for run in shown for row in run.rounds)]
     tested = tested or ["hm"]
     figure = Figure(figsize=(2.0 + 3.2 * len(tested), 0.6 + 2.9 * len(settings)), layout="constrained")
     grid = figure.subplots(len(settings), len(tested), squeeze=False)

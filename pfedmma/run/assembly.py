@@ -24,6 +24,7 @@ from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.pixels.shared import make_test_images, share_test_images
 from pfedmma.data.pixels.unreadable import leave_out_unreadable
 from pfedmma.data.sources.base import Source
+from pfedmma.engine import participation
 from pfedmma.engine.batches import Batches, LocalWork, steps
 from pfedmma.engine.cohort import Members, PassWidth, largest_step
 from pfedmma.engine.evaluation import Evaluation
@@ -49,7 +50,6 @@ from pfedmma.system.errors import UserError
 from pfedmma.system.memory import keep_freed_memory
 from pfedmma.system.signals import Interruption
 
-USUAL_WIDTH = 10  # clients of a pass, of 32 images each
 MOST_TESTED_AT_ONCE = 32  # clients of one pass in evaluation; more share no further work
 
 
@@ -112,10 +112,10 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     method = registry.build(config.method, backbone)
     members = new_members(method, config, world)
     members.states.share(assignment)
-    training = new_training(method, federated, pixels, config, world)
     participants = federated.participants
-    largest = largest_step((federated.clients[i] for i in participants), training.batches.work)
+    largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
+    training = new_training(method, federated, pixels, config, world, width.now)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, assignment, config.seed, validator)
@@ -148,22 +148,22 @@ def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment
     return parts, skipped
 
 
-def new_training(method: Method, federated: FederatedData, pixels: Pixels, config: Config, world: World) -> LocalTraining:
-    """Local training on base prompts, compiled and captured as the settings say."""
+def new_training(method: Method, federated: FederatedData, pixels: Pixels, config: Config, world: World, width: int) -> LocalTraining:
+    """Local training on base prompts, compiled and captured as the settings say; ``width``: clients of a pass."""
     federation, told = config.federation, say if world.is_main else unsaid
-    steps_ahead = federation.rounds * steps_of_round(federated, config, world)
-    compiled = Compiled.from_setting(config.backbone.compiles, world.device, federation.batch_size, steps_ahead, told)
+    ahead = federation.rounds * steps_of_round(federated, config, world.size, width)
+    compiled = Compiled.from_setting(config.backbone.compiles, world.device, federation.batch_size, ahead, told)
     forward = Forward.from_prompts(method, federated.template, federated.base.classes, compiled)
     sharing = world.local_size if world.backend == "gloo" else 1  # NCCL's ranks have a GPU each
     batches = Batches(forward, pixels, work_of(config), StemCache.from_setting(federation.stems_gb, world.device, sharing))
     return LocalTraining(method.layout, batches, graphs=Graphs.from_setting(federation.graphs, world.device))
 
 
-def steps_of_round(federated: FederatedData, config: Config, world: World) -> int:
-    """About how many local steps a rank takes in a round, several clients at a time in each."""
-    longest = max(steps(federated.clients[i], work_of(config)) for i in federated.participants)
-    cohort = max(1, round(config.federation.participation * len(federated.participants)))
-    return longest * math.ceil(cohort / (world.size * USUAL_WIDTH))
+def steps_of_round(federated: FederatedData, config: Config, ranks: int, width: int) -> int:
+    """About how many local steps a rank takes in a round, ``width`` clients at a time in each."""
+    participants, work = federated.participants, work_of(config)
+    longest = max(steps(federated.clients[i], work) for i in participants)
+    return longest * math.ceil(participation.count(len(participants), config.federation.participation) / (ranks * width))
 
 
 def work_of(config: Config) -> LocalWork:

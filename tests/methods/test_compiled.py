@@ -259,4 +259,4 @@ def test_steps_of_a_round_are_those_of_the_longest_client_in_each_pass(
     config = dataclasses.replace(config, federation=dataclasses.replace(config.federation, participation=participation))
     world = World(0, ranks, torch.device("cpu"))
     federated, _ = data.load(config.data, 0, "test", Preprocess(32, (0.0,) * 3, (1.0,) * 3), world)
-    assert steps_of_round(federated, config, world) == wanted
+    assert steps_of_round(federated, config, ranks, 10) == wanted
