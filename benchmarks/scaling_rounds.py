@@ -30,9 +30,10 @@ from pfedmma.data.partition.federated import Client
 from pfedmma.engine.cohort import Members
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.rounds import Engine
-from pfedmma.engine.server import SHARED, Server
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import assemble
+from pfedmma.server.rules import SHARED
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import MEAN

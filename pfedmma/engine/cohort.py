@@ -14,7 +14,7 @@ from torch import Tensor
 from pfedmma.data.partition.federated import Client, held_classes
 from pfedmma.engine.batches import Coming, LocalWork, Stack, by_steps
 from pfedmma.engine.local import LocalTraining
-from pfedmma.engine.server import Server
+from pfedmma.server.server import Server
 from pfedmma.stack import optim
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.client_state import ClientStates

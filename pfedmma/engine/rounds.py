@@ -21,9 +21,10 @@ from pfedmma.engine.batches import Coming, Stack
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.local import LocalTraining
-from pfedmma.engine.server import Server, Uploads
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.rows import Accuracy, RoundRow
+from pfedmma.server.rules import Uploads
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError

@@ -32,7 +32,6 @@ from pfedmma.engine.graphs import Graphs
 from pfedmma.engine.local import LocalTraining
 from pfedmma.engine.new_clients import meet_new_clients
 from pfedmma.engine.rounds import Engine
-from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.compiled import Compiled
@@ -43,6 +42,8 @@ from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.start import start_of
+from pfedmma.server.rules import SHARED, ServerRules
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.offload import Budget
 from pfedmma.system.console import say, unsaid, warn

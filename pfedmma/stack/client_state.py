@@ -1,7 +1,7 @@
 """What the clients of a rank have of their own: private tensors, and optimizer state (momentum) where it persists.
 
 A client's own tensors exist from the first time it trains, since before that they follow from the seed (`pfedmma.stack.start`). What is
-exchanged is the server's (`pfedmma.engine.server`), and what is frozen the same for all.
+exchanged is the server's (`pfedmma.server.server`), and what is frozen the same for all.
 
 Shape legend: C clients, P parameters of one client, T of them trained (they come first), X of these exchanged (they come before).
 """

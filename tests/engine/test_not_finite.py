@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pfedmma import train
 from pfedmma.comm.world import World
-from pfedmma.engine.server import Server, ServerRules, Uploads
 from pfedmma.methods import registry
 from pfedmma.methods.base import MEAN, POOL, Method
 from pfedmma.records.checkpoint import write
+from pfedmma.server.rules import ServerRules, Uploads
+from pfedmma.server.server import Server
 from pfedmma.stack.layout import Layout
 from pfedmma.system.errors import RankFailure, UserError
 from tests.support import small

@@ -14,10 +14,11 @@ from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.data.partition.federated import EvaluationSet, FederatedData, cameras
 from pfedmma.engine.cohort import Members
-from pfedmma.engine.server import SHARED, Server
 from pfedmma.methods.forward import Forward
 from pfedmma.records.rows import RoundRow
 from pfedmma.run.assembly import Run, assemble
+from pfedmma.server.rules import SHARED
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.rules import NOTHING
 from pfedmma.stack.start import Start

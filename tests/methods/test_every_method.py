@@ -35,7 +35,6 @@ from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
 from pfedmma.engine.batches import Batches, LocalWork, by_steps
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
-from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.fedpgp import FedPGPConfig
@@ -47,6 +46,8 @@ from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.checkpoint import manifest
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.client import KeptClient
+from pfedmma.server.rules import SHARED, ServerRules
+from pfedmma.server.server import Server
 from pfedmma.stack.answers import Answers
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout

@@ -18,12 +18,13 @@ from torch import Tensor
 from pfedmma import rng
 from pfedmma.comm.world import World
 from pfedmma.engine.cohort import Members
-from pfedmma.engine.server import SHARED, Server
 from pfedmma.records.checkpoint import manifest as checkpoint_manifest
 from pfedmma.records.checkpoint import read
 from pfedmma.records.checkpoint import write as checkpoint_write
 from pfedmma.records.checkpoint.manifest import Progress
 from pfedmma.run.resume import fill
+from pfedmma.server.rules import SHARED
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, RowFile

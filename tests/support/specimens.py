@@ -29,13 +29,14 @@ from pfedmma.data.pixels.decode import decode
 from pfedmma.data.sources import coop, coop_splits, lists
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.engine.cohort import Members
-from pfedmma.engine.server import Server, ServerRules
 from pfedmma.methods.adapters.multimodal import AdapterSpec
 from pfedmma.portable import adapter_file, client_file
 from pfedmma.records.checkpoint import manifest, write
 from pfedmma.records.checkpoint import read as checkpoint_read
 from pfedmma.records.folder import RunFolder
 from pfedmma.run import resume
+from pfedmma.server.rules import ServerRules
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig

@@ -22,11 +22,12 @@ from pfedmma.data.sources.base import GENERIC_TEMPLATE, Source, Split
 from pfedmma.engine.batches import Batches, LocalWork
 from pfedmma.engine.cohort import Members
 from pfedmma.engine.local import LocalTraining
-from pfedmma.engine.server import SHARED, Server, ServerRules
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.registry import MethodConfig
+from pfedmma.server.rules import SHARED, ServerRules
+from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import OptimizerConfig

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pfedmma.comm.ledger import EXCHANGE
 from pfedmma.comm.world import World
-from pfedmma.engine.server import SHARED, Server, ServerRules, ServerState, Uploads
+from pfedmma.server.rules import SHARED, ServerRules, ServerState, Uploads
+from pfedmma.server.server import Server
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import MEAN, POOL, UNIFORM
 
