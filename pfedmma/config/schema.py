@@ -23,6 +23,8 @@ from pfedmma.engine.rounds import FederationConfig
 from pfedmma.methods.registry import MethodConfig, entry_of
 from pfedmma.records import trackers
 from pfedmma.records.checkpoint.write import CheckpointConfig
+from pfedmma.server.privacy import PrivacyConfig
+from pfedmma.server.settings import ServerConfig
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
@@ -64,6 +66,8 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)

@@ -23,6 +23,7 @@ from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.local import LocalTraining
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.rows import Accuracy, RoundRow
+from pfedmma.server.account import Account
 from pfedmma.server.rules import Uploads
 from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
@@ -106,6 +107,7 @@ class Engine:
     seed: int
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
     interruption: Interruption = field(default_factory=Interruption)
+    account: Account | None = None  # of what the rounds tell, where noise is added
 
     @property
     def states(self) -> ClientStates:
@@ -187,6 +189,9 @@ class Engine:
         wire_bytes = WIRE_DTYPES[self.server.rules.wire].itemsize
         comm = RoundComm(**self.world.ledger.close_round(self.training.layout.exchanged_size, len(cohort), wire_bytes, read))
         row = RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), comm)
+        if self.world.is_main:  # it alone writes rows
+            norm = float(self.server.shared.norm()) if len(self.server.shared) else None
+            row = replace(row, shared_norm=norm, privacy=self.account.after(round_) if self.account else None)
         return row if tested is None else replace(row, **tested._asdict())
 
 

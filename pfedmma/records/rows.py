@@ -12,6 +12,7 @@ from typing import Any
 
 from pfedmma.records.communication import RoundComm, RunComm
 from pfedmma.records.evaluated import ClientScores, Diagnostics
+from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import Fields
@@ -78,7 +79,8 @@ class RoundRow:
 
     ``split``: of the images that the clients were tested on; None where nothing was evaluated, or a version before 0.2.0 wrote the row.
     ``validation``: accuracies on the validation split, where they select the round that is reported.
-    ``per_client``: None where nothing was evaluated, or more clients were tested than ``evaluation.per_client``.
+    ``per_client``: None where nothing was evaluated, or more clients were tested than ``evaluation.per_client``. ``shared_norm``: of what
+    clients receive next; None where nothing is exchanged. ``privacy``: None where no noise is added.
     """
 
     round: int
@@ -91,6 +93,8 @@ class RoundRow:
     split: str | None = None
     validation: Accuracy | None = None
     per_client: ClientScores | None = None
+    shared_norm: float | None = None
+    privacy: RoundPrivacy | None = None
 
     def tested_on(self, split: str) -> RoundRow:
         """The row, without accuracies where they are of another split; a row that does not say its split is taken to be of this one."""
@@ -102,8 +106,9 @@ class RoundRow:
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
-        values = _with_or_without(values, "validation", self.validation and self.validation.to_json())
-        return _with_or_without(values, "per_client", self.per_client and self.per_client.to_json())
+        for key, value in (("validation", self.validation), ("per_client", self.per_client), ("privacy", self.privacy)):
+            values = _with_or_without(values, key, value and value.to_json())
+        return _with_or_without(values, "shared_norm", self.shared_norm)
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RoundRow:
@@ -119,6 +124,8 @@ class RoundRow:
             split=fields.text("split") if fields.has("split") else None,
             validation=_accuracy(fields, "validation") if fields.has("validation") else None,
             per_client=ClientScores.from_fields(fields.part("per_client")) if fields.has("per_client") else None,
+            shared_norm=fields.number("shared_norm") if fields.has("shared_norm") else None,
+            privacy=RoundPrivacy.from_fields(fields.part("privacy")) if fields.has("privacy") else None,
         )
 
 
@@ -256,6 +263,7 @@ class RunSummary:
     format: int = FORMAT
     version: str = VERSION
     new_clients: NewClients | None = None  # absent in the file where there are none
+    privacy: RoundPrivacy | None = None  # after the last round; absent where no noise is added
 
     def to_json(self) -> dict[str, Any]:
         typed: dict[str, Any] = {
@@ -264,6 +272,7 @@ class RunSummary:
         }
         values = dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
         values = _with_or_without(values, "selected", values["selected"])
+        values = _with_or_without(values, "privacy", self.privacy and self.privacy.to_json())
         return _with_or_without(values, "new_clients", self.new_clients and self.new_clients.to_json())
 
     @classmethod
@@ -299,6 +308,7 @@ class RunSummary:
             format=fields.whole("format") if fields.has("format") else 0,
             version=fields.text("version") if fields.has("version") else "",
             new_clients=NewClients.from_fields(fields.part("new_clients")) if fields.has("new_clients") else None,
+            privacy=RoundPrivacy.from_fields(fields.part("privacy")) if fields.has("privacy") else None,
         )
 
 

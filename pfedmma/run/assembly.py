@@ -41,6 +41,7 @@ from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
+from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
 from pfedmma.run.start import start_of
 from pfedmma.server.rules import SHARED, ServerRules
 from pfedmma.server.server import Server
@@ -111,9 +112,10 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     if world.is_main and (cut := cut_prompts(backbone, federated.template, pixels.source.class_names)):
         warn(cut)
     method = registry.build(config.method, backbone)
-    members = new_members(method, config, world)
-    members.states.share(assignment)
     participants = federated.participants
+    bounded = bounds(config, len(participants))
+    members = new_members(method, config, world, rules=server_rules(method, config, bounded, len(participants)))
+    members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
     training = new_training(method, federated, pixels, config, world, width.now)
@@ -133,6 +135,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         width,
         interruption or Interruption(),
     )
+    engine.account = account_of(engine, config, bounded)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
@@ -195,13 +198,13 @@ def validation_of(config: Config, source: Source) -> list[FederatedData]:
     return [data.seen_by_clients(source, config.data, config.seed, "val")]
 
 
-def new_members(method: Method, config: Config, world: World, answers: str = "") -> Members:
+def new_members(method: Method, config: Config, world: World, answers: str = "", rules: ServerRules | None = None) -> Members:
     """The state in which every client of the method starts, and the server.
 
-    ``answers``: what clients answer with; empty: as the method says.
+    ``answers``: what clients answer with; empty: as the method says. ``rules``: of the server; None: FedAvg's.
     """
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
     states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers)
-    rules = ServerRules(wire=config.distributed.wire, reads=method.reads)
-    return Members(states, Server(layout, {SHARED: start.common[: layout.exchanged_size]}, world, rules))
+    initial = {SHARED: start.common[: layout.exchanged_size]}
+    return Members(states, Server(layout, initial, world, rules or plain_rules(method, config)))

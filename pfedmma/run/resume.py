@@ -19,6 +19,7 @@ from pfedmma.records.checkpoint.read import TEXTS, checked, misfit, read_rows, s
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.selected import LAST
 from pfedmma.run.assembly import Run, new_members
+from pfedmma.run.server import refuse_other_noise
 from pfedmma.run.weights import refuse_other_weights
 from pfedmma.stack.rules import OWN, SERVERS
 from pfedmma.system.console import warn
@@ -47,6 +48,7 @@ def restore(run: Run, folder: RunFolder, round_: int | None = None) -> Manifest 
     _answer_as_before(run, manifest.progress.answers)
     mine = {client.id for client in run.engine.clients if run.engine.assignment.keeps(client.id)}
     texts = fill(run.engine.members, folder.checkpoints, manifest, mine)
+    refuse_other_noise(run.engine, run.config.run_dir)
     run.engine.world.wait("resume")  # what another rank has read is there for this one
     run.engine.evaluation.best = _best_so_far(run, manifest.progress)
     run.engine.evaluation.texts.kept = {name: texts[name] for name in run.federated.sets() if name in texts}
@@ -71,7 +73,7 @@ def _answer_as_before(run: Run, answers: str) -> None:
     method = engine.training.method
     if (answers, method.answers) != (SERVERS, OWN):
         return
-    engine.members = new_members(method, run.config, engine.world, answers)
+    engine.members = new_members(method, run.config, engine.world, answers, engine.server.rules)
     engine.members.states.share(engine.assignment)
     if engine.world.is_main:
         name, folder = run.config.method.name, run.config.run_dir

@@ -56,6 +56,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         split=config.evaluation.split,
         selected=None if engine.evaluation.best is None else engine.evaluation.best.selected,
         new_clients=new_clients,
+        privacy=rounds[-1].privacy if rounds else None,
     )
 
 

@@ -66,8 +66,8 @@ ServerState = dict[str, Tensor]
 Weights = Callable[[Uploads, str], Sequence[float]]
 # (what the hosted participants send [C, X], the round's uploads, the server's state) -> what they send instead [C, X].
 Transform = Callable[[Tensor, Uploads, ServerState], Tensor]
-# (the round's uploads) -> what the server adds to the weighted sum [X]; drawn on rank 0 alone, so that all ranks end with the same numbers.
-Noise = Callable[[Uploads], Tensor]
+# (the round's uploads, X) -> what the server adds to the weighted sum [X]; drawn on rank 0 alone, so that all ranks end alike.
+Noise = Callable[[Uploads, int], Tensor]
 # (what the hosted participants send [C, X], the round's uploads, the server's state, rules, link) -> the same on all ranks, who all enter.
 Aggregate = Callable[[Tensor, Uploads, ServerState, "ServerRules", Link], Sum]
 # (the server's state, the mean of the uploads [X], the round's uploads) -> the next state, identical on all ranks.
@@ -91,7 +91,7 @@ def weighted_mean(rows: Tensor, uploads: Uploads, state: ServerState, rules: Ser
         weights = torch.tensor(rules.weights(uploads, rule), dtype=torch.float64, device=rows.device)
         mean[columns] = weights @ rows[:, columns].double()
     if rules.noise is not None and link.world.is_main:
-        mean += rules.noise(uploads).to(mean.device)
+        mean += rules.noise(uploads, len(mean)).to(mean.device)
     pooled = placed(rows[:, link.pooled], uploads)
     wire = WIRE_DTYPES[link.wire]
     total, rest = link.sum(torch.cat([mean.to(wire), pooled.flatten().to(wire)])).tensor_split([len(mean)])

@@ -282,7 +282,7 @@ def converted(value: Any, kind: Any, name: str) -> Any:
             value = [Raw(item.strip()) for item in value.split(",") if item.strip()]
         if value is None:
             value = []
-        if isinstance(value, int) and typing.get_args(kind)[0] is int:  # one item
+        if isinstance(value, (int, float)) and typing.get_args(kind)[0] in (int, float):  # one item
             value = [value]
         if isinstance(value, (list, tuple)):
             return tuple(converted(item, typing.get_args(kind)[0], name) for item in value)

@@ -1,0 +1,81 @@
+"""The server of a run, from its settings: rules, noise, and the account of what it tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pfedmma.config.schema import Config
+from pfedmma.engine import participation
+from pfedmma.engine.rounds import Engine
+from pfedmma.methods.base import Method
+from pfedmma.server import accountant
+from pfedmma.server.account import Account
+from pfedmma.server.privacy import Asked, Bounded
+from pfedmma.server.rules import ServerRules
+from pfedmma.server.settings import bounded_from, refuse, rules_from
+from pfedmma.system.errors import UserError
+
+NOISE = "noise_multiplier"  # entry of the server's state [1]: the noise that epsilon was made with
+
+
+def plain_rules(method: Method, config: Config) -> ServerRules:
+    """FedAvg's, for what the method exchanges."""
+    return ServerRules(wire=config.distributed.wire, reads=method.reads)
+
+
+def bounds(config: Config, participants: int) -> Bounded | None:
+    """Clipping and noise, None where the settings ask for none; ``participants``: clients that may take part in a round.
+
+    Raises:
+        UserError: settings under which epsilon would not hold; says which to change.
+    """
+    privacy, federation = config.privacy, config.federation
+    if not privacy.clip:
+        return None
+    if privacy.noisy and federation.first_round == "all":
+        raise UserError("federation.first_round: epsilon holds for rounds that are sampled alike; use first_round=participation")
+    multiplier = privacy.noise_multiplier
+    if privacy.epsilon:
+        multiplier = accountant.multiplier(privacy.epsilon, federation.rounds, privacy.delta, sampling(config))
+    return bounded_from(privacy, asked(config, participants), multiplier, config.seed)
+
+
+def asked(config: Config, participants: int) -> Asked:
+    """How many of the ``participants`` are asked in a round."""
+    most = participation.count(participants, config.federation.participation)
+    return Asked(most, participants if config.federation.first_round == "all" else most)
+
+
+def sampling(config: Config) -> float:
+    """The probability with which each client takes part in a round, for the account: 1 where they are not drawn each apart."""
+    return 1.0
+
+
+def server_rules(method: Method, config: Config, bounded: Bounded | None, participants: int) -> ServerRules:
+    """The server's rules. Raises a `UserError` where settings do not go together; says which to change."""
+    plain, layout = plain_rules(method, config), method.layout
+    refuse(config.server, config.privacy, plain, layout, asked(config, participants))
+    rules = rules_from(config.server, config.privacy.secure_sum, bounded, plain, layout.exchanged_size)
+    if bounded is None or not config.privacy.epsilon:
+        return rules
+    return replace(rules, begin={**rules.begin, NOISE: torch.tensor([bounded.multiplier])})
+
+
+def account_of(engine: Engine, config: Config, bounded: Bounded | None) -> Account | None:
+    """What the rounds tell of one client; None where no noise is added, or nothing travels."""
+    if bounded is None or not bounded.multiplier or not engine.training.layout.exchanged_size:
+        return None
+    privacy = config.privacy
+    return Account(bounded.multiplier, privacy.delta, sampling(config), privacy.noise, privacy.secure_sum, engine.cohort)
+
+
+def refuse_other_noise(engine: Engine, run_dir: str) -> None:
+    """Raise a `UserError` if the run went on so far with other noise than its epsilon would have from now on."""
+    begun, now = (state.get(NOISE) for state in (engine.server.state, engine.server.rules.begin))
+    if begun is not None and now is not None and abs(float(begun) / float(now) - 1.0) > 1e-3:
+        raise UserError(
+            f"federation.rounds: the noise of {run_dir} was made for privacy.epsilon over another number of rounds, and no round more is "
+            "covered by it; go on with as many as before, or start a new run"
+        )
