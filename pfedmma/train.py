@@ -24,7 +24,7 @@ from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
-from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table
+from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table, privacy_line
 from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
@@ -166,6 +166,8 @@ def show_result(summary: RunSummary, folder: RunFolder) -> None:
         show(diagnostics_table(about, [(name, accuracy) for name, accuracy, _ in rows]))
     if summary.new_clients:
         show(new_clients_table(summary.method, summary.new_clients))
+    if summary.privacy:
+        print(privacy_line(summary.privacy))
     print(f"summary: {folder.summary}", file=sys.stdout, flush=True)
 
 

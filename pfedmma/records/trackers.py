@@ -134,7 +134,9 @@ def curves(row: RoundRow, sent: float) -> dict[str, float]:
     comm: dict[str, float] = {name: getattr(row.comm, name) for name in ("payload_bytes", "uplink_bytes", "downlink_bytes")}
     comm["uplink_bytes_total"] = sent
     accuracy = row.accuracy.to_json() if row.accuracy else {}
-    return flat({"loss": row.loss, "seconds": row.seconds, "comm": comm, "accuracy": accuracy})
+    told = row.privacy.to_json() if row.privacy else {}
+    values = {"loss": row.loss, "seconds": row.seconds, "comm": comm, "accuracy": accuracy, "privacy": told, "shared_norm": row.shared_norm}
+    return flat(values)
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
-from pfedmma.report import accuracy, clients, costs, html, markdown, new_clients, setting
+from pfedmma.report import accuracy, clients, costs, html, markdown, new_clients, privacy, setting
 from pfedmma.report.document import Document
 from pfedmma.report.runs import Report, minus, read_all, same_setting
 from pfedmma.report.wire import Wire
@@ -85,6 +85,7 @@ def compose(runs: Sequence[Report], wire: Wire | None) -> Document:
         clients.section(runs),
         *new_clients.sections(runs),
         costs.communication(runs, wire),
+        privacy.section(runs),
         costs.times(runs),
         setting.environment(runs),
     )

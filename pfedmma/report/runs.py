@@ -46,6 +46,7 @@ class Report:
     selected: Selected | None = None  # which round's accuracy this is; None: that of the last
     environment: dict[str, str] = field(default_factory=dict)
     new_clients: NewClients | None = None
+    private: int | None = None  # trained parameters of a client that never travel; None if unknown
 
     @property
     def is_reference(self) -> bool:
@@ -101,6 +102,7 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         selected=summary.selected,
         environment={name: value for name, value in here.items() if value} | summary.versions,
         new_clients=summary.new_clients,
+        private=summary.trained_parameters - summary.shared_parameters,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=[row.tested_on(summary.split) for row in rounds],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from pfedmma.accuracy.evaluator import Told
 from pfedmma.records.evaluated import DIAGNOSTICS, written
+from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, Accuracy, NewClients, RoundRow
 from pfedmma.system.console import ProgressBar, percent, printable
 
@@ -56,6 +58,14 @@ def diagnostics_table(title: str, rows: Sequence[tuple[str, Accuracy | None]]) -
     for method, accuracy in rows:
         table.add_row(escape(printable(method)), *(written(name, accuracy.diagnostic(name) if accuracy else None) for name in DIAGNOSTICS))
     return table
+
+
+def privacy_line(privacy: RoundPrivacy) -> str:
+    """A line on what the rounds told of one client."""
+    to = {"an outsider": privacy.epsilon_outsider, "who knows who took part": privacy.epsilon_known_cohorts}
+    to |= {"the server": privacy.epsilon_server}
+    each = ", ".join(f"{epsilon:.3g} to {who}" if math.isfinite(epsilon) else f"unbounded to {who}" for who, epsilon in to.items())
+    return f"epsilon at delta {privacy.delta:g}: {each}"
 
 
 SILENCE = 30.0  # seconds without a sign of life, where there is no terminal

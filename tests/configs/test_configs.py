@@ -229,3 +229,19 @@ def test_data_sets_of_a_compare_file_are_those_of_their_own_files():
         (plan, *_) = [p for p in grid.read(CONFIGS / "compare" / "domains.yaml") if (p.dataset, p.method) == (name, "pfedmma")]
         own = configuration.load(CONFIGS / f"{name}.yaml")
         assert (plan.config.data, plan.config.federation, plan.config.backbone) == (own.data, own.federation, own.backbone)
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "server").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_server_file_goes_after_any_other_and_names_what_it_is(file: Path) -> None:
+    """Nothing that it sets is what would be there without it, but published constants that it names for the reader."""
+    config = configuration.load([CONFIGS / "paper.yaml", file], ["data.name=dtd"])
+    assert (config.server, config.privacy) != (configuration.Config().server, configuration.Config().privacy)
+    assert config.method == configuration.load(CONFIGS / "paper.yaml", ["data.name=dtd"]).method
+    assert file.stem in (config.server.rule, config.server.robust) or config.privacy.clip
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adagrad", "adam", "yogi"])
+def test_a_server_rules_file_has_its_own_defaults(rule: str) -> None:
+    """So that the numbers in it may be read as what the rule does without them."""
+    written = configuration.load(CONFIGS / "server" / f"{rule}.yaml").server.optimizer()
+    assert written == configuration.load(None, [f"server.rule={rule}"]).server.optimizer()

@@ -12,7 +12,7 @@ from pfedmma.report import main
 from pfedmma.system.errors import UserError
 from tests.support.reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, round_, summary, write_run
 
-SECTIONS = {"setting", "accuracy", "curves", "clients", "communication", "time", "environment"}
+SECTIONS = {"setting", "accuracy", "curves", "clients", "communication", "privacy", "time", "environment"}
 
 
 def page_of(*runs: Path, more: tuple[str, ...] = ()) -> Page:
