@@ -43,8 +43,24 @@ def kept(name: str) -> list[list[str]]:
     return rows((RESULTS / name / "table.md").read_text(encoding="utf-8"))
 
 
+def section(title: str) -> str:
+    """The part of the page under a heading."""
+    return next(part for part in PAGE.split("\n## ") if part.startswith(title))
+
+
+STUDIES = sorted(file.parent for file in RESULTS.glob("*/differences.csv"))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_page_shows_the_differences_that_a_study_found(folder: Path) -> None:
+    text = (folder / "table.md").read_text(encoding="utf-8")
+    found = [line for part in text.split("**Difference to ")[1:] for line in part.split("\n\n")[1].splitlines() if line.startswith("| `")]
+    assert found and all(line in PAGE for line in found)
+    assert f"configs/compare/{folder.name}.yaml" in PAGE and f"]({folder.name}/table.md)" in PAGE
+
+
 def test_the_page_shows_the_kept_tables() -> None:
-    embedded, photographs = (rows(part) for part in PAGE.split("## On photographs"))
+    embedded, photographs = (rows(section(title)) for title in ("On the embedded default", "On photographs"))
     assert embedded == [row[:8] for row in kept("compare-embedded")]  # all but the seconds a round
     pacs, caltech = kept("compare-pacs-tiny"), kept("compare-caltech101-tiny")
     assert photographs == [[*a[:3], *b[1:4]] for a, b in zip(pacs, caltech, strict=True)]
@@ -67,7 +83,7 @@ def test_differences_that_the_page_speaks_of_are_those_kept(pair: str, points: s
 
 def test_every_table_of_the_paper_has_its_file_and_number_of_runs() -> None:
     said = re.findall(r"^\| .* \| `(configs/compare/\w+\.yaml)` \| (\d+)", PAGE, re.MULTILINE)
-    assert len(said) == 12 + 8  # of the paper, and beside it
+    assert len(said) == 12 + 10  # of the paper, and beside it
     for file, count in said:
         assert len(grid.read(ROOT / file, ["data.root=DATA"])) == int(count), file
     assert all(str(file.relative_to(ROOT)) in PAGE for file in (ROOT / "configs" / "compare").glob("*.yaml"))
