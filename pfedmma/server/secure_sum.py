@@ -13,8 +13,9 @@ Shape legend: C participants that train on this rank, X exchanged parameters of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from pfedmma.server.rules import Link, ServerRules, ServerState, Sum, Uploads
 
 WORD = 2**32  # words are whole numbers below it, carried in int64
 LARGEST_BITS = 30  # of a sum, besides its sign: one is left over for rounding
+MASK = "mask"  # what their draws are for
 WIDE = 12.0  # standard deviations that noise is taken to stay within; beyond lies less than 1e-32
 KEY_BYTES = 32  # of a public key, and of a share of a secret
 
@@ -49,8 +51,7 @@ class SecureSum:
         if rules.noise is not None and link.world.is_main:
             total += whole(expected * rules.noise(uploads, rows.shape[1]), scale)
         total = link.world.sum(total % WORD, EXCHANGE) % WORD
-        for lost in uploads.lost:
-            total -= of_pairs(lost, uploads.clients, uploads.round, rows.shape[1], self.bounded.draws, opened=True)
+        total -= opened(uploads, rows.shape[1], self.bounded.draws)
         mean = signed(total % WORD).double() / scale / expected
         return Sum(mean.float().to(rows.device), rows.new_zeros(len(uploads.clients), 0))
 
@@ -66,22 +67,32 @@ def signed(words: Tensor) -> Tensor:
 
 
 def masked(words: Tensor, uploads: Uploads, draws: Draws) -> Tensor:
-    """What the hosted participants send [C, X], given their ``words`` [C, X]; masked towards all that were asked, lost ones included."""
-    everybody = [*uploads.clients, *uploads.lost]
+    """What the hosted participants send [C, X], given their ``words`` [C, X]: masked towards all that were asked, lost ones included."""
     sent = words.clone()
-    for row, client in zip(sent, uploads.hosted, strict=True):
-        row += of_pairs(client, everybody, uploads.round, words.shape[1], draws)
+    row_of = dict(zip(uploads.hosted, sent, strict=True))
+    for low, high in pairs(uploads):
+        if low in row_of or high in row_of:
+            mask = draws.mask(words.shape[1], MASK, uploads.round, low, high)
+            if low in row_of:
+                row_of[low] += mask
+            if high in row_of:
+                row_of[high] -= mask
     return sent % WORD
 
 
-def of_pairs(client: int, others: Iterable[int], round_: int, size: int, draws: Draws, opened: bool = False) -> Tensor:
-    """The masks that ``client`` shares with ``others``, each with its sign for it, summed [size]; ``opened``: with theirs."""
-    total = torch.zeros(size, dtype=torch.int64)
-    for other in others:
-        if other != client:
-            plus = (client < other) != opened
-            total += (1 if plus else -1) * draws.mask(size, "mask", round_, min(client, other), max(client, other))
+def opened(uploads: Uploads, size: int, draws: Draws) -> Tensor:
+    """What lost participants have left in the sum [size]: the masks that the others share with them, each with its sign for the other."""
+    total, lost = torch.zeros(size, dtype=torch.int64), set(uploads.lost)
+    for low, high in pairs(uploads):
+        if (low in lost) != (high in lost):
+            mask = draws.mask(size, MASK, uploads.round, low, high)
+            total += mask if high in lost else -mask
     return total
+
+
+def pairs(uploads: Uploads) -> Iterator[tuple[int, int]]:
+    """All pairs of those that were asked in the round, the lower id first."""
+    return combinations(sorted([*uploads.clients, *uploads.lost]), 2)
 
 
 def key_bytes(participants: int) -> int:
