@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
-from pfedmma.system.fields import Fields
+from pfedmma.system.fields import Fields, without_nulls
 
 Bookkeeping = dict[str, dict[str, int]]  # purpose -> collectives and payload_bytes of what is no exchange
+WASTED = "wasted_bytes"
 
 
 @dataclass(frozen=True)
 class RoundComm:
-    """What a round moved, as `pfedmma.comm.ledger` counts it."""
+    """What a round moved, as `pfedmma.comm.ledger` counts it. ``wasted_bytes``: None where no upload can be lost."""
 
     shared_parameters: int
     payload_bytes: int
@@ -21,6 +24,10 @@ class RoundComm:
     collectives: int
     time_us: float
     bookkeeping: Bookkeeping = field(default_factory=dict)
+    wasted_bytes: int | None = None  # absent in the files then
+
+    def to_json(self) -> dict[str, Any]:
+        return without_nulls(dataclasses.asdict(self), (WASTED,))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RoundComm:
@@ -33,12 +40,13 @@ class RoundComm:
             collectives=fields.whole("collectives"),
             time_us=fields.number("time_us"),
             bookkeeping=_bookkeeping(fields),
+            wasted_bytes=_wasted(fields),
         )
 
 
 @dataclass(frozen=True)
 class RunComm:
-    """What a whole run moved. Bandwidths are None where nobody knows them."""
+    """What a whole run moved. Bandwidths are None where nobody knows them. ``wasted_bytes``: None where no upload can be lost."""
 
     payload_bytes: int
     uplink_bytes: int
@@ -50,6 +58,10 @@ class RunComm:
     algbw_gb_per_s: float | None
     busbw_gb_per_s: float | None
     bookkeeping: Bookkeeping = field(default_factory=dict)
+    wasted_bytes: int | None = None  # absent in the files then
+
+    def to_json(self) -> dict[str, Any]:
+        return without_nulls(dataclasses.asdict(self), (WASTED,))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RunComm:
@@ -64,6 +76,7 @@ class RunComm:
             algbw_gb_per_s=fields.score("algbw_gb_per_s"),
             busbw_gb_per_s=fields.score("busbw_gb_per_s"),
             bookkeeping=_bookkeeping(fields),
+            wasted_bytes=_wasted(fields),
         )
 
 
@@ -73,3 +86,7 @@ def _bookkeeping(fields: Fields) -> Bookkeeping:
     purposes = fields.part("bookkeeping")
     parts = {purpose: purposes.part(purpose) for purpose in purposes.values}
     return {purpose: {name: part.whole(name) for name in ("collectives", "payload_bytes")} for purpose, part in parts.items()}
+
+
+def _wasted(fields: Fields) -> int | None:
+    return fields.whole(WASTED) if fields.has(WASTED) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.comm.ledger import percentile
+from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import Accuracy, ClientResult, NewClients, RoundRow, RunSummary
@@ -46,6 +47,8 @@ class Report:
     selected: Selected | None = None  # which round's accuracy this is; None: that of the last
     environment: dict[str, str] = field(default_factory=dict)
     new_clients: NewClients | None = None
+    lost: dict[str, int] | None = None  # and the simulated seconds: as in the summary, of all rounds so far
+    simulated_seconds: float | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -101,6 +104,8 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         selected=summary.selected,
         environment={name: value for name, value in here.items() if value} | summary.versions,
         new_clients=summary.new_clients,
+        lost=summary.lost,
+        simulated_seconds=summary.simulated_seconds,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=[row.tested_on(summary.split) for row in rounds],
     )
@@ -110,7 +115,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
     """What configuration and metrics say of a run without a summary: curves, bytes and times, the newest accuracy."""
     config = _saved_config(folder)
     names = {key: config.get(key, "unknown") for key in ("method.name", "data.name", "data.protocol", "backbone.name")}
-    last, tested = rounds[-1], [row for row in rounds if row.accuracy]
+    last = next((row for row in reversed(rounds) if row.clients), rounds[-1])  # a round may have had nobody
+    tested = [row for row in rounds if row.accuracy]
     split = (tested[-1].split if tested else None) or "test"
     return Report(
         path=folder.path,
@@ -124,6 +130,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
         up=ratio(last.comm.uplink_bytes, len(last.clients)),
         down=ratio(last.comm.downlink_bytes, len(last.clients)),
         comm=_totals(rounds),
+        lost=lost.together(row.lost for row in rounds),
+        simulated_seconds=lost.all_seconds(row.simulated_seconds for row in rounds),
         config=config,
         rounds=[row.tested_on(split) for row in rounds],
     )
@@ -132,6 +140,7 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
 def _totals(rounds: Sequence[RoundRow]) -> RunComm:
     """What the rounds moved together; how fast is not known before the end."""
     times = [row.comm.time_us for row in rounds]
+    wasted = [row.comm.wasted_bytes for row in rounds if row.comm.wasted_bytes is not None]
     return RunComm(
         payload_bytes=sum(row.comm.payload_bytes for row in rounds),
         uplink_bytes=sum(row.comm.uplink_bytes for row in rounds),
@@ -142,6 +151,7 @@ def _totals(rounds: Sequence[RoundRow]) -> RunComm:
         time_us_p95=percentile(times, 0.95),
         algbw_gb_per_s=None,
         busbw_gb_per_s=None,
+        wasted_bytes=sum(wasted) if wasted else None,
     )
 
 

@@ -14,6 +14,7 @@ from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
 from pfedmma.methods import registry
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
+from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary, Throughput
 from pfedmma.run.assembly import Run
@@ -57,6 +58,8 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         selected=None if engine.evaluation.best is None else engine.evaluation.best.selected,
         new_clients=new_clients,
         privacy=rounds[-1].privacy if rounds else None,
+        lost=lost.together(row.lost for row in rounds),
+        simulated_seconds=lost.all_seconds(row.simulated_seconds for row in rounds),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,11 @@ class Fields:
 
     def _wrong(self, key: str, wanted: str) -> UserError:
         return UserError(f"{self.where}: {key} must be {wanted}, not {_kind(self.values[key])}")
+
+
+def without_nulls(values: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """``values`` as they are written where some ``keys`` stand only if they say something."""
+    return {name: value for name, value in values.items() if name not in keys or value is not None}
 
 
 def finite(value: Any) -> float | None:
