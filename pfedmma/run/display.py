@@ -33,7 +33,7 @@ def _training(row: RoundRow) -> Iterator[str]:
     if row.lost is not None and row.lost.count:
         yield f"lost {row.lost.count} of {len(row.clients)}"
     if row.simulated_seconds is not None:
-        yield f"{row.simulated_seconds:.4g} simulated s"
+        yield f"{row.simulated_seconds:,.2f} simulated s"
 
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]]) -> Table:

@@ -14,6 +14,7 @@ import torch
 
 from pfedmma.accuracy import evaluator
 from pfedmma.engine import local, participation
+from pfedmma.engine.federation import FederationConfig
 from pfedmma.engine import rounds as engine_rounds
 from pfedmma.records.checkpoint import manifest, write
 from pfedmma.system import errors as errors_module
