@@ -43,7 +43,7 @@ class Pool:
         ``lost``: participants of whom nothing has come.
         """
         everybody = [*ids, *lost]
-        self.before = {i: self.rows[i] for i in everybody if i in self.rows}
+        self.before = {i: self.rows[i].clone() for i in everybody if i in self.rows}
         self.received = {i: received.clone() for i in everybody if i not in self.rows}
         self.rows.update(zip(ids, sent, strict=True))
 
