@@ -40,7 +40,7 @@ def test_the_runs_say_something(runs: dict[str, Path]) -> None:
         assert any(row["clients"] and not row["comm"]["payload_bytes"] for row in rows)  # nothing has come
     else:
         assert {len(row["clients"]) for row in rows} == {5}
-    assert len({row["simulated_seconds"] for row in rows}) > 3
+    assert len({row["simulated_seconds"] for row in rows}) >= 3
 
 
 def test_two_ranks_do_the_same(runs: dict[str, Path]) -> None:
