@@ -43,9 +43,9 @@ def bounds(config: Config, participants: int) -> Bounded | None:
 
 
 def asked(config: Config, participants: int) -> Asked:
-    """How many of the ``participants`` are asked in a round."""
-    most = participation.count(participants, config.federation.participation)
-    return Asked(most, participants if config.federation.first_round == "all" else most)
+    """How many of the ``participants`` are expected to be summed in a round, and how many at most."""
+    most = max(participation.wanted(participants, config.federation, round_) for round_ in (1, 2))  # the first may have all
+    return Asked(participation.expected(participants, config.federation), most)
 
 
 def sampling(config: Config) -> float:
