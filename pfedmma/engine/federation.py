@@ -21,8 +21,8 @@ class FederationConfig:
     participation: float = setting(1.0, "share p of the K clients that train in a round, 0 < p <= 1: max(1, round(p K)) of them")
     sampling: str = setting(
         FIXED,
-        "how participants are drawn: fixed (as many in every round), or poisson (each client takes part with probability participation, "
-        "by a draw of its own; a round may have nobody)",
+        "how participants are drawn: fixed (as many in every round), or poisson (each by a draw of its own, with probability participation; "
+        "there may be none)",
     )
     first_round: str = setting(
         "participation", "who trains in round 1: participation (drawn as in every round), or all clients, as in the released code"
