@@ -112,7 +112,9 @@ def counted(name: str, rounds: int) -> dict[str, Any]:
     config = configuration.load([ROOT / "configs" / f"{name}.yaml"], [f"data.root={ROOT}"])
     work = work_by_client(config, source_of(config.data.name, *SHAPES[name]))
     share = config.federation.participation
-    cohorts = [participation.sample(sorted(work), share, config.seed, round_) for round_ in range(1, 1 + (rounds if share < 1 else 1))]
+    cohorts = [
+        participation.sample(sorted(work), config.federation, config.seed, round_) for round_ in range(1, 1 + (rounds if share < 1 else 1))
+    ]
     total = sum(work[i] for cohort in cohorts for i in cohort)
     found: dict[str, dict[str, float]] = {}
     for size in RANKS:
@@ -192,7 +194,7 @@ def measured(world: World, rounds: int) -> dict[str, Any]:
     ranks = everywhere(work, world.size)
     clock, busy, counts = dict.fromkeys(DEALS, 0.0), dict.fromkeys(DEALS, 0.0), dict.fromkeys(DEALS, 0)
     for round_ in range(1, 1 + rounds):
-        cohort = participation.sample(engine.participants, engine.federation.participation, engine.seed, round_)
+        cohort = participation.sample(engine.participants, engine.federation, engine.seed, round_)
         engine.federation = dataclasses.replace(engine.federation, rounds=round_)
         for way, deal in DEALS.items():
             engine.assignment = Dealt(own.nodes, own.work, own.home, deal)

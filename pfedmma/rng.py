@@ -37,6 +37,11 @@ def generator(seed: int, purpose: str, *ids: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(seed, purpose, *ids))
 
 
+def uniform(seed: int, purpose: str, *ids: int | str) -> float:
+    """One number from 0 to below 1, without a generator: the upper 53 bits of the key."""
+    return (key(seed, purpose, *ids) >> 10) / (1 << 53)
+
+
 def keep_mask(seeds: Tensor, purpose: str | int, shape: Sequence[int], share: float) -> Tensor:
     """Which elements are kept: independent draws, True with probability ``share``.
 

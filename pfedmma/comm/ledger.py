@@ -2,7 +2,8 @@
 
 1. ``payload_bytes``: what is handed to each collective, by purpose.
 2. ``uplink_bytes`` / ``downlink_bytes``: participants x bytes of the exchanged tensors (down also what they read of other clients),
-   the figure of the papers; it does not depend on the number of ranks.
+   the figure of the papers; it does not depend on the number of ranks. ``wasted_bytes`` are those of the uplink whose upload was lost,
+   where uploads can be.
 3. ``ring_bytes_per_rank``: 2 (n-1)/n x payload, a model of what a ring all-reduce moves per rank.
 4. time in microseconds, with algorithm and bus bandwidth as nccl-tests define them.
 
@@ -55,6 +56,7 @@ class Ledger:
     total: dict[str, Entry] = field(default_factory=dict)
     uplink_bytes: int = 0
     downlink_bytes: int = 0
+    wasted_bytes: int | None = None
     ring_bytes_per_rank: float = 0.0
     exchange_us: list[float] = field(default_factory=list)
     apart: dict[str, dict[str, int]] = field(default_factory=dict)  # of this process: what happens when the rounds are over
@@ -74,17 +76,22 @@ class Ledger:
         """Begin a round's book; what was entered since the last round (start-up, checkpoints) stands in the totals alone."""
         self.current = {}
 
-    def close_round(self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0) -> dict[str, Any]:
+    def close_round(
+        self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0, lost: int | None = None
+    ) -> dict[str, Any]:
         """The ``comm`` object of this round's metrics.
 
         ``wire_bytes`` is the size of one exchanged number (4 in fp32); ``read_parameters`` are those of other clients that all
-        participants together were sent.
+        participants together were sent; ``lost``: participants whose upload was for nothing, None where none can be.
         """
         entry = self.current.get(EXCHANGE, Entry())
         up = participants * shared_parameters * wire_bytes
         down = up + read_parameters * wire_bytes
         self.uplink_bytes += up
         self.downlink_bytes += down
+        wasted = {} if lost is None else {"wasted_bytes": lost * shared_parameters * wire_bytes}
+        if lost is not None:
+            self.wasted_bytes = (self.wasted_bytes or 0) + wasted["wasted_bytes"]
         return {
             "shared_parameters": shared_parameters,
             "payload_bytes": entry.payload_bytes,
@@ -98,6 +105,7 @@ class Ledger:
                 for purpose, other in self.current.items()
                 if purpose != EXCHANGE
             },
+            **wasted,
         }
 
     def move(self, purpose: str, uplink_bytes: int, downlink_bytes: int) -> None:
@@ -127,6 +135,7 @@ class Ledger:
                 for purpose, other in self.total.items()
                 if purpose != EXCHANGE
             },
+            **self._wasted(),
         }
 
     def state(self) -> dict[str, object]:
@@ -137,10 +146,16 @@ class Ledger:
             "downlink_bytes": self.downlink_bytes,
             "ring_bytes_per_rank": self.ring_bytes_per_rank,
             "exchange_us": self.exchange_us,
+            **self._wasted(),
         }
 
     def restore(self, state: dict) -> None:
         self.total = {purpose: Entry(**entry) for purpose, entry in state["total"].items()}
         self.uplink_bytes, self.downlink_bytes = state["uplink_bytes"], state["downlink_bytes"]
+        self.wasted_bytes = state.get("wasted_bytes")
         self.ring_bytes_per_rank = state["ring_bytes_per_rank"]
         self.exchange_us = list(state["exchange_us"])
+
+    def _wasted(self) -> dict[str, int]:
+        """The key of what was for nothing, where that can be."""
+        return {} if self.wasted_bytes is None else {"wasted_bytes": self.wasted_bytes}

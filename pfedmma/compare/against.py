@@ -46,8 +46,9 @@ def all_against(runs: Sequence[Done]) -> list[Against]:
 
 
 def images_a_client(runs: Sequence[Done]) -> float:
-    """Training images of a participant, mean over the rounds of ``runs``."""
-    return statistics.fmean(row.samples / len(row.clients) for run in runs for row in run.rounds)
+    """Training images of a participant, mean over the rounds of ``runs`` that had any; 0 where none had."""
+    means = [row.samples / len(row.clients) for run in runs for row in run.rounds if row.clients]
+    return statistics.fmean(means) if means else 0.0
 
 
 def sheets(runs: Sequence[Done]) -> list[Sheet]:

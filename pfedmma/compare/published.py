@@ -44,6 +44,7 @@ def _as_published(config: Config) -> bool:
     trained = config.method.name == "zeroshot" or (
         federation.rounds * federation.local_epochs == EPOCHS
         and math.isclose(federation.participation, 1.0)
+        and not federation.loses_uploads
         and (federation.batch_size, config.method, config.optimizer) == (own.federation.batch_size, own.method, own.optimizer)
     )
     same = (data.protocol, data.shots, data.clients, config.evaluation.split) == ("base_to_novel", 16, 10, "test")

@@ -19,7 +19,7 @@ from pfedmma.clip.loading import BackboneConfig
 from pfedmma.comm.world import DistributedConfig
 from pfedmma.config import plugins
 from pfedmma.data.loading import DataConfig
-from pfedmma.engine.rounds import FederationConfig
+from pfedmma.engine.federation import FederationConfig
 from pfedmma.methods.registry import MethodConfig, entry_of
 from pfedmma.records import trackers
 from pfedmma.records.checkpoint.write import CheckpointConfig

@@ -137,6 +137,8 @@ def mean_private(engine: Engine, receivers: int) -> Tensor | None:
     own = [engine.clients[i] for i in engine.participants if engine.assignment.keeps(i) and i in states.own]
     counts = torch.tensor([sum(len(client.train) for client in own), len(own)], dtype=torch.float64)
     images, senders = world.sum(counts, PRIVATE_MEAN).tolist()
+    if senders == 0:
+        return None
     mean = torch.zeros(width, dtype=torch.float64, device=states.device)
     for client in own:
         mean += len(client.train) / images * states.gather([client.id], engine.server.shared)[0, columns].double()

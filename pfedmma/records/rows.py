@@ -12,10 +12,11 @@ from typing import Any
 
 from pfedmma.records.communication import RoundComm, RunComm
 from pfedmma.records.evaluated import ClientScores, Diagnostics
+from pfedmma.records.lost import Lost
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
-from pfedmma.system.fields import Fields
+from pfedmma.system.fields import Fields, without_nulls
 from pfedmma.version import VERSION
 
 Scores = dict[str, float | None]  # None where there is nothing to test
@@ -80,7 +81,8 @@ class RoundRow:
     ``split``: of the images that the clients were tested on; None where nothing was evaluated, or a version before 0.2.0 wrote the row.
     ``validation``: accuracies on the validation split, where they select the round that is reported.
     ``per_client``: None where nothing was evaluated, or more clients were tested than ``evaluation.per_client``. ``shared_norm``: of what
-    clients receive next; None where nothing is exchanged. ``privacy``: None where no noise is added.
+    clients receive next; None where nothing is exchanged. ``privacy``: None where no noise is added. ``loss``: None of a round without
+    participants. ``lost``: whose upload did not count, None where none can be lost. ``simulated_seconds``: None where none are simulated.
     """
 
     round: int
@@ -95,6 +97,8 @@ class RoundRow:
     per_client: ClientScores | None = None
     shared_norm: float | None = None
     privacy: RoundPrivacy | None = None
+    lost: Lost | None = None
+    simulated_seconds: float | None = None
 
     def tested_on(self, split: str) -> RoundRow:
         """The row, without accuracies where they are of another split; a row that does not say its split is taken to be of this one."""
@@ -105,10 +109,11 @@ class RoundRow:
         return sum(self.seconds.get(name) or 0.0 for name in parts)
 
     def to_json(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self) | {"clients": list(self.clients), "accuracy": self.accuracy and self.accuracy.to_json()}
-        for key, value in (("validation", self.validation), ("per_client", self.per_client), ("privacy", self.privacy)):
-            values = _with_or_without(values, key, value and value.to_json())
-        return _with_or_without(values, "shared_norm", self.shared_norm)
+        values = dataclasses.asdict(self) | {"clients": list(self.clients), "comm": self.comm.to_json()}
+        parts: dict[str, Any] = {"accuracy": self.accuracy, "validation": self.validation, "per_client": self.per_client}
+        parts |= {"privacy": self.privacy, "lost": self.lost}
+        values |= {name: part and part.to_json() for name, part in parts.items()}
+        return without_nulls(values, ("validation", "per_client", "shared_norm", "privacy", "lost", "simulated_seconds"))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RoundRow:
@@ -126,6 +131,8 @@ class RoundRow:
             per_client=ClientScores.from_fields(fields.part("per_client")) if fields.has("per_client") else None,
             shared_norm=fields.number("shared_norm") if fields.has("shared_norm") else None,
             privacy=RoundPrivacy.from_fields(fields.part("privacy")) if fields.has("privacy") else None,
+            lost=Lost.from_fields(fields.part("lost")) if fields.has("lost") else None,
+            simulated_seconds=_simulated(fields),
         )
 
 
@@ -233,6 +240,7 @@ class RunSummary:
 
     ``alternatives``: bytes each way, a client and round, of what might travel instead; ``config``: every setting by its dotted name;
     ``split``: of the images on which clients were tested. ``selected``: which round's accuracies these are, None for those of the last.
+    ``lost``: how many uploads did not count, by why; ``simulated_seconds`` of all rounds; as in `RoundRow`.
     A run that was made before 0.1.0 may lack them, ``precision``, ``device`` and ``bytes_down_per_client_round``.
     """
 
@@ -264,22 +272,22 @@ class RunSummary:
     version: str = VERSION
     new_clients: NewClients | None = None  # absent in the file where there are none
     privacy: RoundPrivacy | None = None  # after the last round; absent where no noise is added
+    lost: dict[str, int] | None = None
+    simulated_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        typed: dict[str, Any] = {
-            "accuracy": self.accuracy and self.accuracy.to_json(),
-            "zero_shot": self.zero_shot and self.zero_shot.to_json(),
-        }
-        values = dataclasses.asdict(self) | typed | {"per_client": [client.to_json() for client in self.per_client]}
-        values = _with_or_without(values, "selected", values["selected"])
-        values = _with_or_without(values, "privacy", self.privacy and self.privacy.to_json())
-        return _with_or_without(values, "new_clients", self.new_clients and self.new_clients.to_json())
+        parts: dict[str, Any] = {"accuracy": self.accuracy, "zero_shot": self.zero_shot, "comm": self.comm}
+        parts |= {"new_clients": self.new_clients, "privacy": self.privacy}
+        values = dataclasses.asdict(self) | {name: part and part.to_json() for name, part in parts.items()}
+        values |= {"per_client": [client.to_json() for client in self.per_client]}
+        return without_nulls(values, ("selected", "new_clients", "privacy", "lost", "simulated_seconds"))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RunSummary:
         require_known_format(fields)
         versions, down = fields.part("versions"), "bytes_down_per_client_round"
         alternatives = fields.part("alternatives") if fields.has("alternatives") else Fields({}, fields.where)
+        lost = fields.part("lost") if fields.has("lost") else None
         return cls(
             method=fields.text("method"),
             dataset=fields.text("dataset"),
@@ -309,6 +317,8 @@ class RunSummary:
             version=fields.text("version") if fields.has("version") else "",
             new_clients=NewClients.from_fields(fields.part("new_clients")) if fields.has("new_clients") else None,
             privacy=RoundPrivacy.from_fields(fields.part("privacy")) if fields.has("privacy") else None,
+            lost={name: lost.whole(name) for name in lost.values} if lost else None,
+            simulated_seconds=_simulated(fields),
         )
 
 
@@ -323,9 +333,8 @@ def require_known_format(fields: Fields) -> None:
         )
 
 
-def _with_or_without(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """``values`` with a key that stands there only if it says something."""
-    return {name: value if name == key else other for name, other in values.items() if name != key or value is not None}
+def _simulated(fields: Fields) -> float | None:
+    return fields.number("simulated_seconds") if fields.has("simulated_seconds") else None
 
 
 def _split(fields: Fields) -> str:

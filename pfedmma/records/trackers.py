@@ -33,6 +33,7 @@ tracking = Library("accelerate.tracking")
 
 NAMES = ("tensorboard", "wandb", "mlflow")
 PROJECT = "pfedmma"  # of Weights & Biases, and experiment of MLflow
+EACH = "comm/uplink_bytes"  # is there in every round, as a loss is not
 FINAL = "final/base"  # is there wherever a run was evaluated
 
 
@@ -131,12 +132,12 @@ class Trackers:
 
 def curves(row: RoundRow, sent: float) -> dict[str, float]:
     """What is worth a curve of a round's metrics; ``sent``: bytes up, of all rounds so far."""
-    comm: dict[str, float] = {name: getattr(row.comm, name) for name in ("payload_bytes", "uplink_bytes", "downlink_bytes")}
-    comm["uplink_bytes_total"] = sent
-    accuracy = row.accuracy.to_json() if row.accuracy else {}
-    told = row.privacy.to_json() if row.privacy else {}
-    values = {"loss": row.loss, "seconds": row.seconds, "comm": comm, "accuracy": accuracy, "privacy": told, "shared_norm": row.shared_norm}
-    return flat(values)
+    comm: dict[str, float | None] = {name: getattr(row.comm, name) for name in ("payload_bytes", "uplink_bytes", "downlink_bytes")}
+    comm |= {"uplink_bytes_total": sent, "wasted_bytes": row.comm.wasted_bytes}
+    parts = {"accuracy": row.accuracy, "privacy": row.privacy}
+    told = {"loss": row.loss, "seconds": row.seconds, "comm": comm} | {name: part.to_json() for name, part in parts.items() if part}
+    told |= {"lost": row.lost.numbers if row.lost else {}, "simulated_seconds": row.simulated_seconds, "shared_norm": row.shared_norm}
+    return flat(told)
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, float]:
@@ -167,8 +168,8 @@ def _tensorboard(home: Path, name: str, id_: str, done: int) -> Series:
     scalars = events.Reload().Tags()["scalars"] if known else ()
     # Whatever it has after round `done` is done again: the reader of the files forgets it.
     tracker = tracking.TensorBoardTracker("tensorboard", home, purge_step=done + 1)
-    last = {tag: max(e.step for e in events.Scalars(tag)) if tag in scalars else 0 for tag in ("loss", FINAL)}
-    return Series(_started(tracker), "tensorboard", min(done, last["loss"]), last[FINAL] if last[FINAL] <= done else 0, settled=bool(id_))
+    last = {tag: max(e.step for e in events.Scalars(tag)) if tag in scalars else 0 for tag in (EACH, FINAL)}
+    return Series(_started(tracker), "tensorboard", min(done, last[EACH]), last[FINAL] if last[FINAL] <= done else 0, settled=bool(id_))
 
 
 def _wandb(home: Path, name: str, id_: str, done: int) -> Series:
@@ -198,8 +199,8 @@ def _mlflow(home: Path, name: str, id_: str, done: int) -> Series:
         os.environ.pop("MLFLOW_TRACKING_URI", None)  # where it leaves a copy, which would look like the user's next time
     tracker = _started(tracking.MLflowTracker(PROJECT, artifacts, run_id=id_ or None, run_name=name))
     run, client = tracker.tracker.info.run_id, mlflow.MlflowClient()
-    last = {tag: max((metric.step for metric in client.get_metric_history(run, tag)), default=0) for tag in ("loss", FINAL)}
-    return Series(tracker, run, last["loss"], last[FINAL], settled=bool(id_))
+    last = {tag: max((metric.step for metric in client.get_metric_history(run, tag)), default=0) for tag in (EACH, FINAL)}
+    return Series(tracker, run, last[EACH], last[FINAL], settled=bool(id_))
 
 
 _OPEN = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}

@@ -20,7 +20,7 @@ NONE = "-"
 
 def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
     """Bytes between clients and server, against alternatives; then what collectives carried, and how long."""
-    blocks: list[Block] = [_clients_bytes(runs), _against(runs)]
+    blocks: list[Block] = [_clients_bytes(runs), *_lost(runs), _against(runs)]
     drawn = with_curves(runs)
     others = [(name, each) for name, each in _alternatives(runs) if each > 0]
     panels = [("Bytes up a client and round", charts.bars(_bars(runs)))]
@@ -45,7 +45,7 @@ def _clients_bytes(runs: Sequence[Report]) -> Table:
         participants = _mean([len(row.clients) for row in run.rounds])
         down = run.down if run.down is not None else ratio(each[1], participants)
         totals = [run.comm.uplink_bytes, run.comm.downlink_bytes]
-        people = NONE if participants is None else f"{participants:g}"
+        people = NONE if participants is None else f"{participants:,.1f}".removesuffix(".0")
         rows.append([run.label, exact(run.up), exact(down), people, *map(size, each), *map(size, totals)])
     columns = (
         "run",
@@ -58,6 +58,23 @@ def _clients_bytes(runs: Sequence[Report]) -> Table:
         "down, all rounds",
     )
     return Table("What clients send and receive: participants x exchanged bytes, whatever the number of ranks", columns, rows)
+
+
+def _lost(runs: Sequence[Report]) -> list[Table]:
+    """What drop-outs and slow clients cost, where they are simulated."""
+    rows = []
+    for run in runs:
+        if run.lost is None and run.simulated_seconds is None:
+            continue
+        sent, wasted, done = run.comm.uplink_bytes, run.comm.wasted_bytes, len(run.rounds)
+        people = f" of {sum(len(row.clients) for row in run.rounds):,}" if done else ""
+        counts = [NONE if run.lost is None else f"{run.lost.get(name, 0):,}{people}" for name in ("failed", "late")]
+        share = NONE if wasted is None or not sent else f"{100 * wasted / sent:.1f} %"
+        times = [run.simulated_seconds, ratio(run.simulated_seconds, done)]
+        rows.append([run.label, *counts, size(wasted), share, *(NONE if value is None else f"{value:,.1f} s" for value in times)])
+    columns = ("run", "failed", "late", "wasted up, all rounds", "of all up", "simulated time, all rounds", "simulated, a round")
+    caption = "Uploads that did not count, and the time of rounds, as simulated: a client that is lost has trained and sent for nothing"
+    return [Table(caption, columns, rows)] if rows else []
 
 
 def _against(runs: Sequence[Report]) -> Table:

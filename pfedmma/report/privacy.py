@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
+from pfedmma.report.costs import size
 from pfedmma.report.document import Block, Figure, Section, Table
 from pfedmma.report.runs import Report, with_curves
 from pfedmma.server.privacy import CLIENTS
@@ -22,6 +23,8 @@ def section(runs: Sequence[Report]) -> Section:
     blocks: list[Block] = [Table("What the settings leave open, the worst first", ("run", "what is open"), rows, (1,))]
     if any(told(run) for run in runs):
         blocks.append(_epsilons(runs))
+    if any(run.comm.key_exchange_bytes_modelled for run in runs):
+        blocks.append(_keys(runs))
     norms = [
         Curve(run.label, [(float(row.round), row.shared_norm) for row in run.rounds], i)
         for i, run in with_curves(runs)
@@ -85,6 +88,13 @@ def _epsilons(runs: Sequence[Report]) -> Table:
         rows.append([run.label, run.config.get("privacy.clip", NONE), f"{noise.noise_multiplier:.4g}", *seen, f"{noise.delta:g}"])
     columns = ("run", "norm", "noise / norm", "outsider", "who knows who took part", "server", "delta")
     return Table("Epsilon after the last round, to whom; - where no noise is added, unbounded where nothing bounds it", columns, rows)
+
+
+def _keys(runs: Sequence[Report]) -> Table:
+    rows = [[run.label, size(run.comm.key_exchange_bytes_modelled), size(run.comm.uplink_bytes + run.comm.downlink_bytes)] for run in runs]
+    return Table(
+        "Keys of the secure sum, a model: what all participants would send and receive", ("run", "for keys", "uploads and downloads"), rows
+    )
 
 
 def _shown(epsilon: float) -> str:

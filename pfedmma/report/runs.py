@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pfedmma.comm.ledger import percentile
+from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import Accuracy, ClientResult, NewClients, RoundRow, RunSummary
 from pfedmma.records.selected import Selected
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
+from pfedmma.system.fields import known_sum
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Report:
     environment: dict[str, str] = field(default_factory=dict)
     new_clients: NewClients | None = None
     private: int | None = None  # trained parameters of a client that never travel; None if unknown
+    lost: dict[str, int] | None = None  # and the simulated seconds: as in the summary, of all rounds so far
+    simulated_seconds: float | None = None
 
     @property
     def is_reference(self) -> bool:
@@ -103,6 +107,8 @@ def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]
         environment={name: value for name, value in here.items() if value} | summary.versions,
         new_clients=summary.new_clients,
         private=summary.trained_parameters - summary.shared_parameters,
+        lost=summary.lost,
+        simulated_seconds=summary.simulated_seconds,
         config=_flat(summary.config) if summary.config else _saved_config(folder),
         rounds=[row.tested_on(summary.split) for row in rounds],
     )
@@ -112,7 +118,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
     """What configuration and metrics say of a run without a summary: curves, bytes and times, the newest accuracy."""
     config = _saved_config(folder)
     names = {key: config.get(key, "unknown") for key in ("method.name", "data.name", "data.protocol", "backbone.name")}
-    last, tested = rounds[-1], [row for row in rounds if row.accuracy]
+    last = next((row for row in reversed(rounds) if row.clients), rounds[-1])  # a round may have had nobody
+    tested = [row for row in rounds if row.accuracy]
     split = (tested[-1].split if tested else None) or "test"
     return Report(
         path=folder.path,
@@ -126,6 +133,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
         up=ratio(last.comm.uplink_bytes, len(last.clients)),
         down=ratio(last.comm.downlink_bytes, len(last.clients)),
         comm=_totals(rounds),
+        lost=lost.together(row.lost for row in rounds),
+        simulated_seconds=known_sum(row.simulated_seconds for row in rounds),
         config=config,
         rounds=[row.tested_on(split) for row in rounds],
     )
@@ -144,6 +153,8 @@ def _totals(rounds: Sequence[RoundRow]) -> RunComm:
         time_us_p95=percentile(times, 0.95),
         algbw_gb_per_s=None,
         busbw_gb_per_s=None,
+        wasted_bytes=known_sum(row.comm.wasted_bytes for row in rounds),
+        key_exchange_bytes_modelled=known_sum(row.comm.key_exchange_bytes_modelled for row in rounds),
     )
 
 

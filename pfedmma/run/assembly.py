@@ -167,7 +167,7 @@ def steps_of_round(federated: FederatedData, config: Config, ranks: int, width: 
     """About how many local steps a rank takes in a round, ``width`` clients at a time in each."""
     participants, work = federated.participants, work_of(config)
     longest = max(steps(federated.clients[i], work) for i in participants)
-    return longest * math.ceil(participation.count(len(participants), config.federation.participation) / (ranks * width))
+    return longest * math.ceil(participation.training(len(participants), config.federation) / (ranks * width))
 
 
 def work_of(config: Config) -> LocalWork:

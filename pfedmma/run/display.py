@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -18,12 +18,24 @@ from pfedmma.system.console import ProgressBar, percent, printable
 
 def round_done(progress: ProgressBar, row: RoundRow) -> None:
     """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file."""
-    state = "" if row.loss is None else f"loss {row.loss:.4f}"
+    state = "  ".join(_training(row))
     progress.update(row.round, state)
     if row.accuracy is not None:
         state += "  " + "  ".join(f"{name} {percent(row.accuracy.score(name))}" for name in (*IN_HM, "hm"))  # 80 columns
     if row.accuracy is not None or not progress.live:
         progress.say(f"round {row.round}/{progress.total}  {state}  {row.spent('total'):.2f} s")
+
+
+def _training(row: RoundRow) -> Iterator[str]:
+    """What there is to say of a round's training."""
+    if not row.clients:
+        yield "nobody took part"
+    if row.loss is not None:
+        yield f"loss {row.loss:.4f}"
+    if row.lost is not None and row.lost.count:
+        yield f"lost {row.lost.count} of {len(row.clients)}"
+    if row.simulated_seconds is not None:
+        yield f"{row.simulated_seconds:,.2f} simulated s"
 
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]]) -> Table:

@@ -8,11 +8,12 @@ import torch
 
 from pfedmma.config.schema import Config
 from pfedmma.engine import participation
+from pfedmma.engine.federation import POISSON
 from pfedmma.engine.rounds import Engine
 from pfedmma.methods.base import Method
 from pfedmma.server import accountant
 from pfedmma.server.account import Account
-from pfedmma.server.privacy import Asked, Bounded
+from pfedmma.server.privacy import CLIENTS, Asked, Bounded
 from pfedmma.server.rules import ServerRules
 from pfedmma.server.settings import bounded_from, refuse, rules_from
 from pfedmma.system.errors import UserError
@@ -36,6 +37,8 @@ def bounds(config: Config, participants: int) -> Bounded | None:
         return None
     if privacy.noisy and federation.first_round == "all":
         raise UserError("federation.first_round: epsilon holds for rounds that are sampled alike; use first_round=participation")
+    if privacy.noisy and privacy.noise == CLIENTS and federation.loses_uploads:
+        raise UserError("privacy.noise: the noise of clients whose upload is lost would be missing in the sum; use privacy.noise=server")
     multiplier = privacy.noise_multiplier
     if privacy.epsilon:
         multiplier = accountant.multiplier(privacy.epsilon, federation.rounds, privacy.delta, sampling(config))
@@ -43,14 +46,14 @@ def bounds(config: Config, participants: int) -> Bounded | None:
 
 
 def asked(config: Config, participants: int) -> Asked:
-    """How many of the ``participants`` are asked in a round."""
-    most = participation.count(participants, config.federation.participation)
-    return Asked(most, participants if config.federation.first_round == "all" else most)
+    """How many of the ``participants`` are expected to be summed in a round, and how many at most."""
+    most = max(participation.wanted(participants, config.federation, round_) for round_ in (1, 2))  # the first may have all
+    return Asked(participation.expected(participants, config.federation), most)
 
 
 def sampling(config: Config) -> float:
     """The probability with which each client takes part in a round, for the account: 1 where they are not drawn each apart."""
-    return 1.0
+    return config.federation.participation if config.federation.sampling == POISSON else 1.0
 
 
 def server_rules(method: Method, config: Config, bounded: Bounded | None, participants: int) -> ServerRules:

@@ -14,11 +14,12 @@ from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
 from pfedmma.methods import registry
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
+from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary, Throughput
 from pfedmma.run.assembly import Run
 from pfedmma.stack.rules import POOL
-from pfedmma.system.fields import finite
+from pfedmma.system.fields import finite, known_sum
 from pfedmma.version import VERSION
 
 
@@ -30,6 +31,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
     # What a client is sent once every other client has something to read.
     received = layout.exchanged_size + min(method.reads, len(engine.participants) - 1) * (pooled.stop - pooled.start)
     wire_bytes = WIRE_DTYPES[config.distributed.wire].itemsize
+    keys = known_sum(row.comm.key_exchange_bytes_modelled for row in rounds)
     return RunSummary(
         method=config.method.name,
         dataset=config.data.name,
@@ -49,7 +51,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         bytes_per_client_round=layout.exchanged_size * wire_bytes,
         bytes_down_per_client_round=received * wire_bytes,
         alternatives=alternatives(run, wire_bytes),
-        comm=RunComm(**engine.world.ledger.totals()),
+        comm=RunComm(**engine.world.ledger.totals(), key_exchange_bytes_modelled=keys),
         throughput=throughput(rounds, {client.id: work.epochs * work.images(client) for client in engine.clients}),
         versions=versions(),
         config=settings(config),
@@ -57,6 +59,8 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         selected=None if engine.evaluation.best is None else engine.evaluation.best.selected,
         new_clients=new_clients,
         privacy=rounds[-1].privacy if rounds else None,
+        lost=lost.together(row.lost for row in rounds),
+        simulated_seconds=known_sum(row.simulated_seconds for row in rounds),
     )
 
 

@@ -117,7 +117,8 @@ class ServerRules:
     ``transforms`` of what is uploaded, in this order; the ``weights`` of uploads in their sum, and the ``noise`` that the server adds to
     it; the ``aggregate`` that makes the sum; the ``update`` of the state by it. ``wire``: the dtype in which exchanged tensors travel.
     ``reads``: of how many others a client reads what is pooled. ``begin``: what the state holds at the start besides "shared".
-    ``in_any_round``: the state is renewed even where no upload has come.
+    ``in_any_round``: the state is renewed even where no upload has come. ``keys``: participants -> bytes that each would send and receive
+    for keys, a model; None where there are none.
     """
 
     transforms: Sequence[Transform] = ()
@@ -129,6 +130,7 @@ class ServerRules:
     reads: int = 0
     begin: Mapping[str, Tensor] = field(default_factory=dict)
     in_any_round: bool = False
+    keys: Callable[[int], int] | None = None
 
 
 FEDAVG = ServerRules()

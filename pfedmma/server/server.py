@@ -51,7 +51,10 @@ class Server:
             UserError: the sum, or the state that follows from it, is not finite; the state is left as it was.
         """
         rules = self.rules
-        if self.layout.exchanged_size == 0 or not (uploads.clients or rules.in_any_round):
+        if self.layout.exchanged_size == 0:
+            return
+        if not (uploads.clients or rules.in_any_round):  # what there is stays
+            self._keep_pooled(uploads, uploads.rows[:, self.link.pooled])
             return
         rows = uploads.rows
         for transform in rules.transforms:
@@ -61,9 +64,13 @@ class Server:
         made = {id(tensor): tensor for tensor in (mean, pooled, *state.values())}.values()  # FedAvg's state is the mean itself
         if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in made]).all()):  # one wait for the device
             raise UserError(_why_not_finite(uploads.round, rules.wire))
-        if POOL in self.layout.columns:
-            self.pool.keep(uploads.clients, pooled, self.shared[self.link.pooled])
+        self._keep_pooled(uploads, pooled)
         self.state = state
+
+    def _keep_pooled(self, uploads: Uploads, pooled: Tensor) -> None:
+        """What the participants sent of what is pooled [N, Y], before the state is renewed."""
+        if POOL in self.layout.columns:
+            self.pool.keep(uploads.clients, pooled, self.shared[self.link.pooled], uploads.lost)
 
     def others(self, ids: Sequence[int]) -> Others | None:
         """What these clients read of others; None if there is nothing to read."""

@@ -10,7 +10,7 @@ from pfedmma.server.optimizers import SQUARES, Adaptive, Momentum
 from pfedmma.server.privacy import CLIENTS, Asked, Bounded, PrivacyConfig, onward
 from pfedmma.server.robust import Gathered, NormClipped, median, refuse_large, trimmed_mean
 from pfedmma.server.rules import Aggregate, ServerRules, Update, replace_by_mean, weighted_mean
-from pfedmma.server.secure_sum import SecureSum
+from pfedmma.server.secure_sum import SecureSum, key_bytes
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import POOL
 from pfedmma.system import checks
@@ -91,6 +91,7 @@ def rules_from(server: ServerConfig, secure_sum: bool, bounded: Bounded | None, 
         noise=bounded.rest if noisy else None,
         aggregate=SecureSum(bounded) if secure_sum else weighted_mean,
         update=onward(update),
+        keys=key_bytes if secure_sum else None,
         in_any_round=noisy,  # whether anybody took part is a secret, too
     )
 

@@ -27,8 +27,9 @@ def is_entry(name: str) -> bool:
 class Pool:
     """Pooled parameters [Y] by client id; the same on every rank.
 
-    ``rows``: what each client sent last. Of the participants of the last round, ``before`` is what they had sent before it, and
-    ``received`` what the server sent to those who had sent nothing: with both, what a participant read then can be read again.
+    ``rows``: what each client sent last. Of the participants of the last round, also those whose upload was lost, ``before`` is what
+    they had sent before it, and ``received`` what the server sent to those who had sent nothing: with both, what a participant read then
+    can be read again.
     """
 
     def __init__(self) -> None:
@@ -36,10 +37,14 @@ class Pool:
         self.before: dict[int, Tensor] = {}
         self.received: dict[int, Tensor] = {}
 
-    def keep(self, ids: Sequence[int], sent: Tensor, received: Tensor) -> None:
-        """After a round: what its participants ``sent`` [C, Y], and what the server had sent to all of them [Y]."""
-        self.before = {i: self.rows[i] for i in ids if i in self.rows}
-        self.received = {i: received.clone() for i in ids if i not in self.rows}
+    def keep(self, ids: Sequence[int], sent: Tensor, received: Tensor, lost: Sequence[int] = ()) -> None:
+        """After a round: what its participants ``sent`` [C, Y], and what the server had sent to all of them [Y].
+
+        ``lost``: participants of whom nothing has come.
+        """
+        everybody = [*ids, *lost]
+        self.before = {i: self.rows[i].clone() for i in everybody if i in self.rows}
+        self.received = {i: received.clone() for i in everybody if i not in self.rows}
         self.rows.update(zip(ids, sent, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:

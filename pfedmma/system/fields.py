@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ class Fields:
         return UserError(f"{self.where}: {key} must be {wanted}, not {_kind(self.values[key])}")
 
 
+def without_nulls(values: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """``values`` as they are written where some ``keys`` stand only if they say something."""
+    return {name: value for name, value in values.items() if name not in keys or value is not None}
+
+
 def finite(value: Any) -> float | None:
     """The number, or None where there is none or it is not finite."""
     if not _is_number(value):
@@ -134,6 +140,12 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def known_sum(values: Iterable[Any]) -> Any:
+    """The sum of those that are not None; None where there are none."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _is_number(value: Any) -> bool:

@@ -142,6 +142,24 @@ def test_restore_goes_on_counting() -> None:
     assert resumed.totals() == unbroken.totals()
 
 
+def test_what_is_lost_was_sent_for_nothing() -> None:
+    """Ten clients send 400 bytes each; nothing comes of three of them, then of none. Totals go on after a pause."""
+    ledger = Ledger(ranks=2)
+    first = ledger.close_round(shared_parameters=100, participants=10, wire_bytes=4, lost=3)
+    assert (first["uplink_bytes"], first["wasted_bytes"], first["downlink_bytes"]) == (4_000, 1_200, 4_000)
+    resumed = Ledger(ranks=2)
+    resumed.restore(json.loads(json.dumps(ledger.state())))
+    assert resumed.close_round(shared_parameters=100, participants=10, wire_bytes=4, lost=0)["wasted_bytes"] == 0
+    assert resumed.close_round(shared_parameters=100, participants=2, wire_bytes=4, lost=2)["wasted_bytes"] == 800
+    assert (resumed.totals()["wasted_bytes"], resumed.totals()["uplink_bytes"]) == (2_000, 8_800)
+
+
+def test_where_nothing_can_be_lost_nothing_says_so() -> None:
+    ledger = Ledger(ranks=2)
+    said = [ledger.close_round(shared_parameters=100, participants=10, wire_bytes=4), ledger.totals(), ledger.state()]
+    assert not any("wasted_bytes" in part for part in said)
+
+
 def test_a_saved_state_does_not_move_with_the_ledger() -> None:
     ledger = Ledger(ranks=2)
     ledger.enter(EXCHANGE, 400, 1.0)

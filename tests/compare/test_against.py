@@ -21,6 +21,14 @@ def compared(shots: int, baseline: str = "local") -> list[Done]:
     return [replace(run, rounds=[replace(row, samples=3 * shots * len(row.clients)) for row in run.rounds]) for run in runs]
 
 
+def test_rounds_of_nobody_have_no_images_a_client():
+    run = compared(2)[0]
+    first, *rest = run.rounds
+    nobody = replace(first, clients=(), samples=0, loss=None)
+    assert against.images_a_client([replace(run, rounds=[nobody, *rest])]) == 6.0
+    assert against.images_a_client([replace(run, rounds=[nobody])]) == 0.0
+
+
 def test_without_a_baseline_there_is_none():
     assert against.all_against([]) == against.all_against(compared(2, "")) == []
     assert against.sheets(compared(2, "")) == []

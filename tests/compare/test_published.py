@@ -53,6 +53,7 @@ def test_both_released_schedules_are_the_papers():
         {"data": {"protocol": "iid"}},
         {"federation": {"rounds": 10}},
         {"federation": {"participation": 0.5}},
+        {"federation": {"dropout": 0.1}},
         {"federation": {"batch_size": 16}},
         {"method": {"dim": 8}},
         {"method": {"exchange": "all"}},

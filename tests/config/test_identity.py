@@ -28,7 +28,8 @@ def base_of(item: Described) -> list[str]:
     """Settings of a run in which this one counts: of its method, and with a protocol that any setting of the data goes with."""
     method = re.match(r"method\.(\w+)\.", item.name)
     bound = ["privacy.clip=1"] if item.name.startswith("privacy.") and item.name != "privacy.clip" else []
-    return ["data.protocol=iid", "run_dir=r", *([f"method.name={method[1]}"] if method else []), *bound]
+    some = ["federation.participation=0.5"] if item.name == "federation.over_selection" else []
+    return ["data.protocol=iid", "run_dir=r", *([f"method.name={method[1]}"] if method else []), *bound, *some]
 
 
 def values_of(item: Described) -> list[str]:

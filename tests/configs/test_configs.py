@@ -21,6 +21,7 @@ from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.sources import lists
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
+from pfedmma.engine import participation
 from pfedmma.system import options
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -115,7 +116,7 @@ def test_the_switches_of_the_released_code_one_at_a_time_and_together():
     together = {name: value for switch in switches.values() for name, value in switch.items()}  # best_test stands last
     assert own == {label: plain | switch for label, switch in (switches | {"all as released": together}).items()}
     start = runs[0].config
-    assert start.evaluation.every == 1 and start.federation.participation < 1
+    assert start.evaluation.every == 4 and start.federation.participation < 1
     images = start.data.shots * 60 // start.data.clients  # of a client of the drawn world, which has 60 base classes
     assert images > start.federation.batch_size and images % start.federation.batch_size
 
@@ -155,6 +156,17 @@ def test_its_clients_can_be_served(file: Path):
         assert [client.domain for client in federation.clients] == [name for name in domains for _ in range(data.clients // len(domains))]
 
 
+def test_the_file_of_dropouts_is_about_what_it_says():
+    """Clients of 48 images take 2 x 2 steps, and the deadline is 1.5 times their 4; 7 are drawn for 5."""
+    config = configuration.load(CONFIGS / "dropouts.yaml")
+    federation = config.federation
+    images = config.data.shots * 60 // config.data.clients  # of a client of the drawn world, which has 60 base classes
+    steps = federation.local_epochs * -(-images // federation.batch_size)
+    assert (images, steps, federation.deadline) == (48, 4, 1.5 * steps)
+    drawn = participation.training(config.data.clients, federation), participation.wanted(config.data.clients, federation, 1)
+    assert drawn == (7, 5) and federation.loses_uploads and federation.simulates_time
+
+
 # Clients, beta, participation and local epochs: as in the released scripts, where there is one.
 WITH_ALL_IMAGES = {
     "cifar10_dirichlet": (100, 0.5, 0.1, 1),
@@ -175,7 +187,7 @@ def test_settings_with_all_images(name: str):
 
 def test_settings_of_the_paper():
     for name, config in {file.stem: configuration.load(file) for file in FILES}.items():
-        if config.data.protocol == "base_to_novel" and name != "demo":
+        if config.data.protocol == "base_to_novel" and name not in ("demo", "dropouts"):
             assert (config.data.shots, config.data.clients) == (16, 5 if name == "eurosat" else 10)
             assert (config.federation.rounds, config.federation.local_epochs, config.federation.batch_size) == (50, 2, 32)
             assert (config.method.dim, config.method.scale, config.optimizer.lr) == (32, 0.001, 0.001)

@@ -113,3 +113,44 @@ def test_a_method_that_sends_nothing_tells_nothing(tmp_path: Path) -> None:
     """So that it can stand in a comparison with the same settings."""
     main(small.settings(tmp_path, *PRIVATE, "method.name=local"))
     assert not any("privacy" in row or "shared_norm" in row for row in small.metrics(tmp_path))
+
+
+def test_bytes_for_keys_are_a_model_of_their_own(runs: dict[tuple[str, str], Path]) -> None:
+    """Three participants: 3 x (2 x 3 x 32 + (5 x 3 - 4) x 32) bytes a round, in no other number."""
+    rows, each = small.metrics(runs["secure", "1"]), 3 * (6 + 11) * 32
+    assert [row["comm"]["key_exchange_bytes_modelled"] for row in rows] == [each] * 4
+    assert small.summary(runs["secure", "1"])["comm"]["key_exchange_bytes_modelled"] == 4 * each
+    plain = small.metrics(runs["noise", "1"])
+    assert [row["comm"]["uplink_bytes"] for row in rows] == [row["comm"]["uplink_bytes"] for row in plain]
+    assert not any("key_exchange_bytes_modelled" in row["comm"] for row in plain)
+
+
+POISSON = [*PRIVATE, "federation.sampling=poisson", "federation.participation=0.2", "federation.rounds=4"]
+
+
+@pytest.fixture(scope="module")
+def poisson(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs on one rank in which each client is drawn apart; of the second, a third of the uploads is lost."""
+    folder = tmp_path_factory.mktemp("poisson")
+    for name, more in {"all": [], "some": ["federation.dropout=0.4", "privacy.secure_sum=true"]}.items():
+        main(small.settings(folder / name, *POISSON, *more))
+    return {name: folder / name for name in ("all", "some")}
+
+
+def test_a_chance_of_being_left_out_counts(poisson: dict[str, Path]) -> None:
+    """To an outsider, not to who knows the cohorts; what drops out is divided by as many as were expected, 1.4."""
+    pytest.importorskip("dp_accounting")
+    for folder in poisson.values():
+        rows = small.metrics(folder)
+        told = [row["privacy"]["epsilon_outsider"] for row in rows]
+        assert told == pytest.approx([accountant.epsilon(0.3, r, 1e-5, 0.2) for r in (1, 2, 3, 4)])
+        assert told[-1] < accountant.epsilon(0.3, 4, 1e-5)
+        most = max(sum(client in row["clients"] for row in rows) for client in range(7))
+        assert rows[-1]["privacy"]["epsilon_known_cohorts"] == pytest.approx(accountant.epsilon(0.3, most, 1e-5))
+
+
+def test_noise_of_clients_that_may_be_lost_is_refused(tmp_path: Path) -> None:
+    for lost in ("federation.dropout=0.5", "federation.deadline=3", "federation.over_selection=1.5"):
+        with pytest.raises(UserError, match=r"^privacy\.noise: the noise of clients whose upload is lost would be missing"):
+            main(small.settings(tmp_path / "run", *PRIVATE, "privacy.noise=clients", lost))
+    assert not (tmp_path / "run").exists()

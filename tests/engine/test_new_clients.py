@@ -160,6 +160,15 @@ def test_or_begin_with_the_mean_of_private_tensors() -> None:
     assert run.engine.world.ledger.apart["new_clients"] == {"uplink_bytes": 0, "downlink_bytes": 2 * 4 * exchanged}
 
 
+def test_where_nobody_has_trained_there_is_no_mean_of_private_tensors() -> None:
+    """They begin as all clients do, not with zeros, and nothing is sent for it."""
+    run = new_run("evaluation.new_clients_start=mean")
+    group, exchanged = Group.from_engine(run.engine), run.engine.training.layout.exchanged_size
+    stack = starting(run.engine, group.ids).gather_to_answer(group.ids, run.engine.server.shared)
+    assert torch.equal(stack[:, exchanged:], run.engine.states.initial[exchanged:].expand(2, -1))
+    assert run.engine.world.ledger.apart == {"new_clients": {"uplink_bytes": 0, "downlink_bytes": 2 * 4 * exchanged}}
+
+
 def test_what_they_read_of_others_is_received_too() -> None:
     run = new_run("method.name=pfedmoap", "method.pfedmoap.context=2")
     width = run.engine.training.layout.exchanged_size

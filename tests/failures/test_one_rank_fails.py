@@ -15,6 +15,7 @@ import torch
 from pfedmma.accuracy import evaluator
 from pfedmma.engine import local, participation
 from pfedmma.engine import rounds as engine_rounds
+from pfedmma.engine.federation import FederationConfig
 from pfedmma.records.checkpoint import manifest, write
 from pfedmma.system import errors as errors_module
 from pfedmma.system import files
@@ -104,7 +105,7 @@ def fails(tmp_path: Path, victim: int, purpose: str, happens: Callable[..., None
 def test_loss_is_nan(tmp_path: Path, victim: int) -> None:
     said = fails(tmp_path, victim, "metrics", loss_is_nan, 2, 2)
     assert [row["round"] for row in small.metrics(tmp_path / "run")] == [1]
-    cohort_of_2 = participation.sample(range(7), 0.4, seed=0, round_=2)
+    cohort_of_2 = participation.sample(range(7), FederationConfig(participation=0.4), seed=0, round_=2)
     assert cohort_of_2 == [4, 5, 6]  # of 3, 3 and 2 steps: the shortest joins the first
     assert said in [f"error: {NAN.format(client=i)}" for i in ([4, 6], [5])[victim]]
 

@@ -250,13 +250,23 @@ def test_a_run_is_told_by_a_setting(tmp_path: Path) -> None:
     assert made is not None and made.batch == 6 and made.backend == "inductor"
 
 
-@pytest.mark.parametrize(("participation", "ranks", "wanted"), [(1.0, 1, 5 * 3), (0.5, 1, 5 * 2), (1.0, 2, 5 * 2), (1.0, 4, 5)])
+@pytest.mark.parametrize(
+    ("participation", "more", "ranks", "wanted"),
+    [
+        (1.0, {}, 1, 5 * 3),
+        (0.5, {}, 1, 5 * 2),
+        (1.0, {}, 2, 5 * 2),
+        (1.0, {}, 4, 5),
+        (0.5, {"over_selection": 1.5}, 1, 5 * 3),  # 23 of them
+        (0.5, {"sampling": "poisson"}, 1, 5 * 2),  # on average 15
+    ],
+)
 def test_steps_of_a_round_are_those_of_the_longest_client_in_each_pass(
-    tmp_path: Path, participation: float, ranks: int, wanted: int
+    tmp_path: Path, participation: float, more: dict[str, Any], ranks: int, wanted: int
 ) -> None:
     """30 clients of 2 classes, 5 images of each: a step an epoch, five epochs; a pass has ten clients."""
     config = schema.load(None, ["data.clients=30", "data.shots=5", "federation.batch_size=10", "federation.local_epochs=5"])
-    config = dataclasses.replace(config, federation=dataclasses.replace(config.federation, participation=participation))
     world = World(0, ranks, torch.device("cpu"))
     federated, _ = data.load(config.data, 0, "test", Preprocess(32, (0.0,) * 3, (1.0,) * 3), world)
-    assert steps_of_round(federated, config, ranks, 10) == wanted
+    federation = dataclasses.replace(config.federation, participation=participation, **more)
+    assert steps_of_round(federated, dataclasses.replace(config, federation=federation), ranks, 10) == wanted

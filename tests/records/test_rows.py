@@ -113,6 +113,29 @@ def test_a_selected_round_is_read_back() -> None:
         read_summary(made | {"selected": chosen | {"score": "base"}})
 
 
+def test_lost_uploads_and_simulated_seconds_are_read_back() -> None:
+    """And neither stands in a file where they are not simulated."""
+    line = round_(2, 4, None) | {"loss": None, "lost": {"failed": [0, 3], "late": [2]}, "simulated_seconds": 2.5}
+    line["comm"]["wasted_bytes"] = 3 * 12_672
+    row = read_row(line)
+    assert row.lost is not None and row.lost.count == 3 and row.lost.numbers == {"failed": 2, "late": 1}
+    assert (row.loss, row.simulated_seconds, row.comm.wasted_bytes) == (None, 2.5, 38_016)
+    assert json.dumps(row.to_json()) == json.dumps(line) and read_row(row.to_json()) == row
+    made = summary() | {"format": FORMAT, "version": pfedmma.__version__, "lost": {"failed": 2, "late": 1}, "simulated_seconds": 7.5}
+    made["comm"]["wasted_bytes"] = 38_016
+    read = read_summary(json.loads(json.dumps(made)))
+    assert (read.lost, read.simulated_seconds, read.comm.wasted_bytes) == ({"failed": 2, "late": 1}, 7.5, 38_016)
+    assert json.dumps(read.to_json()) == json.dumps(made) and read_summary(read.to_json()) == read
+    for plain in (read_row(round_(2, 4, None)).to_json(), read_summary(summary()).to_json()):
+        assert not {"lost", "simulated_seconds"} & plain.keys() and "wasted_bytes" not in plain["comm"]
+    for wrong, says in (
+        ({"failed": [0]}, "row: lost has no 'late'"),
+        ({"failed": [0.5], "late": []}, "row: lost: failed must be a list of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read_row(line | {"lost": wrong})
+
+
 def test_the_average_of_domains_follows_the_domains() -> None:
     read = Accuracy.from_fields(Fields(accuracy(70.0) | {"domain_average": 80.0, "domains": {"photo": 80.0}}, "accuracy"))
     assert list(read.to_json())[-2:] == ["domains", "domain_average"] and read.score("domain_average") == 80.0

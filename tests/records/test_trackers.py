@@ -55,6 +55,20 @@ def test_curves_of_diagnostics_but_not_of_each_client() -> None:
     assert len(told) < 40 and not [name for name in told if "client" in name or "cka" in name]
 
 
+def test_a_round_of_nobody_is_told_once(tmp_path: Path) -> None:
+    """Round 4 has no participant and so no loss; a run that goes on after it has not forgotten that it was told."""
+    run, settings = tmp_path / "run", ["trackers=tensorboard", "federation.sampling=poisson", "federation.participation=0.2"]
+    settings += ["federation.dropout=0.4", "federation.speeds=0.5", "resume=auto"]
+    for rounds in (4, 5):
+        main(small.settings(run, f"federation.rounds={rounds}", *settings))
+    rows, told = small.metrics(run), curves(run)
+    assert [row["clients"] for row in rows] == [[3], [2], [3, 4, 6], [], [2, 5, 6]]
+    assert told["loss"] == near([(n, loss) for n, loss in losses(run) if loss is not None]) and len(told["loss"]) == 4
+    assert told["simulated_seconds"] == near([(row["round"], row["simulated_seconds"]) for row in rows])
+    assert told["lost/failed"] == near([(row["round"], len(row["lost"]["failed"])) for row in rows])
+    assert told["comm/wasted_bytes"] == near([(row["round"], row["comm"]["wasted_bytes"]) for row in rows])
+
+
 def test_a_finished_run_that_is_resumed_says_its_result_once(tmp_path: Path) -> None:
     for more in ([], ["resume=auto"], ["resume=auto", "federation.rounds=3"]):
         main(small.settings(tmp_path / "run", "trackers=tensorboard", "evaluation.every=2", *more))

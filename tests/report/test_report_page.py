@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -282,6 +283,29 @@ def test_the_ledger_keeps_its_numbers_apart(tmp_path: Path):
     assert "| pfedmma | 302 | 345 | 0.042 | 0.0417 |" in text
     assert [name for name in ("nothing (local)", "one prompt", "pfedmma", "all adapters") if name in text.split("what travels")[1]] != []
     assert f"| one prompt | {PROMPT:,} B |" in text and f"| all adapters | {ADAPTERS:,} B | 100.00 % |" in text
+
+
+def test_what_was_lost_and_simulated_has_a_table_where_it_is_known(tmp_path: Path):
+    """Round 2 has nobody; of the others, 3 of 4 uploads count in round 1, and none in round 3."""
+    plain = write_run(tmp_path / "plain")
+    assert "Uploads that did not count" not in markdown_of(plain)
+    rounds = [round_(number, clients, None) for number, clients in ((1, 4), (2, 0), (3, 4))]
+    for row, failed, late, seconds in zip(rounds, ([2], [], [0, 1]), ([], [], [2, 3]), (2.0, 0.0, 4.0), strict=True):
+        row |= {"lost": {"failed": failed, "late": late}, "simulated_seconds": seconds}
+        row["comm"] |= {"wasted_bytes": SHARED * len(failed + late)}
+    rounds[1]["loss"] = None
+    made = summary(lost={"failed": 3, "late": 2}, simulated_seconds=6.0)
+    made["comm"] |= {"wasted_bytes": 5 * SHARED, "uplink_bytes": 8 * SHARED}
+    run = write_run(tmp_path / "run", made, rounds)
+    line = "| 3 of 8 | 2 of 8 | 63.4 kB | 62.5 % | 6.0 s | 2.0 s |"
+    assert f"| pfedmma {line}" in markdown_of(run) and "| 2.7 |" in markdown_of(run)  # participants, mean over rounds
+    both = markdown_of(plain, run)
+    assert both.count("of 8 |") == 2 and line in both
+    assert "Uploads that did not count" in page_of(run).text
+    (run / "summary.json").unlink()
+    assert line in markdown_of(run)
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rounds[:2]))
+    assert f"| {SHARED:,} B | {SHARED:,} B | 2 |" in markdown_of(run)  # the last round has nobody to divide by
 
 
 def test_bytes_add_up_over_rounds_beside_what_alternatives_would_have_moved(tmp_path: Path):

@@ -83,15 +83,28 @@ def test_what_was_read_at_the_start_of_the_round_by_hand() -> None:
     assert tensors_of(pool.nearest([0, 2], now, 9)) == [[5.0, 9.0, 2.0], [6.0, 5.0, 2.0]]
 
 
+def test_whose_upload_was_lost_read_the_same_by_hand() -> None:
+    """As above, but nothing has come of 0, nor of 4, who had never sent: they trained with what there was."""
+    pool = Pool()
+    pool.rows = {0: torch.tensor([1.0]), 1: torch.tensor([5.0]), 3: torch.tensor([2.0])}
+    pool.keep([2], torch.tensor([[9.0]]), torch.tensor([4.0]), lost=[0, 4])
+    now = torch.tensor([7.0])
+    for kept in (pool, Pool.from_state(pool.state_dict())):
+        assert {i: float(row) for i, row in kept.rows.items()} == {0: 1.0, 1: 5.0, 2: 9.0, 3: 2.0}
+        assert tensors_of(kept.nearest([0, 4, 1], now, 9, as_read=True)) == [[2.0, 5.0], [5.0, 2.0, 1.0], [2.0, 1.0, 9.0]]
+    pool.keep([], torch.empty(0, 1), now)  # a round of nobody: all read the newest
+    assert tensors_of(pool.nearest([0], now, 9, as_read=True)) == tensors_of(pool.nearest([0], now, 9)) == [[2.0, 5.0, 9.0]]
+
+
 @settings(max_examples=100, deadline=None)
-@given(pools(), st.lists(st.integers(0, 11), unique=True, min_size=1, max_size=5), st.integers(0, 9))
-def test_what_was_read_is_read_again(pool: Pool, cohort: list[int], limit: int) -> None:
-    """Whatever is sent in the round; also from a state that was kept and read back."""
+@given(pools(), st.lists(st.integers(0, 11), unique=True, min_size=1, max_size=5), st.integers(0, 5), st.integers(0, 9))
+def test_what_was_read_is_read_again(pool: Pool, cohort: list[int], lost: int, limit: int) -> None:
+    """Whatever is sent in the round, and by whom; also from a state that was kept and read back."""
     received = torch.ones(SIZE)
     wanted = {i: pool.nearest([i], received, limit) for i in cohort}
-    newest = {i: torch.full((SIZE,), float(i)) for i in cohort}
+    sent = torch.tensor(cohort[lost:], dtype=torch.float32)[:, None].expand(-1, SIZE)
     rest = [i for i in range(12) if i not in cohort]
-    pool.keep(cohort, torch.stack(list(newest.values())), received)
+    pool.keep(cohort[lost:], sent, received, cohort[:lost])
     for kept in (pool, Pool.from_state(pool.state_dict())):
         for client in range(12):
             before = wanted[client] if client in cohort else kept.nearest([client], torch.zeros(SIZE), limit)

@@ -14,6 +14,7 @@ from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.partition.protocols import PROTOCOLS
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.engine import participation
+from pfedmma.engine.federation import FederationConfig
 from pfedmma.system.errors import UserError
 
 BASE = ["data.clients=10", "data.shots=4"]
@@ -82,11 +83,12 @@ def test_both_kinds_are_needed(share: str, clients: str, says: str) -> None:
 
 def test_participation_is_of_the_others() -> None:
     others = [0, 2, 3, 5, 6, 8, 9]
-    cohorts = [participation.sample(others, 0.4, seed=0, round_=round_) for round_ in range(1, 30)]
+    cohorts = [participation.sample(others, FederationConfig(participation=0.4), seed=0, round_=round_) for round_ in range(1, 30)]
     assert all(len(cohort) == 3 and cohort == sorted(cohort) and set(cohort) <= set(others) for cohort in cohorts)
     assert {i for cohort in cohorts for i in cohort} == set(others)
-    assert participation.sample(others, 0.01, seed=0, round_=1) == participation.sample(others, 1 / 7, seed=0, round_=1)
-    assert [others[i] for i in participation.sample(range(7), 0.4, seed=0, round_=5)] == cohorts[4]
+    few = [participation.sample(others, FederationConfig(participation=share), seed=0, round_=1) for share in (0.01, 1 / 7)]
+    assert few[0] == few[1]
+    assert [others[i] for i in participation.sample(range(7), FederationConfig(participation=0.4), seed=0, round_=5)] == cohorts[4]
 
 
 @pytest.mark.parametrize(
