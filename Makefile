@@ -48,6 +48,7 @@ benchmarks: benchmark ## all benchmarks that need neither files, root nor a GPU;
 	$(BIN)/python benchmarks/scaling.py overhead linear registered ranks long
 	$(BIN)/python benchmarks/long_run.py
 	$(BIN)/torchrun --standalone --nproc_per_node=2 benchmarks/balance.py
+	$(BIN)/python benchmarks/server_rules.py
 
 wire: $(INSTALLED) ## bytes at network interfaces beside the ledger (Linux, root, iproute2)
 	$(BIN)/python benchmarks/wire.py
