@@ -30,7 +30,10 @@ class Ridge:
         self.gram, self.cross = (x @ x.T).double(), (y @ x.T).double()
 
     def __call__(self, targets: Tensor, quality: Quality) -> Tensor:
-        """What it finds of those attacked [v,q]; ``targets`` [n,q] of those to learn from. Of `PENALTIES` the one whose ``quality`` is best."""
+        """What it finds of those attacked [v,q]; ``targets`` [n,q]: of those to learn from.
+
+        Of `PENALTIES` it takes the one whose ``quality`` is best on the last quarter of these, learnt from the others.
+        """
         count = round(LEARNT * len(targets))
         wanted = targets.double()
         tried = [self._solved(self.gram[:count, :count], wanted[:count], self.gram[count:, :count], penalty) for penalty in PENALTIES]
@@ -115,8 +118,9 @@ def of_cohorts(each: Tensor, apart: int) -> Figure:
 
 
 def without_basis(changes: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> Tensor:
-    """What does not depend on the basis in which a client's private tensors lie [n,numbers]: of the change of each tensor its norm, its part
-    along what it was, and its singular values.
+    """What does not depend on the basis in which a client's private tensors lie [n,numbers].
+
+    Of the change of each tensor its norm, its part along what it was, and its singular values.
 
     Args:
         changes: {name: [n,*shape]}. start: {name: [*shape]}.

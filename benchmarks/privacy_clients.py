@@ -44,9 +44,16 @@ class Sizes:
     simulated: int
 
 
-def config_from(settings: Sequence[str]) -> Config:
-    """``settings`` over those of the demo."""
-    own = ["evaluation.every=0", f"run_dir={Path(tempfile.gettempdir()) / 'pfedmma-privacy'}"]  # which is never made
+def config_from(settings: Sequence[str], victims: int) -> Config:
+    """``settings`` over those of the demo, for a run whose participants are as many as the victims: its server counts on them."""
+    own = [
+        "data.protocol=base_to_novel_dirichlet",
+        "data.beta=100",
+        "data.shots=0",
+        f"data.clients={victims}",
+        "evaluation.every=0",
+        f"run_dir={Path(tempfile.gettempdir()) / 'pfedmma-privacy'}",  # which is never made
+    ]
     return configuration.load([ROOT / "configs" / "demo.yaml"], [*own, *settings])
 
 
@@ -54,7 +61,7 @@ class Federation:
     """The clients of a run, before its first round. ``held`` [n,K]: which classes they hold; ``sent``: the state of the server."""
 
     def __init__(self, config: Config, sizes: Sizes, world: World) -> None:
-        self.config, self.sizes, self.world = config, sizes, world
+        self.config, self.sizes = config, sizes
         run = assemble(config, world)
         self.engine: Engine = run.engine
         self.backbone, self.count = run.backbone, len(run.federated.base.classes)
@@ -116,7 +123,7 @@ class Federation:
     def seen(self, rows: Tensor, round_: int) -> Tensor:
         """What the server sees of single uploads, as changes [n,X]; ``rows``: what clients 0, 1, ... have after training.
 
-        Where clients add noise, they share it with as many others as the run has participants.
+        Where clients add noise, as many share it as the run has participants.
         """
         server, parts = self.engine.server, []
         for ids in torch.arange(len(rows)).split(len(self.engine.participants)):

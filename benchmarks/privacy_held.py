@@ -1,6 +1,6 @@
 """What the clients of privacy.py hold, as numbers that an attacker looks for; and what the uploaded model itself says of pictures.
 
-Shape legend: n clients, V victims, N pictures, X exchanged parameters of one client, K classes, F numbers of a feature, H pictures of one client.
+Shape legend: n clients, V victims, N pictures, X exchanged parameters of one client, K classes, F numbers of a feature, H pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pfedmma.data.partition.camera import Camera
 from pfedmma.data.partition.federated import Client
 from pfedmma.stack.rules import NOTHING
 
-KINDS = MEMBERS, SAME, OTHER = ("members", "same classes", "other classes")  # of pictures that a victim may have trained on
+KINDS = ("members", "same classes", "other classes")  # of pictures that a victim may have trained on
 GUESSES = 2  # pictures of each class that the attacker shows to the uploaded model
 REFERENCES = 8  # pictures that show what a camera does to features
 TOGETHER = 256  # pictures of one pass
@@ -73,7 +73,7 @@ class Held:
         return torch.stack([numbers[client.train].mean(dim=0) for client in self.federation.clients])
 
     def cameras(self) -> Tensor:
-        """What cameras do: cosine and sine of the turn of a hue, each faded alike [n,2]; of a pattern, how it moves features [n,F]."""
+        """What cameras do: `turn_of` hues [n,2]; of a pattern, how it moves the features of pictures [n,F]."""
         seen = [Camera.stacked([client.camera]) for client in self.federation.clients if client.camera is not None]
         if self.federation.config.data.camera_kind == "hue":
             return torch.stack([turn_of(camera.colours.squeeze()) for camera in seen if camera.colours is not None])
@@ -84,7 +84,7 @@ class Held:
 
 
 def turn_of(colours: Tensor) -> Tensor:
-    """Of a colour matrix [3,3], see `pfedmma.data.partition.camera`: cosine and sine of the angle by which hues turn, times what fading leaves."""
+    """Cosine and sine of the angle by which a camera's colours [3,3] turn hues, both times what fading leaves [2]."""
     return torch.stack([(colours.trace() - 1.0) / 2.0, (colours[1, 0] - colours[0, 1]) * math.sqrt(3.0) / 2.0])
 
 
