@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kills slurm-check lint benchmark benchmarks wire gpu-check clean
+.PHONY: help install demo test test-kills slurm-check lint benchmark benchmarks wire privacy-check gpu-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ benchmarks: benchmark ## all benchmarks that need neither files, root nor a GPU;
 
 wire: $(INSTALLED) ## bytes at network interfaces beside the ledger (Linux, root, iproute2)
 	$(BIN)/python benchmarks/wire.py
+
+privacy-check: $(INSTALLED) ## what an upload tells under a shared and an own start; ends with an error if a bound is broken; minutes
+	$(BIN)/python benchmarks/privacy.py --uploads shared,own --check
 
 gpu-check: ## on a machine with GPUs: the tests marked gpu and the benchmarks, within 9 minutes
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py

@@ -10,7 +10,7 @@ clients that hold other pictures, and learns ridge regressions from what is seen
   ``no basis``: the same from norms and singular values alone, which a private start does not hide.
 - **membership**: is this very picture in the training set? Candidates are pictures of the victim's classes that it did not train on
   (``same``, the hard and honest question), or of classes that it does not hold (``other``, easy: the classes tell). A candidate's score is
-  the product of its features in the frozen CLIP with the mean features that the ridge finds; under ``same`` both less the mean of the class.
+  the product of its features in the frozen CLIP with the mean features that the ridge finds; under ``same`` both less that of the class.
 - **by losses**: no ridge and no simulated client: the update is put into the model, whose private tensors are as they begin, and a
   picture's score is how far its loss falls. The attacker has candidates as the victim's camera took them, and for classes pictures of its
   own. ``seed known``: the server knows the seed, from which a client's own start follows; a deployment has to keep it from the server.
@@ -59,6 +59,7 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.comm.world import DistributedConfig, World, open_world
+from pfedmma.config.schema import Config
 from pfedmma.server.rules import SHARED as OF_SERVER
 from pfedmma.system.console import say, show
 from pfedmma.system.errors import UserError, run_main
@@ -79,11 +80,11 @@ HEADS = ("upload", "numbers", "classes\nnamed", "class\nAUC", "no\nbasis", "memb
 MORE_HEADS = ("camera\nr", "camera\nnamed", *(f"mean\nof {size}" for size in COHORTS))
 
 
-def attack(name: str, settings: Sequence[str], sizes: Sizes, world: World) -> dict[str, Any]:
+def attack(name: str, config: Config, sizes: Sizes, world: World) -> dict[str, Any]:
     """Everything that is found from one kind of upload."""
     say(f"{name}: {sizes.victims + sizes.simulated} clients train")
     begin = time.process_time()
-    federation = Federation(config_from([*UPLOADS[name], *settings], sizes.victims), sizes, world)
+    federation = Federation(config, sizes, world)
     traces, held = federation.train(), Held(federation)
     ridge = Ridge(traces.first[sizes.victims :], traces.first[: sizes.victims])
     found = {"upload": name, "numbers": traces.first.shape[1], "norm": float(traces.first.norm(dim=1).mean())}
@@ -230,7 +231,8 @@ def main() -> None:
     args = arguments()
     world = open_world(DistributedConfig(device="cpu"))
     sizes = Sizes(args.victims, args.simulated)
-    rows = [attack(name, args.settings, sizes, world) for name in args.uploads]
+    configs = {name: config_from([*UPLOADS[name], *args.settings], sizes.victims) for name in args.uploads}
+    rows = [attack(name, config, sizes, world) for name, config in configs.items()]
     show(table(rows, sizes), 140)
     report = {
         "benchmark": "privacy",
