@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pfedmma.compare.differences import Difference, against
 from pfedmma.compare.done import Done, methods_of
 from pfedmma.compare.table import Sheet, parts
-from pfedmma.compare.written import as_csv
 from pfedmma.records.rows import IN_HM, TITLES
+from pfedmma.system.csv_text import as_csv
 
 COLUMNS = (*IN_HM, "hm")
 

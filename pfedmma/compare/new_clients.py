@@ -8,8 +8,8 @@ from typing import Any
 
 from pfedmma.compare.done import Done, methods_of, settings_of
 from pfedmma.compare.table import Sheet, title, with_spread
-from pfedmma.compare.written import as_csv
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
+from pfedmma.system.csv_text import as_csv
 
 HEAD = ("method", "shared part", "epochs alone", *(TITLES[name] for name in HEADLINE))
 ZERO_SHOT = ("zero-shot", "", "")

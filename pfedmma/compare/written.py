@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from pfedmma.compare.table import NOTE, Sheet, parts
 from pfedmma.system import latex as tex
 from pfedmma.system import markdown as md
 from pfedmma.system.console import printable
+from pfedmma.system.csv_text import as_csv
 
 
 def terminal(sheet: Sheet) -> Table:
@@ -82,15 +81,3 @@ def candidates_csv(choices: Sequence[Choice]) -> str:
             chosen = "yes" if candidate is choice.best else "no"
             lines.append([plan.method, plan.setting, plan.combination, len(candidate.plans), candidate.hm, chosen])
     return as_csv(lines)
-
-
-def as_csv(lines: Sequence[Sequence[Any]]) -> str:
-    """The lines as they stand in a file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(map(_cell, line)) for line in lines])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
