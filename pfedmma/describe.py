@@ -8,7 +8,6 @@ exit status: 0; 1 if --check finds images that cannot be read, which are named; 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.config import schema as configuration
+from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.schema import Config
 from pfedmma.data.loading import divide, open_source, say
 from pfedmma.data.partition import partition_file
@@ -27,16 +27,14 @@ from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.sources.base import Source, Unreadable
 from pfedmma.system import plots
 from pfedmma.system.console import ProgressBar, show
-from pfedmma.system.errors import ArgumentParser, run_main
+from pfedmma.system.errors import run_main
 
 DRAWN_SIZE = 32  # pixels a side of drawn images; describing draws none
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; ``argv`` as on the command line."""
-    parser = ArgumentParser(prog="python -m pfedmma.describe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for python -m pfedmma.train, for example data.clients=20")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="a YAML file, as for python -m pfedmma.train")
+    parser = parser_with_settings("describe", __doc__, "data.clients=20")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="write classes x clients as a picture (*.png; needs pip install 'pfedmma[plots]')"
     )

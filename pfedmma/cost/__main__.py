@@ -15,12 +15,13 @@ from pathlib import Path
 
 from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config import schema as configuration
+from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.schema import Config
 from pfedmma.cost.links import DEFAULT, links
 from pfedmma.methods import registry
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import room, show
-from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import write_atomically
 
 ALL = "all"
@@ -50,9 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m pfedmma.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for python -m pfedmma.train, for example federation.rounds=10")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="a YAML file, as for python -m pfedmma.train")
+    parser = parser_with_settings("cost", __doc__, "federation.rounds=10 data.clients=100")
     parser.add_argument("--methods", default=ALL, help="a list such as pfedmma,promptfl; default all: those of this package and of plugins")
     parser.add_argument("--backbone", metavar="NAME", help="short for backbone.name=NAME, for example ViT-B-16")
     parser.add_argument("--ranks", type=numbers, default=[1, 2, 8], help="numbers of ranks; default 1,2,8")
