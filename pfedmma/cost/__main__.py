@@ -19,7 +19,7 @@ from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.schema import Config
 from pfedmma.cost.links import DEFAULT, links
 from pfedmma.methods import registry
-from pfedmma.system.arguments import positive
+from pfedmma.system.arguments import one_of, positive, positives
 from pfedmma.system.console import room, show
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import write_atomically
@@ -54,29 +54,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = parser_with_settings("cost", __doc__, "federation.rounds=10 data.clients=100")
     parser.add_argument("--methods", default=ALL, help="a list such as pfedmma,promptfl; default all: those of this package and of plugins")
     parser.add_argument("--backbone", metavar="NAME", help="short for backbone.name=NAME, for example ViT-B-16")
-    parser.add_argument("--ranks", type=numbers, default=[1, 2, 8], help="numbers of ranks; default 1,2,8")
-    parser.add_argument("--wire", type=dtypes, help=f"dtypes on the wire, of {', '.join(WIRE_DTYPES)}; default distributed.wire")
-    parser.add_argument("--clients", type=numbers, help="numbers of clients; default data.clients")
+    parser.add_argument("--ranks", type=positives, default=[1, 2, 8], help="numbers of ranks; default 1,2,8")
+    parser.add_argument("--wire", type=one_of(WIRE_DTYPES), help=f"dtypes of {', '.join(WIRE_DTYPES)}; default distributed.wire")
+    parser.add_argument("--clients", type=positives, help="numbers of clients; default data.clients")
     parser.add_argument("--links", default=DEFAULT, help=f"NAME=RATE or NAME=UP/DOWN, bits a second; default {DEFAULT}")
     parser.add_argument("--classes", type=positive, default=51, help="classes of a local step's prompts; default 51, as Caltech101's base")
     parser.add_argument("--no-step", action="store_true", help="leave the local step out, which takes half a second a method")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a line for each method, wire, number of clients and of ranks")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bytes a round by method (*.png, *.pdf; needs 'pfedmma[plots]')")
     return parser.parse_intermixed_args(argv)
-
-
-def numbers(text: str) -> list[int]:
-    """A list such as 1,2,8; an argparse ``type``."""
-    return list(dict.fromkeys(positive(word.strip()) for word in text.split(",")))
-
-
-def dtypes(text: str) -> list[str]:
-    """A list such as fp32,bf16; an argparse ``type``."""
-    words = list(dict.fromkeys(word.strip() for word in text.split(",")))
-    for word in words:
-        if word not in WIRE_DTYPES:
-            raise argparse.ArgumentTypeError(f"'{word}' is none of {', '.join(WIRE_DTYPES)}")
-    return words
 
 
 def chosen(methods: str) -> list[str]:
