@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pfedmma import rng
-from pfedmma.data.sources.cifar import SUPERCLASSES
+from pfedmma.cost.step import class_names
 from pfedmma.data.sources.coop import LAYOUTS
 from pfedmma.system.errors import UserError
 
@@ -32,16 +32,6 @@ SIZES = {
     "sun397": ((1024, 768), (800, 600), (768, 1024)),
     "photographs": ((4000, 3000),),  # as a camera of 12 megapixels takes them
 }
-
-
-def class_names(count: int) -> tuple[str, ...]:
-    """Names of everyday things, of the usual lengths. Raises a `UserError` if there are fewer than ``count``."""
-    things = [name for names in SUPERCLASSES.values() for name in names.split()]
-    kinds = ["", "old ", "small ", "red ", "wooden "]
-    names = [kind + thing for kind in kinds for thing in things]
-    if count > len(names):
-        raise UserError(f"--classes: there are names for {len(names) // 2} classes at most, not for {count // 2}")
-    return tuple(names[:count])
 
 
 def write_files(root: Path, classes: int, shots: int, tests: int) -> int:

@@ -28,7 +28,6 @@ from typing import Any
 
 import arithmetic
 import torch
-from drawn_files import class_names
 from machine import machine, publish
 from plain_path import PlainPath
 from programs import device_from, require_at_least
@@ -41,6 +40,7 @@ from pfedmma.clip.backbone import PRECISIONS
 from pfedmma.clip.loading import create_model, frozen
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
+from pfedmma.cost.step import class_names
 from pfedmma.data.partition.base_to_novel import split_classes
 from pfedmma.data.partition.federated import Client, EvaluationSet, FederatedData
 from pfedmma.data.pixels.pixels import Pixels

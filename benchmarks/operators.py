@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pfedmma.clip.backbone import PRECISIONS
+from pfedmma.cost.counting import flops
 from pfedmma.stack.optim import LossScale
 
 PRODUCTS, ATTENTION, NORMS, ACTIVATIONS, CASTS, ELEMENTWISE, COPIES, OPTIMIZER = GROUPS = (
@@ -192,21 +193,6 @@ def launches(name: str, args: Sequence[Any]) -> int:
     if name == "_scaled_dot_product_efficient_attention_backward":
         return 4 if args[0].dtype == torch.float32 else 1  # in fp32 three to five, by the number of tokens
     return _LAUNCHES.get(name, 1)
-
-
-def flops(name: str, args: Sequence[Any], result: Any) -> int:
-    """Operations of a matrix product or of attention; 0 for all others."""
-    if name in ("mm", "bmm", "linear"):
-        return 2 * result.numel() * args[0].shape[-1]
-    if name in ("addmm", "baddbmm"):
-        return 2 * result.numel() * args[1].shape[-1]
-    if name == "convolution":
-        return 2 * result.numel() * args[1][0].numel()
-    if "scaled_dot_product" not in name:
-        return 0
-    back = "backward" in name
-    q, k = args[back : back + 2]
-    return (10 if back else 4) * q.numel() * k.shape[-2]  # five products of that size, or two
 
 
 def nbytes(name: str, args: Sequence[Any], result: Any) -> int:

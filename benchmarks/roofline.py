@@ -4,9 +4,9 @@
     python benchmarks/roofline.py --device cpu [--model ViT-B-32] [--clients 2]
 
 Counted: the operators of the real `LocalTraining.step` and `Evaluator.table` (operators.py), on the meta device with what torch would call
-on a GPU (as_on_gpu.py). Modelled: the time of each from its operations, bytes and launch (devices.py). Not in it: input, which is taken to
-lie on the device, checkpoints, the start, and waits of ranks for each other. Ranks host clients as evenly as can be, and all batches are
-full.
+on a GPU (pfedmma/cost/as_on_gpu.py). Modelled: the time of each from its operations, bytes and launch (devices.py). Not in it: input, which
+is taken to lie on the device, checkpoints, the start, and waits of ranks for each other. Ranks host clients as evenly as can be, and all
+batches are full.
 
 ``--device cpu`` measures this machine's products, memory and smallest operator first, models the step and the evaluation with them, and
 then times both: the ratio says how far such a model can be believed.
@@ -26,7 +26,6 @@ from typing import Any
 
 import arithmetic
 import torch
-from as_on_gpu import as_on_gpu
 from devices import GPUS, Device, measured_cpu, now, timed
 from machine import machine, publish
 from one_rank import OneRank, Setting
@@ -35,6 +34,7 @@ from programs import require_at_least
 from rich.table import Table
 
 from pfedmma.clip.stems import StemCache
+from pfedmma.cost.as_on_gpu import as_on_gpu
 from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.methods.registry import NAMES
 from pfedmma.system.console import show

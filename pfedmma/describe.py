@@ -8,7 +8,6 @@ exit status: 0; 1 if --check finds images that cannot be read, which are named; 
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -20,22 +19,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.config import schema as configuration
+from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.schema import Config
 from pfedmma.data.loading import divide, open_source, say
 from pfedmma.data.partition import partition_file
 from pfedmma.data.partition.federated import FederatedData
 from pfedmma.data.sources.base import Source, Unreadable
+from pfedmma.system import plots
 from pfedmma.system.console import ProgressBar, show
-from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.errors import run_main
 
 DRAWN_SIZE = 32  # pixels a side of drawn images; describing draws none
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command; ``argv`` as on the command line."""
-    parser = ArgumentParser(prog="python -m pfedmma.describe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="as for python -m pfedmma.train, for example data.clients=20")
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help="a YAML file, as for python -m pfedmma.train")
+    parser = parser_with_settings("describe", __doc__, "data.clients=20")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="write classes x clients as a picture (*.png; needs pip install 'pfedmma[plots]')"
     )
@@ -123,12 +122,8 @@ def plot(federated: FederatedData, config: Config, path: Path) -> None:
     Raises:
         UserError: matplotlib is not there, or ``path`` cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--plot needs matplotlib; install it with: pip install 'pfedmma[plots]'") from None
     held = counts(federated)
-    figure = Figure(figsize=(max(4.0, 0.25 * held.shape[1] + 2.0), max(3.0, 0.12 * held.shape[0] + 1.5)), layout="constrained")
+    figure = plots.new_figure(max(4.0, 0.25 * held.shape[1] + 2.0), max(3.0, 0.12 * held.shape[0] + 1.5))
     axes = figure.subplots()
     image = axes.imshow(held.numpy(), aspect="auto", cmap="Blues", interpolation="nearest")
     figure.colorbar(image, label="training images")
@@ -137,10 +132,7 @@ def plot(federated: FederatedData, config: Config, path: Path) -> None:
     if held.shape[0] <= 40:
         axes.set_yticks(range(held.shape[0]), federated.base.classes, fontsize=6, parse_math=False)
     axes.set_title(_origin(config), fontsize=9, parse_math=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--plot: cannot write {path}: {error}") from None
+    plots.save(figure, path)
 
 
 if __name__ == "__main__":

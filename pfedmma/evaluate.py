@@ -4,9 +4,13 @@ The run folder is only read. Settings on the command line may change what does n
 ``evaluation.split=val`` or ``data.root=...``. With ``evaluation.text_features=first`` the clients are tested with the text features that
 the run has kept, or, if it kept none, with those of the first client now. ``evaluation.select`` is not read: one round is tested. The last
 line is the result as JSON.
+
+exit status: 0; 2 if there is nothing to evaluate.
 """
 
 from __future__ import annotations
+
+import argparse
 
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
@@ -26,7 +30,7 @@ from pfedmma.system.memory import shortage_named
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__)
+    parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
     parser.add_argument("settings", nargs="*", metavar="key=value")

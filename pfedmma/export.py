@@ -2,10 +2,13 @@
 
 Adapters become an adapter file (`pfedmma.load_adapter`), other methods' tensors a client file (`pfedmma.load_client` reads both). It is
 what the client is tested with after that round; its text features are its own, also in a run with ``evaluation.text_features=first``.
+
+exit status: 0; 2 if there is no such client or nothing to read.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -23,7 +26,7 @@ from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__)
+    parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")

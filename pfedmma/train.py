@@ -1,8 +1,13 @@
-"""The main job: ``python -m pfedmma.train [--config FILE] [key=value ...]``, the same under torchrun and accelerate launch."""
+"""Train, test and keep a federation, the main job: ``python -m pfedmma.train [--config FILE] [key=value ...]``
+
+The same under torchrun and accelerate launch.
+
+exit status: 0, also where a signal ends a run after its round, which resume=auto goes on with; 2 if it cannot start or go on; 130 if it is
+interrupted before the rounds.
+"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -12,9 +17,10 @@ import torch
 from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
+from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.identity import settings
 from pfedmma.config.schema import Config
-from pfedmma.config.table import all_settings
+from pfedmma.config.table import explained
 from pfedmma.engine.new_clients import Interrupted
 from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
@@ -29,7 +35,7 @@ from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
 from pfedmma.system.console import ProgressBar, megabytes, show
-from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.memory import shortage_named
 from pfedmma.system.signals import Interruption
 
@@ -72,13 +78,8 @@ def owned_by_rank_0(folder: RunFolder, config: Config, world: World) -> Iterator
 
 def parse(argv: list[str] | None) -> Config:
     """The configuration that the command line asks for."""
-    parser = ArgumentParser(
-        prog="python -m pfedmma.train", description=__doc__, epilog=all_settings(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config", action="append", default=[], help="a YAML file; a later one takes precedence, and settings on the command line over all"
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="for example federation.rounds=10 data.name=caltech101")
+    example = "federation.rounds=10 data.name=caltech101"
+    parser = parser_with_settings("train", __doc__, example, epilog=f"settings:\n\n{explained()}")
     args = parser.parse_intermixed_args(argv)  # settings may stand on both sides of an option
     config = configuration.load(args.config, args.settings)
     if config.resume in ("", "auto"):

@@ -128,9 +128,7 @@ def create_model(config: BackboneConfig, seed: int) -> nn.Module:
         UserError: see `load`.
     """
     config = dataclasses.replace(config, pretrained=str(expanded(config.pretrained)))
-    name = f"local-dir:{tiny.FOLDER}" if config.name == "tiny" else config.name
-    if config.name != "tiny" and name.replace("/", "-") not in open_clip.list_models():
-        raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{_near_names(name)}")
+    name = _own_name(config.name)
     options = _tiny_weights(config) if config.name == "tiny" else _weights(config)
     file = options.pop("file", None)
     with torch.random.fork_rng(devices=[]), _quiet_open_clip():
@@ -151,6 +149,27 @@ def create_model(config: BackboneConfig, seed: int) -> nn.Module:
         quick = config.name.endswith("-quickgelu")
         warn_where_unknown(config.pretrained, found.activation, config.name, QUICK_GELU if quick else GELU)
     return model.eval().requires_grad_(False)
+
+
+def create_shapes(name: str) -> nn.Module:
+    """The open_clip model of this name on the meta device: its shapes without numbers, whatever its weights.
+
+    Raises:
+        UserError: unknown name.
+    """
+    own = _own_name(name)
+    with _quiet_open_clip(), torch.device("meta"):
+        model = open_clip.create_model(own, device="meta", **({"load_weights": False} if name == "tiny" else {}))
+    return model.eval().requires_grad_(False)
+
+
+def _own_name(name: str) -> str:
+    """What open_clip calls the model. Raises a `UserError` if it has none of that name."""
+    if name == "tiny":
+        return f"local-dir:{tiny.FOLDER}"
+    if name.replace("/", "-") not in open_clip.list_models():
+        raise UserError(f"backbone.name: '{name}' is neither 'tiny' nor an open_clip model{_near_names(name)}")
+    return name
 
 
 def _near_names(name: str) -> str:

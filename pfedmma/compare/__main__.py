@@ -1,8 +1,10 @@
-"""Run a grid of methods, datasets, shots and seeds, and write one table: ``python -m pfedmma.compare FILE [FILE ...] [key=value ...]``.
+"""Run a grid of methods, data sets, shots and seeds, and tabulate it: ``python -m pfedmma.compare FILE [FILE ...] [key=value ...]``.
 
 Finished runs are not done again and interrupted ones go on, so the same command continues after anything. Settings on the command line
 go to every run. `pfedmma.compare.grid` says what a compare file holds; configs/compare/ has some. Where a file chooses on validation
 data, `--dry-run` prints the candidates; once they are done, the chosen runs.
+
+exit status: 0; 2 if a run failed, or there is nothing to run or to show; 130 if it is interrupted: the same command continues.
 """
 
 from __future__ import annotations

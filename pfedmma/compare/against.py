@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pfedmma.compare.differences import Difference, against
 from pfedmma.compare.done import Done, methods_of
 from pfedmma.compare.table import Sheet, parts
-from pfedmma.compare.written import as_csv
+from pfedmma.records.columns import IMAGES
 from pfedmma.records.rows import IN_HM, TITLES
+from pfedmma.system.csv_text import as_csv
 
 COLUMNS = (*IN_HM, "hm")
 
@@ -72,7 +73,7 @@ def _cell(found: Difference | None) -> str:
 def csv(runs: Sequence[Done]) -> str:
     """One line for each part, method and score."""
     lines: list[Sequence[object]] = [
-        ["table", "method", "baseline", "score", "images_a_client", "pairs", "mean_points", "low_points", "high_points", "p"]
+        ["table", "method", "baseline", "score", IMAGES, "pairs", "mean_points", "low_points", "high_points", "p"]
     ]
     for part in all_against(runs):
         for column, found in part.by_column.items():

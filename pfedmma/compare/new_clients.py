@@ -8,8 +8,9 @@ from typing import Any
 
 from pfedmma.compare.done import Done, methods_of, settings_of
 from pfedmma.compare.table import Sheet, title, with_spread
-from pfedmma.compare.written import as_csv
+from pfedmma.records.columns import percent
 from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
+from pfedmma.system.csv_text import as_csv
 
 HEAD = ("method", "shared part", "epochs alone", *(TITLES[name] for name in HEADLINE))
 ZERO_SHOT = ("zero-shot", "", "")
@@ -51,7 +52,7 @@ def _over(seeds: Sequence[Accuracy], name: str) -> str:
 
 def csv(runs: Sequence[Done]) -> str:
     """One line for each run, way and number of epochs, and one for zero-shot of the run's new clients."""
-    lines: list[list[Any]] = [["method", "setting", "seed", "shared", "epochs", *HEADLINE, "run"]]
+    lines: list[list[Any]] = [["method", "setting", "seed", "shared", "epochs", *map(percent, HEADLINE), "run"]]
     for run in runs:
         for (method, way, epochs), accuracy in _met(run):
             plan = run.plan

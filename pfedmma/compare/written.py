@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +11,11 @@ from rich.table import Table
 from pfedmma.compare.done import Done, columns
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import NOTE, Sheet, parts
+from pfedmma.records.columns import DOWN, DOWN_OF_RUN, SECONDS, TRAINED, UP, UP_OF_RUN, percent
 from pfedmma.system import latex as tex
 from pfedmma.system import markdown as md
 from pfedmma.system.console import printable
+from pfedmma.system.csv_text import as_csv
 
 
 def terminal(sheet: Sheet) -> Table:
@@ -51,8 +51,8 @@ def table_csv(runs: Sequence[Done]) -> str:
     named = columns(runs)
     lines: list[list[Any]] = [
         ["table", "method", "seeds"]
-        + [f"{column}_{kind}" for column in named for kind in ("mean", "std")]
-        + ["bytes_up", "bytes_down", "trained_parameters", "seconds_per_round"]
+        + [percent(column, kind) for column in named for kind in ("mean", "std")]
+        + [UP, DOWN, TRAINED, SECONDS]
     ]
     for part in parts(runs):
         for row in part.rows:
@@ -64,33 +64,27 @@ def table_csv(runs: Sequence[Done]) -> str:
 def runs_csv(runs: Sequence[Done]) -> str:
     """One line for each run."""
     named = columns(runs)
-    costs = ["uplink_bytes", "downlink_bytes", "seconds_per_round"]
-    lines: list[list[Any]] = [["method", "dataset", "shots", "combination", "seed", *named, *costs, "run"]]
+    head = ["method", "dataset", "shots", "combination", "seed", *map(percent, named)]
+    lines: list[list[Any]] = [[*head, UP, DOWN, UP_OF_RUN, DOWN_OF_RUN, TRAINED, SECONDS, "run"]]
     for run in runs:
-        plan, comm = run.plan, run.summary.comm
+        plan, summary = run.plan, run.summary
         what = [plan.method, plan.dataset, plan.config.data.shots, plan.combination, plan.config.seed]
-        lines.append([*what, *map(run.score, named), comm.uplink_bytes, comm.downlink_bytes, run.seconds, plan.name])
+        moved = [
+            summary.bytes_per_client_round,
+            summary.bytes_down_per_client_round,
+            summary.comm.uplink_bytes,
+            summary.comm.downlink_bytes,
+        ]
+        lines.append([*what, *map(run.score, named), *moved, summary.trained_parameters, run.seconds, plan.name])
     return as_csv(lines)
 
 
 def candidates_csv(choices: Sequence[Choice]) -> str:
     """One line for each candidate: its mean HM on the validation split, and whether it is the one that is run on the test split."""
-    lines: list[list[Any]] = [["method", "setting", "combination", "seeds", "hm_mean", "chosen"]]
+    lines: list[list[Any]] = [["method", "setting", "combination", "seeds", percent("hm", "mean"), "chosen"]]
     for choice in choices:
         for candidate in choice.candidates:
             plan = candidate.plans[0]
             chosen = "yes" if candidate is choice.best else "no"
             lines.append([plan.method, plan.setting, plan.combination, len(candidate.plans), candidate.hm, chosen])
     return as_csv(lines)
-
-
-def as_csv(lines: Sequence[Sequence[Any]]) -> str:
-    """The lines as they stand in a file."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(map(_cell, line)) for line in lines])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula gets an apostrophe, which it hides."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
+import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from pfedmma.system.files import write_atomically
 from pfedmma.system.options import ANOTHER_RUN, GOES_ON, OUTSIDE, SAME_RESULT, Described, described, fields_of, is_section
 
 BEGIN, END = "<!-- settings: made by python -m pfedmma.config.table -->", "<!-- settings end -->"
+WIDEST = 120  # characters of a line of help
 ON_RESUME = {ANOTHER_RUN: "another run", GOES_ON: "may change", SAME_RESULT: "changes no result", OUTSIDE: "not compared"}
 
 
@@ -55,10 +59,36 @@ def markdown() -> str:
     return "\n\n".join("\n".join(_section(name, about, rows)) for name, about, rows in sections(Config) if rows)
 
 
-def all_settings() -> str:
-    """Every setting with its default and its meaning, one a line, for ``--help``."""
-    lines = [(f"{item.name}={written(item.default)}", item.meaning) for item in described(Config)]
-    return "settings:\n" + "\n".join(f"  {setting:<38} {meaning}" for setting, meaning in lines)
+def explained(wanted: str = "") -> str:
+    """Settings by section, each with its default, and its meaning with unit and choices below: for ``--help``.
+
+    Args:
+        wanted: a section with those below it, such as "method.", or one setting; empty: all there are.
+
+    Raises:
+        UserError: there is neither a section nor a setting of that name.
+    """
+    name = wanted.removesuffix(".")
+    found = [
+        (section, about, own)
+        for section, about, rows in sections(Config)
+        if (own := [row for row in rows if name in ("", section, row.name) or section.startswith(f"{name}.")])
+    ]
+    if not found:
+        known = [f"{section}." for section, _, rows in sections(Config) if section and rows]
+        near = difflib.get_close_matches(name, [item.name for item in described(Config)], 1, 0.6)
+        hint = f"did you mean {near[0]}?" if near else f"the sections are {', '.join(known)}"
+        raise UserError(f"--help: there is no section or setting '{wanted[:60]}'; {hint}")
+    return "\n\n".join("\n".join(_paragraph(*part)) for part in found)
+
+
+def _paragraph(section: str, about: str, rows: list[Described]) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    lines = textwrap.wrap(f"{section or 'top level'}: {about}", width)
+    for row in rows:
+        lines.append(f"  {row.name}={written(row.default)}")
+        lines += textwrap.wrap(row.meaning, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
 
 
 def sections(cls: type, prefix: str = "") -> Iterator[tuple[str, str, list[Described]]]:

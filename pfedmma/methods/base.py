@@ -63,6 +63,11 @@ class Method:
         """Of how many other clients a client reads the tensors under rule ``pool``."""
         return 0
 
+    def received(self, others: int) -> int:
+        """Parameters that a client is sent in a round, where so many ``others`` have something to read."""
+        pooled = self.layout.columns.get(POOL, slice(0, 0))
+        return self.layout.exchanged_size + min(self.reads, others) * (pooled.stop - pooled.start)
+
     @property
     def answers(self) -> str:
         """What a client answers with in place of its exchanged tensors: `SERVERS` or `OWN`, see `pfedmma.stack.rules`."""

@@ -1,4 +1,4 @@
-"""``python -m pfedmma.report``."""
+"""Report on runs, as tables and as a page: ``python -m pfedmma.report``."""
 
 from pfedmma.report.command import main
 from pfedmma.system.errors import run_main

@@ -2,6 +2,8 @@
 
 A table at the terminal, and a page that opens in any browser: RUN/report.html for one run; for several, report.html in the folder that
 holds them, or here if they lie in different ones.
+
+exit status: 0; 2 if there is nothing to report.
 """
 
 from __future__ import annotations

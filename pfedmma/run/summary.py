@@ -18,7 +18,6 @@ from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary, Throughput
 from pfedmma.run.assembly import Run
-from pfedmma.stack.rules import POOL
 from pfedmma.system.fields import finite, known_sum
 from pfedmma.version import VERSION
 
@@ -27,9 +26,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
     """Final accuracy, the zero-shot reference, per-client numbers, communication and throughput; new clients apart from all of these."""
     config, engine = run.config, run.engine
     layout, method, work = engine.training.layout, engine.training.method, engine.training.batches.work
-    pooled = layout.columns.get(POOL, slice(0, 0))
-    # What a client is sent once every other client has something to read.
-    received = layout.exchanged_size + min(method.reads, len(engine.participants) - 1) * (pooled.stop - pooled.start)
+    received = method.received(len(engine.participants) - 1)  # once every other client has something to read
     wire_bytes = WIRE_DTYPES[config.distributed.wire].itemsize
     keys = known_sum(row.comm.key_exchange_bytes_modelled for row in rounds)
     return RunSummary(

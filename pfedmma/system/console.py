@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -46,6 +49,30 @@ def unsaid(text: str) -> None:
 def show(table: Table, width: int = 100) -> None:
     """Print a table, at a fixed ``width`` where there is no terminal to ask."""
     Console(width=None if sys.stdout.isatty() else width).print(table)
+
+
+def room(width: int = 100) -> int:
+    """Characters in a line: of the terminal, or ``width`` where there is none."""
+    return Console().width if sys.stdout.isatty() else width
+
+
+def table_that_fits(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int, caption: str = "") -> Table:
+    """A table in which no cell is cut: the last columns are left out until the rest fit into ``width``, and the caption names them.
+
+    The first column is names; a head may have several lines.
+    """
+    wide = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in zip(head, *rows, strict=True)]
+    kept = len(head)
+    while kept > 1 and sum(wide[:kept]) + 3 * kept + 1 > width:
+        kept -= 1
+    left_out = ", ".join(" ".join(name.split()) for name in head[kept:])
+    said = [text for text in (caption, left_out and f"no room for: {left_out}") if text]
+    table = Table(title=escape(printable(title)), caption=escape("\n".join(said)) or None, caption_justify="left")
+    for number, name in enumerate(head[:kept]):
+        table.add_column(escape(printable(name)), justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row[:kept]))
+    return table
 
 
 class ProgressBar:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks.programs import LIMIT, TORCHRUN, report_of, run
+from tests.benchmarks.programs import LIMIT, TORCHRUN, one_sentence, report_of, run
 
 pytestmark = pytest.mark.timeout(LIMIT)
 
@@ -40,3 +42,26 @@ def test_one_rank_claims_no_bandwidth() -> None:
     report = report_of(run("communication.py", *SHORT))
     check_payloads(report, ranks=1)
     assert all(row["algbw_gb_per_s"] is None and row["busbw_gb_per_s"] is None for row in report["payloads"])
+
+
+def test_payloads_and_dtypes_of_ones_own_and_the_csv(tmp_path: Path) -> None:
+    file = tmp_path / "exchange.csv"
+    report = report_of(run("communication.py", *SHORT, "--wire", "fp32,bf16", "--payload", "8448,1e3", "--csv", str(file)))
+    found = [(row["wire"], row["parameters"], row["payload_bytes"]) for row in report["payloads"]]
+    assert found == [("fp32", 8448, S_BYTES), ("fp32", 1000, 4000), ("bf16", 8448, S_BYTES // 2), ("bf16", 1000, 2000)]
+    with open(file, newline="") as text:
+        lines = list(csv.DictReader(text))
+    assert [(line["wire"], int(line["parameters"]), int(line["payload_bytes"])) for line in lines] == found
+    assert lines[0]["busbw_gigabytes_per_second"] == "" and float(lines[0]["microseconds_p50"]) == report["payloads"][0]["time_us_p50"]
+
+
+WRONG = [
+    (("--wire", "fp8"), "--wire: 'fp8' is none of"),
+    (("--payload", "x"), "--payload: 'x' is no whole number"),
+    (("--warmup", "-1"), "--warmup"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), WRONG)
+def test_wrong_options(options: tuple[str, ...], words: str) -> None:
+    one_sentence(run("communication.py", *options), words)

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma.clip import pointwise
+from pfedmma.cost.as_on_gpu import as_on_gpu
 from pfedmma.stack.linear import linear
 from pfedmma.stack.optim import LossScale, OptimizerConfig, initial_state
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from as_on_gpu import as_on_gpu
 from operators import Operator, record
 
 

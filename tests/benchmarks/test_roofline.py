@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pfedmma.clip.stems import StemCache
+from pfedmma.cost.as_on_gpu import as_on_gpu
 from pfedmma.methods.registry import NAMES
 from pfedmma.system.errors import UserError
 from tests.benchmarks.programs import LIMIT, one_sentence, report_of, run
@@ -17,7 +18,6 @@ from tests.benchmarks.programs import LIMIT, one_sentence, report_of, run
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import arithmetic
 import roofline
-from as_on_gpu import as_on_gpu
 from one_rank import OneRank, Setting
 from operators import GROUPS, Operator, record
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SLOW = ("torchvision", "open_clip", "timm", "accelerate", "torch._dynamo")  # half of what a run takes to start, and more
-COMMANDS = ["train", "compare", "evaluate", "export", "predict", "describe", "report"]
+COMMANDS = ["train", "compare", "evaluate", "export", "predict", "describe", "cost", "report"]
 LIST = "pfedmma.compare grid.yaml --dry-run"
 SHOW = """
 import runpy, sys

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pfedmma.compare import written
 from pfedmma.evaluate import main as evaluate
+from pfedmma.system.csv_text import as_csv
 from pfedmma.system.errors import RankFailure
 from pfedmma.system.memory import shortage_named
 from pfedmma.train import main
@@ -39,7 +39,7 @@ def test_a_terminal_that_cannot_show_a_name(tmp_path: Path) -> None:
 
 
 def test_a_cell_is_no_formula() -> None:
-    (row,) = csv.reader(io.StringIO(written.as_csv([["=1+1", "@x", "-lr", "+a", "plain", -1.5, None]])))
+    (row,) = csv.reader(io.StringIO(as_csv([["=1+1", "@x", "-lr", "+a", "plain", -1.5, None]])))
     assert row == ["'=1+1", "'@x", "'-lr", "'+a", "plain", "-1.5", ""]
 
 

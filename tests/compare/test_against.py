@@ -63,5 +63,5 @@ def test_the_csv_reads_back_to_the_numbers():
     assert (first["method"], first["baseline"], first["score"], first["pairs"]) == ("ours", "local", "local", "2")
     assert float(first["mean_points"]) == 1.5
     assert float(first["high_points"]) - float(first["low_points"]) == pytest.approx(12.7062, rel=1e-4)
-    assert [float(line["images_a_client"]) for line in lines] == [6.0] * 8 + [48.0] * 8
+    assert [float(line["training_images_per_client"]) for line in lines] == [6.0] * 8 + [48.0] * 8
     assert lines[1]["low_points"] == lines[1]["p"] == ""

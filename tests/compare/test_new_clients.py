@@ -61,8 +61,8 @@ def test_every_run_stands_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     lines = list(reader.DictReader(io.StringIO((tmp_path / "new_clients.csv").read_text())))
     assert len(lines) == 4 * 5
     (one,) = [x for x in lines if (x["method"], x["seed"], x["shared"], x["epochs"]) == ("ours", "1", "free", "5")]
-    assert (one["setting"], one["local"], one["run"]) == ("shapes, 16 shots", "64.0", "shapes-ours-1")
-    assert [x["local"] for x in lines if x["method"] == "zero-shot"] == ["45.0"] * 4
+    assert (one["setting"], one["local_percent"], one["run"]) == ("shapes, 16 shots", "64.0", "shapes-ours-1")
+    assert [x["local_percent"] for x in lines if x["method"] == "zero-shot"] == ["45.0"] * 4
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert "| `ours` | free | 5 | 62.00 ± 2.83 |" in text and "**New clients: shapes" in text
     assert "New clients: shapes" in capsys.readouterr().out

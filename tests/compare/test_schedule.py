@@ -137,13 +137,13 @@ def test_they_agree_with_the_summaries(here: Path):
     for method, name in (("pfedmma", PFEDMMA), ("promptfl", PROMPTFL)):
         wanted = summary(name)
         for column in ("local", "base", "novel", "hm", "cm"):
-            assert float(single[method][column]) == wanted["accuracy"][column]
-            assert float(table[method][f"{column}_mean"]) == pytest.approx(wanted["accuracy"][column])
-            assert table[method][f"{column}_std"] == ""
-        assert int(single[method]["uplink_bytes"]) == wanted["comm"]["uplink_bytes"] > 0
-        assert int(single[method]["downlink_bytes"]) == wanted["comm"]["downlink_bytes"] > 0
-        assert int(table[method]["bytes_up"]) == wanted["bytes_per_client_round"]
-        assert int(table[method]["trained_parameters"]) == wanted["trained_parameters"]
+            assert float(single[method][f"{column}_percent"]) == wanted["accuracy"][column]
+            assert float(table[method][f"{column}_percent_mean"]) == pytest.approx(wanted["accuracy"][column])
+            assert table[method][f"{column}_percent_std"] == ""
+        assert int(single[method]["uplink_bytes_per_run"]) == wanted["comm"]["uplink_bytes"] > 0
+        assert int(single[method]["downlink_bytes_per_run"]) == wanted["comm"]["downlink_bytes"] > 0
+        assert int(table[method]["uplink_bytes_per_client_round"]) == wanted["bytes_per_client_round"]
+        assert int(table[method]["trained_parameters_per_client"]) == wanted["trained_parameters"]
         assert (single[method]["dataset"], single[method]["shots"], single[method]["seed"]) == ("caltech101", "2", "0")
         (line,) = [line for line in text.splitlines() if line.startswith(f"| `{method}`")]
         assert [cell.strip() for cell in line.split("|")][2:7] == [
@@ -172,7 +172,7 @@ def test_a_run_without_summary_goes_on_alone_and_ends_the_same(started: list[str
     assert {name for name, value in small.timeless(wanted).items() if again[name] != value} <= {"comm"}
     moved = ("payload_bytes", "uplink_bytes", "downlink_bytes")  # the calls of the second evaluation are counted as well
     assert [again["comm"][name] for name in moved] == [wanted["comm"][name] for name in moved]
-    assert float(runs_csv()["promptfl"]["hm"]) == wanted["accuracy"]["hm"]
+    assert float(runs_csv()["promptfl"]["hm_percent"]) == wanted["accuracy"]["hm"]
 
 
 def test_more_rounds_go_on(started: list[str]):
@@ -330,7 +330,7 @@ def test_what_is_chosen_on_the_validation_split_is_trained_again_and_tested(star
     best = max(range(2), key=lambda k: candidates[k]["accuracy"]["hm"])
     assert started == [*names, names[best]] and {made["split"] for made in candidates} == {"val"}
     tested = summary(names[best], "runs/compare/choose")
-    assert tested["split"] == "test" and float(runs_csv("runs/compare/choose")["pfedmma"]["hm"]) == tested["accuracy"]["hm"]
+    assert tested["split"] == "test" and float(runs_csv("runs/compare/choose")["pfedmma"]["hm_percent"]) == tested["accuracy"]["hm"]
     # It is the same training: what is tested on has no part in it.
     losses = [[row["loss"] for row in small.metrics(Path("runs/compare/choose", where, names[best]))] for where in ("", "candidates")]
     assert losses[0] == losses[1]

@@ -107,7 +107,7 @@ def test_the_best_mean_on_the_validation_split_is_what_runs_on_the_test_split(st
     assert started == [*candidates, *untrained, *(f"test {name}" for name in CHOSEN)]
     rows = {row["method"]: row for row in table()}
     assert list(rows) == ["pfedmma", "local", "zeroshot"]
-    assert {float(row["hm_mean"]) for row in rows.values()} == {11.5}  # of the test split
+    assert {float(row["hm_percent_mean"]) for row in rows.values()} == {11.5}  # of the test split
     assert {row["run"] for row in table("runs.csv")} == {*CHOSEN, "shapes-4-shot-zeroshot-seed0", "shapes-4-shot-zeroshot-seed1"}
     text, shown = (OUT / "table.md").read_text(), capsys.readouterr().out
     for said in (
@@ -121,7 +121,7 @@ def test_the_best_mean_on_the_validation_split_is_what_runs_on_the_test_split(st
 def test_all_candidates_are_written_down():
     main(["mine.yaml"])
     rows = table("candidates.csv")
-    got = [(row["method"], row["setting"], row["combination"], row["seeds"], float(row["hm_mean"]), row["chosen"]) for row in rows]
+    got = [(row["method"], row["setting"], row["combination"], row["seeds"], float(row["hm_percent_mean"]), row["chosen"]) for row in rows]
     assert got == [
         ("pfedmma", "shapes, 4 shots", "optimizer.lr=0.1", "2", 30.0, "no"),
         ("pfedmma", "shapes, 4 shots", "optimizer.lr=0.2", "2", 50.0, "yes"),
@@ -147,7 +147,7 @@ def test_the_same_command_goes_on_after_a_kill(started: list[str], monkeypatch: 
             main(["mine.yaml"])
     assert len(started) == moment - 1 and not OUT.joinpath("table.csv").exists()
     main(["mine.yaml"])
-    assert len(started) == len(set(started)) == 18 and [float(row["hm_mean"]) for row in table()] == [11.5] * 3
+    assert len(started) == len(set(started)) == 18 and [float(row["hm_percent_mean"]) for row in table()] == [11.5] * 3
     main(["mine.yaml"])
     assert len(started) == 18  # nothing is done again
 
@@ -184,7 +184,7 @@ def test_a_candidate_that_diverges_has_lost(started: list[str], capsys: pytest.C
     count = len(started)
     main(["mine.yaml"])
     assert len(started) == count  # it would diverge again
-    assert [row["hm_mean"] for row in table("candidates.csv")][:3] == ["30.0", "", "40.0"]
+    assert [row["hm_percent_mean"] for row in table("candidates.csv")][:3] == ["30.0", "", "40.0"]
 
 
 def test_divergence_is_that_of_just_these_settings():

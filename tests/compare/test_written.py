@@ -49,6 +49,13 @@ def test_tuning_on_the_validation_split_is_said():
     assert "validation" not in table.title(ONE)
 
 
+def costs(line: dict[str, str]) -> tuple[int, int, int]:
+    """Of one client, from a line of any CSV file: the columns have the same names in all."""
+    names = ("uplink_bytes_per_client_round", "downlink_bytes_per_client_round", "trained_parameters_per_client")
+    up, down, trained = (int(line[name]) for name in names)
+    return up, down, trained
+
+
 def test_the_table_csv_reads_back_to_the_numbers():
     lines = list(csv.DictReader(io.StringIO(written.table_csv(WILD))))
     wanted = [(part.title, row) for part in table.parts(WILD) for row in part.rows]
@@ -57,8 +64,8 @@ def test_the_table_csv_reads_back_to_the_numbers():
         assert (line["table"], line["method"], int(line["seeds"])) == (name, row.method, row.seeds)
         for column in ("local", "base", "novel", "hm", "cm", "hm_base_novel"):
             for kind, value in (("mean", row.mean[column]), ("std", row.std[column])):
-                assert line[f"{column}_{kind}"] == ("" if value is None else str(value))
-        assert (int(line["bytes_up"]), int(line["bytes_down"]), int(line["trained_parameters"])) == (UP, DOWN, TRAINED)
+                assert line[f"{column}_percent_{kind}"] == ("" if value is None else str(value))
+        assert costs(line) == (UP, DOWN, TRAINED)
         assert float(line["seconds_per_round"]) == row.seconds == 2.75
         assert None not in line  # no line is longer than the first
 
@@ -71,8 +78,10 @@ def test_the_runs_csv_reads_back_to_the_numbers():
         assert (int(line["shots"]), line["run"]) == (16, run.plan.name)
         for column in ("local", "base", "novel", "hm", "cm", "hm_base_novel"):
             value = run.score(column)
-            assert line[column] == ("" if value is None else str(value))
-        assert (int(line["uplink_bytes"]), int(line["downlink_bytes"]), float(line["seconds_per_round"])) == (10 * UP, 10 * DOWN, 2.75)
+            assert line[f"{column}_percent"] == ("" if value is None else str(value))
+        assert costs(line) == (UP, DOWN, TRAINED)
+        whole = (int(line["uplink_bytes_per_run"]), int(line["downlink_bytes_per_run"]), float(line["seconds_per_round"]))
+        assert whole == (10 * UP, 10 * DOWN, 2.75)
 
 
 def test_the_terminal_shows_labels_as_they_are():
@@ -106,6 +115,7 @@ def test_latex_is_a_plain_tabular():
 def test_domains_are_columns_of_the_csv_files():
     runs = [done("ours", 0, (50.0, 40.0, None), "pacs", extra={"domains": {"photo": 80.0}, "domain_average": 80.0}), *ONE]
     lines = list(csv.DictReader(io.StringIO(written.table_csv(runs))))
-    assert (lines[0]["domain:photo_mean"], lines[0]["domain_average_mean"], lines[1]["domain:photo_mean"]) == ("80.0", "80.0", "")
+    photo = [line["domain:photo_percent_mean"] for line in lines]
+    assert (photo[0], lines[0]["domain_average_percent_mean"], photo[1]) == ("80.0", "80.0", "")
     lines = list(csv.DictReader(io.StringIO(written.runs_csv(runs))))
-    assert (lines[0]["domain:photo"], lines[1]["domain:photo"]) == ("80.0", "")
+    assert (lines[0]["domain:photo_percent"], lines[1]["domain:photo_percent"]) == ("80.0", "")

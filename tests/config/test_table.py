@@ -1,4 +1,4 @@
-"""The tables of settings: in ``configs/README.md``, and in ``train --help``."""
+"""The tables of settings: in ``configs/README.md``, and in ``--help``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,32 @@ def test_every_setting_has_a_row() -> None:
     assert all(row.replace(r"\|", "").count("|") == 5 for row in rows)
 
 
-def test_help_shows_default_and_meaning() -> None:
-    lines = table.all_settings().splitlines()[1:]
-    assert len(lines) == len(described(Config))
-    for line, item in zip(lines, described(Config), strict=True):
-        assert line.startswith(f"  {item.name}={table.written(item.default)} ") and line.endswith(f" {item.meaning}")
+def test_help_groups_settings_by_section_with_default_and_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = table.explained()
+    assert max(map(len, text.splitlines())) <= 80
+    paragraphs = text.split("\n\n")
+    assert [part.partition(":")[0] for part in paragraphs] == [name or "top level" for name, _, rows in table.sections(Config) if rows]
+    words = " ".join(text.split())
+    for name, about, rows in table.sections(Config):
+        for row in rows:
+            assert f"{row.name}={table.written(row.default)} {row.meaning}".strip() in words
+        assert not rows or f"{name or 'top level'}: {about}" in words
+
+
+def test_help_about_one_section_or_one_setting() -> None:
+    method = table.explained("method.")
+    assert method.startswith("method: ") and "\n\nmethod.promptfl: " in method and "  method.dim=32\n" in method
+    assert "federation" not in method.replace("federation.rounds", "") and table.explained("method") == method
+    assert [line.split("=")[0].strip() for line in table.explained("method.dim").splitlines() if "=" in line] == ["method.dim"]
+    own = table.explained("optimizer.")
+    assert own.count("\n\n") == 0 and "reset (every round starts with a fresh optimizer)" in " ".join(own.split())
+
+
+@pytest.mark.parametrize(("wanted", "words"), [("metod.dim", r"did you mean method\.dim\?"), ("xyz.", "the sections are backbone., data.")])
+def test_help_about_what_is_not_there(wanted: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"^--help: there is no section or setting '{wanted}'; {words}"):
+        table.explained(wanted)
 
 
 def test_defaults_are_shown_as_they_are_written() -> None:

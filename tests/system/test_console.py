@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
 from pfedmma.run.display import accuracy_table, round_done
-from pfedmma.system.console import ProgressBar, printable, show
+from pfedmma.system.console import ProgressBar, printable, show, table_that_fits
 from tests.support.reported import accuracy, round_row, run_summary
 
 Ends = Callable[..., tuple[io.StringIO, io.StringIO]]
@@ -107,3 +108,16 @@ def test_the_table_of_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_no_terminal_should_be_sent() -> None:
     assert printable("a\x1b[2Jb\ud800c\td") == "a\ufffd[2Jb\ufffdc\td"
+
+
+@pytest.mark.parametrize(("width", "kept"), [(41, 4), (40, 3), (30, 3), (29, 2), (22, 2), (21, 1), (1, 1)])
+def test_a_table_leaves_out_columns_and_cuts_nothing(width: int, kept: int) -> None:
+    head, row = ["name", "a\nround", "bytes", "last one"], ["a [b] name", "12", "1,024", "x"]
+    table = table_that_fits("title", head, [row], width, "own words")  # 10 + 5 + 5 + 8 characters, and 3 a column and 1 around them
+    assert len(table.columns) == kept and all(column.no_wrap for column in table.columns)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    text = console.export_text()
+    assert all(cell in text for cell in row[:kept]) and "own words" in text
+    left_out = ["a round", "bytes", "last one"][kept - 1 :]
+    assert (f"no room for: {', '.join(left_out)}" in " ".join(text.split())) == bool(left_out)

@@ -39,7 +39,7 @@ IN_FP32 = {
     "softmax",
     "sum",
 }
-IS_CUDA = torch.Tensor.is_cuda.__get__  # what `Tensor.is_cuda` comes as
+IS_CUDA = torch.Tensor.is_cuda.__get__  # type: ignore[attr-defined]  # what `Tensor.is_cuda` comes as
 ALIGNED = 16  # columns of a mask that the memory-efficient kernel wants side by side
 
 
