@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pfedmma.data.partition.camera import _hue
-from tests.benchmarks.programs import LIMIT, ROOT, one_sentence, report_of, run
+from tests.benchmarks.programs import LIMIT, RESULTS, ROOT, one_sentence, report_of, run
 
 pytestmark = pytest.mark.timeout(LIMIT)
 
@@ -112,6 +112,17 @@ def test_every_client_is_dealt_to_one_cohort_before_any_to_a_second(part: Callab
 def test_updates_are_found_again_by_direction(part: Callable[[str], Any]) -> None:
     rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert part("privacy_attacks").found_again(rows, torch.tensor([[9.0, 1.0], [1.0, 1.1], [0.0, 1.0]])).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_the_page_shows_the_kept_result() -> None:
+    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    report = json.loads((RESULTS / "privacy-quick-2cpu.json").read_text(encoding="utf-8"))
+    assert f"{report['victims']} victims and {report['simulated']} simulated clients" in page
+    for row in report["uploads"]:
+        figures = [row["class_auc"], *row["membership"].values()], [row["classes_named"], row["no_basis"]["class_auc"]]
+        for some in figures:
+            cells = " | ".join("{value:.3f} ({low:.2f} to {high:.2f})".format(**figure) for figure in some)
+            assert cells.replace("0.", ".") in page
 
 
 @pytest.mark.parametrize(("options", "words"), [
