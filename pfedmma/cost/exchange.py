@@ -1,7 +1,8 @@
 """What a method moves, by arithmetic alone: a client and round, a whole run, and a rank of a ring.
 
 With a method whose clients read each other's tensors, nobody has anything to read in round 1; from then on every other client is taken to
-have sent something, which holds under full participation and is the most there can be under any other.
+have sent something, which holds under full participation and is the most there can be under any other. Nobody is taken to drop out; under
+Poisson sampling the numbers are the mean over rounds.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class Rounds:
     """``eligible`` clients may take part; ``first`` of them do in round 1, and ``each`` in each of the others of ``count`` rounds."""
 
     eligible: int
-    first: int
-    each: int
+    first: float
+    each: float
     count: int
 
     @classmethod
@@ -31,16 +32,16 @@ class Rounds:
         """As a run of ``config`` with so many clients."""
         rounds = config.federation
         eligible = clients - count_new(clients, config.data.new_clients)
-        each = participation.count(eligible, rounds.participation)
+        each = participation.training(eligible, rounds)
         return cls(eligible, eligible if rounds.first_round == "all" else each, each, rounds.rounds)
 
     @property
-    def uploads(self) -> int:
+    def uploads(self) -> float:
         """Of the whole run."""
         return self.first + self.later
 
     @property
-    def later(self) -> int:
+    def later(self) -> float:
         """Uploads after round 1."""
         return (self.count - 1) * self.each
 
@@ -70,14 +71,14 @@ class Exchange:
 
     @property
     def up_of_run(self) -> int:
-        return self.rounds.uploads * self.up
+        return round(self.rounds.uploads * self.up)
 
     @property
     def down_of_run(self) -> int:
-        return self.rounds.first * self.number * self.method.received(0) + self.rounds.later * self.down
+        return round(self.rounds.first * self.number * self.method.received(0) + self.rounds.later * self.down)
 
-    def payload(self) -> int:
-        """What ranks hand to the all-reduce of a round: the weighted sum, and beside it what each participant pools."""
+    def payload(self) -> float:
+        """What ranks hand to the all-reduce of a round under FedAvg: the weighted sum, and beside it what each participant pools."""
         pooled = self.method.layout.columns.get(POOL, slice(0, 0))
         return self.up + self.number * self.rounds.each * (pooled.stop - pooled.start)
 

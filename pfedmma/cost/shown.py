@@ -11,7 +11,7 @@ from pfedmma.system.console import megabytes, table_that_fits
 from pfedmma.system.csv_text import as_csv
 
 Column = tuple[str, Callable[[Line], str]]
-RING = "ring: what each rank of a ring all-reduce sends, 2(n-1)/n x payload"
+RING = "ring: what each rank of a ring all-reduce of FedAvg's sum sends, 2(n-1)/n x payload"
 
 
 def csv(lines: Sequence[Line]) -> str:
@@ -25,7 +25,7 @@ def tables(lines: Sequence[Line], width: int) -> list[Table]:
     first = lines[0]
     rounds, own = first.exchange.rounds, [line for line in lines if line.ranks == first.ranks]  # without the others of its combination
     counts = ", ".join(dict.fromkeys(f"{line.clients}" for line in lines))
-    whole = f"the whole run is {rounds.count:,} rounds; {counts} clients, {rounds.each} participants a round" + (
+    whole = f"the whole run is {rounds.count:,} rounds; {counts} clients, {rounds.each:g} participants a round" + (
         " (of the first)" if "," in counts else ""
     )
     names = _names(own)

@@ -22,6 +22,7 @@ from tests.support.stacks import new_method
         ([], Rounds(10, 10, 10, 50)),
         (["federation.participation=0.25", "federation.rounds=3"], Rounds(10, 2, 2, 3)),
         (["federation.participation=0.25", "federation.first_round=all"], Rounds(10, 10, 2, 50)),
+        (["federation.sampling=poisson", "federation.participation=0.25"], Rounds(10, 2.5, 2.5, 50)),
         (["data.new_clients=0.2", "federation.participation=0.5"], Rounds(8, 4, 4, 50)),
     ],
 )

@@ -21,7 +21,7 @@ from pfedmma import evaluate, export, methods, predict, train
 from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.config import schema
 from pfedmma.config.identity import settings as settings_of
-from pfedmma.config.table import all_settings
+from pfedmma.config.table import explained
 from pfedmma.methods import registry
 from pfedmma.methods.base import MEAN, Entry, Method, per_client
 from pfedmma.methods.registry import BUILT_IN, NAMES, MethodConfig, entry_of, register
@@ -129,7 +129,7 @@ def test_they_are_read_back_as_they_are_written() -> None:
 
 
 def test_they_are_described_like_all_others() -> None:
-    assert "method.gains.start=1.0" in all_settings() and "the value of every gain before training" in all_settings()
+    assert "method.gains.start=1.0" in explained() and "the value of every gain before training" in explained()
 
 
 @pytest.mark.parametrize(
