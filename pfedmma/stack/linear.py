@@ -28,10 +28,20 @@ def linear_shapes(name: str, width: int, out: int) -> dict[str, tuple[int, ...]]
     return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 
+def uniform_within(bound: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers between -``bound`` and ``bound``."""
+    return (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound
+
+
+def initial_weight(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A weight [out,in] as ``torch.nn.Linear`` starts: uniform within 1 / sqrt(in)."""
+    return uniform_within(1.0 / math.sqrt(shape[-1]), shape, generator)
+
+
 def initial_linear(name: str, width: int, out: int, generator: torch.Generator) -> dict[str, Tensor]:
     """As ``torch.nn.Linear`` starts: weight and bias uniform within 1 / sqrt(width)."""
     bound = 1.0 / math.sqrt(width)
-    return {key: (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound for key, shape in linear_shapes(name, width, out).items()}
+    return {key: uniform_within(bound, shape, generator) for key, shape in linear_shapes(name, width, out).items()}
 
 
 def apply_linear(state: State, name: str, x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
+from pfedmma.methods.clipadapter import CLIPAdapterConfig
 from pfedmma.methods.fedpgp import FedPGPConfig
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
@@ -84,6 +85,7 @@ TABLE = {
     "pfedmoap": Row(16 * 512 + 66_048, 32_768, 327_680),  # the mean and the prompts of nine others
     "fedmaple": Row(3_555_072, 14_220_288, 14_220_288),
     "fedlora": Row(184_320, 737_280, 737_280),
+    "clipadapter": Row(2 * 128 * 512, 524_288, 524_288),
 }
 
 
@@ -229,15 +231,17 @@ class Limit(NamedTuple):
     """With these settings a method is CLIP as it comes, whatever its tensors hold but those that match ``initial`` or ``zero``.
 
     ``initial``: tensors that stay as training begins; ``zero``: tensors that are zero. ``others``: prompts of others can be read.
+    ``away``: settings with which it is not, where the limit is one of settings alone.
     """
 
     settings: dict[str, Any]
     initial: str = "^$"
     zero: str = "^$"
     others: bool = False
+    away: dict[str, Any] | None = None
 
 
-ADAPTERS = Limit({"scale": 0.0})
+ADAPTERS = Limit({"scale": 0.0}, away={"scale": 1.0})
 PGP = {"own": FedPGPConfig(words=WORDS)}
 LIMITS = {
     "zeroshot": [Limit({})],
@@ -253,6 +257,7 @@ LIMITS = {
     ],
     "fedclip": [Limit({}, zero="^gate")],  # an attention that is the same for all numbers of a feature
     "fedlora": [Limit({}, initial="."), Limit({}, zero=r"\.b$")],
+    "clipadapter": [Limit({"own": CLIPAdapterConfig(alpha=0.0)}, away={}), Limit({}, zero="^up")],
 }
 NO_LIMIT = {
     "fedotp": "it compares patches, of which CLIP says nothing, instead of the pooled feature",
@@ -306,7 +311,7 @@ def test_the_limit_is_zero_shot_clip(tiny_clip: nn.Module, name: str, limit: Lim
     wanted = zero_shot_logits(tiny_clip, backbone, images).view(2, 3, len(CLASSES))
     torch.testing.assert_close(limit_logits(tiny_clip, name, limit, images), wanted, rtol=1e-5, atol=1e-5)
     if name != "zeroshot":  # and away from the limit it is something else
-        away = Limit({"scale": 1.0} if limit is ADAPTERS else limit.settings, others=limit.others)
+        away = Limit(limit.settings if limit.away is None else limit.away, others=limit.others)
         assert (limit_logits(tiny_clip, name, away, images) - wanted).abs().max() > 1e-3
 
 
