@@ -33,7 +33,7 @@ from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
-from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
+from pfedmma.methods.adapters.context import ContextConfig, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, cosine_logits
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import OWN, POOL, Given, State
@@ -46,11 +46,9 @@ STRIDE = 4  # of `pool`
 
 
 @dataclass(frozen=True)
-class PFedMoAPConfig:
+class PFedMoAPConfig(ContextConfig):
     """pFedMoAP: other clients' prompts as experts, mixed by a private gating."""
 
-    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
-    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
     experts: int = setting(10, "prompts that a client mixes, its own included")
     heads: int = setting(8, "heads of the gating's attention")
     factor: float = setting(10.0, "factor of the gating's attention scores")
@@ -58,7 +56,7 @@ class PFedMoAPConfig:
     gating_lr: float = setting(0.01, "learning rate of the gating")
 
     def __post_init__(self) -> None:
-        checks.at_least("context", self.context, 0)
+        super().__post_init__()
         for name in ("experts", "heads"):
             checks.at_least(name, getattr(self, name), 1)
         for name in ("factor", "mix", "gating_lr"):
@@ -78,7 +76,7 @@ class PFedMoAP(Method):
         width = -(-backbone.visual.projection.shape[1] // STRIDE)
         if width % settings.heads:
             raise UserError(f"method.pfedmoap.heads: {settings.heads} do not divide the {width} numbers that the gating sees of a feature")
-        return cls(backbone, settings, context_length(backbone, settings.context, settings.words), width)
+        return cls(backbone, settings, context_length(backbone, settings), width)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

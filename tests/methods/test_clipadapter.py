@@ -57,7 +57,7 @@ def test_settings() -> None:
     optimizer = schema.load(None, ["method.name=clipadapter"]).optimizer
     assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("adam", 1e-5, 0.0)
     for alpha in (-0.1, 1.1):
-        with pytest.raises(UserError, match="alpha: must be at (least 0|most 1)"):
+        with pytest.raises(UserError, match=r"alpha: must be at (least 0|most 1)"):
             CLIPAdapterConfig(alpha)
 
 

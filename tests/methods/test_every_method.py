@@ -42,6 +42,7 @@ from pfedmma.methods.fedpgp import FedPGPConfig
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
+from pfedmma.methods.promptfolio import PromptFolioConfig
 from pfedmma.methods.registry import NAMES, MethodConfig
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.checkpoint import manifest
@@ -85,6 +86,7 @@ TABLE = {
     "pfedmoap": Row(16 * 512 + 66_048, 32_768, 327_680),  # the mean and the prompts of nine others
     "fedmaple": Row(3_555_072, 14_220_288, 14_220_288),
     "fedlora": Row(184_320, 737_280, 737_280),
+    "promptfolio": Row(2 * 16 * 512, 32_768, 32_768),
     "clipadapter": Row(2 * 128 * 512, 524_288, 524_288),
 }
 
@@ -257,6 +259,11 @@ LIMITS = {
     ],
     "fedclip": [Limit({}, zero="^gate")],  # an attention that is the same for all numbers of a feature
     "fedlora": [Limit({}, initial="."), Limit({}, zero=r"\.b$")],
+    "promptfolio": [
+        Limit({"own": PromptFolioConfig(words=WORDS)}, initial="prompt"),
+        Limit({"own": PromptFolioConfig(words=WORDS, theta=0.0)}, initial="shared"),
+        Limit({"own": PromptFolioConfig(words=WORDS, theta=1.0)}, initial="private"),
+    ],
     "clipadapter": [Limit({"own": CLIPAdapterConfig(alpha=0.0)}, away={}), Limit({}, zero="^up")],
 }
 NO_LIMIT = {
