@@ -35,7 +35,7 @@ from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.methods.adapters.context import ContextConfig, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, cosine_logits
-from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.linear import apply_linear, by_head, initial_linear, linear_shapes
 from pfedmma.stack.rules import OWN, POOL, Given, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
@@ -139,22 +139,18 @@ class PFedMoAP(Method):
         The attention's output, [C,B,K,G], is never made: it is wanted only in its product with the query, in which the output linear
         may as well act on the query.
         """
-        experts = keys.shape[1:3]
+        experts, heads = keys.shape[1:3], self.settings.heads
         with torch.autocast(queries.device.type, enabled=False):
             queries, keys = queries.float(), keys.float().flatten(1, 2)
             q, k, v = (
-                self.split(apply_linear(state, name, x)) for name, x in zip(GATING[:3], (queries, keys, keys), strict=True)
+                by_head(apply_linear(state, name, x), heads) for name, x in zip(GATING[:3], (queries, keys, keys), strict=True)
             )  # [C,H,B,G/H], [C,H,M*K,G/H] twice
-            out = self.split(torch.bmm(queries, state["gating.o.weight"]))
+            out = by_head(torch.bmm(queries, state["gating.o.weight"]), heads)
             scores = (self.settings.factor * q @ k.mT).unflatten(-1, experts)  # [C,H,B,M,K]
             shares = scores.masked_fill(~present[:, None, None, :, None], -torch.inf).softmax(dim=3)
             values = (out @ v.mT).unflatten(-1, experts)
             bias = torch.bmm(queries, state["gating.o.bias"].unsqueeze(-1))  # [C,B,1], the same for all classes
             return (shares * values).sum(dim=(1, 3)) + bias
-
-    def split(self, x: Tensor) -> Tensor:
-        """[C,N,G] -> [C,H,N,G/H], by head."""
-        return x.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
 
 
 def pool(features: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Linear layers on the client axis. A named one is ``<name>.weight`` [out,in] and ``<name>.bias`` [out] in a client's state.
 
-Shape legend: C clients, M or N rows of one client.
+Shape legend: C clients, M or N rows of one client, W numbers of a row, H heads of an attention.
 """
 
 from __future__ import annotations
@@ -47,3 +47,8 @@ def initial_linear(name: str, width: int, out: int, generator: torch.Generator) 
 def apply_linear(state: State, name: str, x: Tensor) -> Tensor:
     """Each client's own layer: [C,N,in] -> [C,N,out]."""
     return linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """[C,N,W] -> [C,H,N,W/H]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -24,7 +24,8 @@ from pfedmma.stack.rules import Given
 from tests.support import stacks
 
 TESTED = 23  # base test images
-COSINES = ("zeroshot", "pfedmma", "fedclip", "promptfl", "fedpgp", "fedmaple", "fedlora", "clipadapter")  # whose logits are scaled cosines
+# Those whose logits are scaled cosines.
+COSINES = ("zeroshot", "pfedmma", "fedclip", "promptfl", "fedpgp", "fedmaple", "fedlora", "clipadapter", "fedpha", "fedtpg")
 OTHERS = ("fedotp", "promptfolio", "pfedmoap")
 
 

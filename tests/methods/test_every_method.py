@@ -39,6 +39,7 @@ from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.clipadapter import CLIPAdapterConfig
 from pfedmma.methods.fedpgp import FedPGPConfig
+from pfedmma.methods.fedpha import FedPHAConfig
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
@@ -87,6 +88,8 @@ TABLE = {
     "fedmaple": Row(3_555_072, 14_220_288, 14_220_288),
     "fedlora": Row(184_320, 737_280, 737_280),
     "promptfolio": Row(2 * 16 * 512, 32_768, 32_768),
+    "fedpha": Row(2 * 16 * 512, 32_768, 32_768),
+    "fedtpg": Row(4_206_080, 16_824_320, 16_824_320),
     "clipadapter": Row(2 * 128 * 512, 524_288, 524_288),
 }
 
@@ -138,12 +141,11 @@ def noise() -> Source:
 
 
 def new_clients() -> list[Client]:
-    """Clients of `SIZES` images, each with its own camera."""
+    """Clients of `SIZES` images, each with its own camera; the first, of one image, knows of a second class and has none of it."""
     cuts = torch.arange(sum(SIZES)).split(SIZES)
     nothing = torch.empty(0, dtype=torch.long)
-    return [
-        Client(id=i, classes=(), train=own, labels=own % len(CLASSES), test=nothing, camera=camera(0, i, 0.5)) for i, own in enumerate(cuts)
-    ]
+    held = [tuple({*(own % len(CLASSES)).tolist(), 1}) for own in cuts]
+    return [Client(i, held[i], own, own % len(CLASSES), test=nothing, camera=camera(0, i, 0.5)) for i, own in enumerate(cuts)]
 
 
 def own_optimizer(name: str) -> OptimizerConfig:
@@ -264,10 +266,12 @@ LIMITS = {
         Limit({"own": PromptFolioConfig(words=WORDS, theta=0.0)}, initial="shared"),
         Limit({"own": PromptFolioConfig(words=WORDS, theta=1.0)}, initial="private"),
     ],
+    "fedpha": [Limit({"own": FedPHAConfig(words=WORDS)}, initial="private")],
     "clipadapter": [Limit({"own": CLIPAdapterConfig(alpha=0.0)}, away={}), Limit({}, zero="^up")],
 }
 NO_LIMIT = {
     "fedotp": "it compares patches, of which CLIP says nothing, instead of the pooled feature",
+    "fedtpg": "its one network gives tokens without words' order; that they can be those of X X X X is tested beside its mathematics",
     "fedmaple": "its tokens in the image tower are there whatever they hold, and are attended to",
 }
 CASES = [(name, limit) for name, limits in LIMITS.items() for limit in limits]
@@ -327,7 +331,7 @@ def test_the_limit_is_zero_shot_clip(tiny_clip: nn.Module, name: str, limit: Lim
 # Tensors without a gradient at first, since what they are multiplied with starts at zero.
 LATER = {"fedlora": r"\.a$"}
 # Tensors that have none at all: biases that add the same to all scores of a softmax (k), or to the logits of all classes (v, o).
-NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$"}
+NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$", "fedtpg": r"^k\.bias$"}
 
 
 def gradients(training: LocalTraining, initial: Tensor) -> dict[str, float]:
@@ -575,7 +579,7 @@ def test_the_initial_state_follows_from_the_seed(tiny_clip: nn.Module, name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_the_method_names_its_paper(vit_b_16: Backbone, name: str) -> None:
     module = inspect.getmodule(type(registry.build(MethodConfig(name), vit_b_16)))
-    assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__)
+    assert re.search(r"arXiv \d{4}\.\d{5}|PMLR \d+", module.__doc__)
 
 
 def test_the_page_says_what_clients_answer_with(vit_b_16: Backbone) -> None:
