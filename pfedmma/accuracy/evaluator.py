@@ -167,7 +167,7 @@ class Evaluator:
         """
         groups: dict[int, list[int]] = {}
         for row, client in enumerate(clients):
-            own = answers.own(client.id) or client.camera is not None or method.knows_classes
+            own = answers.own(client.id) or client.camera is not None or method.answers_by_classes
             groups.setdefault(client.id if own else -1, []).append(row)
         return list(groups.values())
 
@@ -284,7 +284,7 @@ class Evaluator:
     def state(self, forward: Forward, answers: Answers, group: Sequence[Client]) -> State:
         """The clients' state as they are tested: their own tensors, and what stays the same for these prompts."""
         ids, held = [client.id for client in group], None
-        if forward.method.knows_classes:
+        if forward.method.answers_by_classes:
             base = self.federated.base.classes
             mine = held_classes(group, len(base)) if forward.classes == base else torch.zeros(len(group), len(forward.classes)).bool()
             held = mine.to(forward.device)

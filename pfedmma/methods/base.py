@@ -79,6 +79,11 @@ class Method:
         return False
 
     @property
+    def answers_by_classes(self) -> bool:
+        """Whether it does so when it is tested, too; where not, ``Given.held`` is there in training alone."""
+        return self.knows_classes
+
+    @property
     def learning_rates(self) -> Mapping[str, float]:
         """Tensors whose learning rate is not ``optimizer.lr``."""
         return {}

@@ -23,75 +23,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma.clip.backbone import Backbone, Prompts
-from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import Features
-from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
-from pfedmma.methods.base import Entry, Method, per_client
-from pfedmma.stack.rules import MEAN, State
+from pfedmma.methods.adapters.context import ContextConfig
+from pfedmma.methods.adapters.two_prompts import TwoPrompts
+from pfedmma.methods.base import Entry, per_client
+from pfedmma.stack.rules import State
 from pfedmma.system import checks
 from pfedmma.system.options import setting
 
 PLAIN_EPS = 0.05  # K >= e^-40; u and v, its inverses, stay far from fp32's limits
-SHARED, PRIVATE = PROMPTS = ("shared.prompt", "private.prompt")
 
 
 @dataclass(frozen=True)
-class FedOTPConfig:
+class FedOTPConfig(ContextConfig):
     """FedOTP: a shared and a private prompt, matched to image patches."""
 
-    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
-    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
     gamma: float = setting(0.8, "share of the patches' mass that is matched, 0 < gamma <= 1")
     eps: float = setting(0.1, "weight of the entropy of the transport plan")
     iterations: int = setting(100, "Sinkhorn iterations")
     balanced: bool = setting(False, "match all mass, every patch as much as any other; gamma is then not read")
 
     def __post_init__(self) -> None:
-        checks.at_least("context", self.context, 0)
+        super().__post_init__()
         checks.in_unit_interval("gamma", self.gamma)
         checks.at_least("eps", self.eps, 1e-3)  # below it, fp32 resolves the exponents no more
         checks.between("iterations", self.iterations, 1, 10_000)
 
 
 @dataclass(frozen=True)
-class FedOTP(Method):
+class FedOTP(TwoPrompts):
     """A prompt for all clients and one for each, over image patches."""
 
     settings: FedOTPConfig
-    length: int
-
-    @classmethod
-    def from_settings(cls, settings: FedOTPConfig, backbone: Backbone) -> FedOTP:
-        return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return dict.fromkeys(PROMPTS, (self.length, self.backbone.text.width))
-
-    @property
-    def exchange(self) -> dict[str, str]:
-        return {SHARED: MEAN}
-
-    def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
-        return {name: initial_context(self.backbone, self.length, self.settings.words, generator) for name in PROMPTS}
 
     def image_stem(self, pixels: Tensor) -> Features:
         """[N,3,S,S] normalised pixels -> normalised features of the patches [N,M,D], without the class token."""
         tokens = self.backbone.image_stem(pixels, self.backbone.visual.depth, pooled=False).output
         return Features(F.normalize(self.backbone.visual.patch_features(tokens).float(), dim=-1))
 
-    def text_stem(self, prompts: Prompts) -> PromptStem:
-        return context_stem(self.backbone, prompts.names, self.length)
-
     def image_features(self, state: State, stem: Features) -> Tensor:
         """[C,B,M,D]."""
         return per_client(state, stem.value)
-
-    def text_features(self, state: State, stem: PromptStem) -> Tensor:
-        """[C,N,K,D]: the shared prompt, then the private one."""
-        both = torch.stack([state[name] for name in PROMPTS], dim=1).flatten(0, 1)  # of a client side by side: one pass of the tower
-        return prompt_features(self.backbone, stem, both).unflatten(0, (-1, len(PROMPTS)))
 
     def logits(self, state: State, images: Tensor, texts: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):  # the exponents are similarities / eps

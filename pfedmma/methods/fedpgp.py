@@ -25,7 +25,15 @@ from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import Features
 from pfedmma.clip.towers import Places
-from pfedmma.methods.adapters.context import STD, context_length, context_stem, initial_context, prompt_features
+from pfedmma.methods.adapters.context import (
+    STD,
+    ContextConfig,
+    context_length,
+    context_stem,
+    features_of_several,
+    initial_context,
+    prompt_features,
+)
 from pfedmma.methods.base import SEEDS, Entry, Method, shared_by
 from pfedmma.stack.rules import MEAN, Given, State
 from pfedmma.system import checks
@@ -35,11 +43,9 @@ ANCHORS = ("template", "placeholder")
 
 
 @dataclass(frozen=True)
-class FedPGPConfig:
+class FedPGPConfig(ContextConfig):
     """FedPGP: a shared context and a low-rank change of it for each client."""
 
-    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
-    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
     rank: int = setting(8, "rank of a client's change of the context")
     mu: float = setting(0.5, "weight of the contrastive term")
     tau: float = setting(0.5, "temperature of the contrastive term")
@@ -49,7 +55,7 @@ class FedPGPConfig:
     )
 
     def __post_init__(self) -> None:
-        checks.at_least("context", self.context, 0)
+        super().__post_init__()
         checks.between("rank", self.rank, 1, 4096)
         checks.at_least("mu", self.mu, 0)
         checks.positive("tau", self.tau)
@@ -73,7 +79,7 @@ class FedPGP(Method):
 
     @classmethod
     def from_settings(cls, settings: FedPGPConfig, backbone: Backbone) -> FedPGP:
-        return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
+        return cls(backbone, settings, context_length(backbone, settings))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,8 +109,7 @@ class FedPGP(Method):
         sigma, own = state["sigma"], own_context(state)
         if not self._contrasts(state):
             return prompt_features(self.backbone, stem.context, own)
-        both = torch.stack([own, sigma], dim=1).flatten(0, 1)  # both of a client side by side: one pass of the tower for all
-        return prompt_features(self.backbone, stem.context, both).unflatten(0, (-1, 2))
+        return features_of_several(self.backbone, stem.context, [own, sigma])
 
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         if not self._contrasts(state):

@@ -33,9 +33,9 @@ from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
-from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
+from pfedmma.methods.adapters.context import ContextConfig, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method, cosine_logits
-from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
+from pfedmma.stack.linear import apply_linear, by_head, initial_linear, linear_shapes
 from pfedmma.stack.rules import OWN, POOL, Given, State
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
@@ -46,11 +46,9 @@ STRIDE = 4  # of `pool`
 
 
 @dataclass(frozen=True)
-class PFedMoAPConfig:
+class PFedMoAPConfig(ContextConfig):
     """pFedMoAP: other clients' prompts as experts, mixed by a private gating."""
 
-    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
-    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
     experts: int = setting(10, "prompts that a client mixes, its own included")
     heads: int = setting(8, "heads of the gating's attention")
     factor: float = setting(10.0, "factor of the gating's attention scores")
@@ -58,7 +56,7 @@ class PFedMoAPConfig:
     gating_lr: float = setting(0.01, "learning rate of the gating")
 
     def __post_init__(self) -> None:
-        checks.at_least("context", self.context, 0)
+        super().__post_init__()
         for name in ("experts", "heads"):
             checks.at_least(name, getattr(self, name), 1)
         for name in ("factor", "mix", "gating_lr"):
@@ -78,7 +76,7 @@ class PFedMoAP(Method):
         width = -(-backbone.visual.projection.shape[1] // STRIDE)
         if width % settings.heads:
             raise UserError(f"method.pfedmoap.heads: {settings.heads} do not divide the {width} numbers that the gating sees of a feature")
-        return cls(backbone, settings, context_length(backbone, settings.context, settings.words), width)
+        return cls(backbone, settings, context_length(backbone, settings), width)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -141,22 +139,18 @@ class PFedMoAP(Method):
         The attention's output, [C,B,K,G], is never made: it is wanted only in its product with the query, in which the output linear
         may as well act on the query.
         """
-        experts = keys.shape[1:3]
+        experts, heads = keys.shape[1:3], self.settings.heads
         with torch.autocast(queries.device.type, enabled=False):
             queries, keys = queries.float(), keys.float().flatten(1, 2)
             q, k, v = (
-                self.split(apply_linear(state, name, x)) for name, x in zip(GATING[:3], (queries, keys, keys), strict=True)
+                by_head(apply_linear(state, name, x), heads) for name, x in zip(GATING[:3], (queries, keys, keys), strict=True)
             )  # [C,H,B,G/H], [C,H,M*K,G/H] twice
-            out = self.split(torch.bmm(queries, state["gating.o.weight"]))
+            out = by_head(torch.bmm(queries, state["gating.o.weight"]), heads)
             scores = (self.settings.factor * q @ k.mT).unflatten(-1, experts)  # [C,H,B,M,K]
             shares = scores.masked_fill(~present[:, None, None, :, None], -torch.inf).softmax(dim=3)
             values = (out @ v.mT).unflatten(-1, experts)
             bias = torch.bmm(queries, state["gating.o.bias"].unsqueeze(-1))  # [C,B,1], the same for all classes
             return (shares * values).sum(dim=(1, 3)) + bias
-
-    def split(self, x: Tensor) -> Tensor:
-        """[C,N,G] -> [C,H,N,G/H], by head."""
-        return x.unflatten(-1, (self.settings.heads, -1)).transpose(1, 2)
 
 
 def pool(features: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
-from pfedmma.methods.adapters.context import context_length, context_stem, initial_context, prompt_features
+from pfedmma.methods.adapters.context import ContextConfig, context_length, context_stem, initial_context, prompt_features
 from pfedmma.methods.base import Entry, Method
 from pfedmma.stack.rules import MEAN, Given, State
 from pfedmma.system import checks
@@ -26,15 +26,13 @@ from pfedmma.system.options import setting
 
 
 @dataclass(frozen=True)
-class PromptFLConfig:
+class PromptFLConfig(ContextConfig):
     """PromptFL: one learned context."""
 
-    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
-    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
     mu: float = setting(0.0, "weight of the proximal term of FedProx; 0: none")
 
     def __post_init__(self) -> None:
-        checks.at_least("context", self.context, 0)
+        super().__post_init__()
         checks.at_least("mu", self.mu, 0)
 
 
@@ -47,7 +45,7 @@ class PromptFL(Method):
 
     @classmethod
     def from_settings(cls, settings: PromptFLConfig, backbone: Backbone) -> PromptFL:
-        return cls(backbone, settings, context_length(backbone, settings.context, settings.words))
+        return cls(backbone, settings, context_length(backbone, settings))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

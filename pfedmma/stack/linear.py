@@ -1,6 +1,6 @@
 """Linear layers on the client axis. A named one is ``<name>.weight`` [out,in] and ``<name>.bias`` [out] in a client's state.
 
-Shape legend: C clients, M or N rows of one client.
+Shape legend: C clients, M or N rows of one client, W numbers of a row, H heads of an attention.
 """
 
 from __future__ import annotations
@@ -28,12 +28,27 @@ def linear_shapes(name: str, width: int, out: int) -> dict[str, tuple[int, ...]]
     return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
 
 
+def uniform_within(bound: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Numbers between -``bound`` and ``bound``."""
+    return (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound
+
+
+def initial_weight(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A weight [out,in] as ``torch.nn.Linear`` starts: uniform within 1 / sqrt(in)."""
+    return uniform_within(1.0 / math.sqrt(shape[-1]), shape, generator)
+
+
 def initial_linear(name: str, width: int, out: int, generator: torch.Generator) -> dict[str, Tensor]:
     """As ``torch.nn.Linear`` starts: weight and bias uniform within 1 / sqrt(width)."""
     bound = 1.0 / math.sqrt(width)
-    return {key: (2.0 * torch.rand(shape, generator=generator) - 1.0) * bound for key, shape in linear_shapes(name, width, out).items()}
+    return {key: uniform_within(bound, shape, generator) for key, shape in linear_shapes(name, width, out).items()}
 
 
 def apply_linear(state: State, name: str, x: Tensor) -> Tensor:
     """Each client's own layer: [C,N,in] -> [C,N,out]."""
     return linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """[C,N,W] -> [C,H,N,W/H]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

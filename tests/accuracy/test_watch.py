@@ -24,8 +24,9 @@ from pfedmma.stack.rules import Given
 from tests.support import stacks
 
 TESTED = 23  # base test images
-COSINES = ("zeroshot", "pfedmma", "fedclip", "promptfl", "fedpgp", "fedmaple", "fedlora")  # whose logits are scaled cosines
-OTHERS = ("fedotp", "pfedmoap")
+# Those whose logits are scaled cosines.
+COSINES = ("zeroshot", "pfedmma", "fedclip", "promptfl", "fedpgp", "fedmaple", "fedlora", "clipadapter", "fedpha", "fedtpg")
+OTHERS = ("fedotp", "promptfolio", "pfedmoap")
 
 
 def new_evaluator(method: Method, seeing: bool = True) -> Evaluator:
@@ -68,8 +69,8 @@ def test_means_over_clients_of_what_each_model_says(tiny_clip: nn.Module, name: 
     assert len({round(one["ece"], 6) for one in each}) > 1, "clients differ, or their mean says little"
     assert found.ece == pytest.approx(sum(one["ece"] for one in each) / len(each), rel=1e-4)
     from_logits = sum(one["alignment_margin"] for one in each) / len(each)
-    # Experts have a part in the logits of pFedMoAP, and none in what its own prompt says.
-    assert (found.alignment_margin == pytest.approx(from_logits, rel=1e-4, abs=1e-6)) == (name != "pfedmoap")
+    # Experts have a part in the logits of pFedMoAP, and none in what its own prompt says; PromptFolio's class features are no unit vectors.
+    assert (found.alignment_margin == pytest.approx(from_logits, rel=1e-4, abs=1e-6)) == (name not in ("pfedmoap", "promptfolio"))
     assert (found.modality_gap is None) == (name == "fedotp")
     assert (found.shared_cka is None) == (name != "pfedmma")
 

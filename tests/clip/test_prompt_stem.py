@@ -124,14 +124,16 @@ class Pass:
     def assert_same(self, other: Pass, tolerance: float = 1e-5) -> None:
         near(self.features, other.features, tolerance)
         assert len(self.gradients) == len(other.gradients)
+        rounding = 1e-6 * max((float(theirs.abs().max()) for theirs in other.gradients if theirs is not None), default=0.0)
         for mine, theirs in zip(self.gradients, other.gradients, strict=True):
             assert (mine is None) == (theirs is None)
             if mine is not None:
-                near(mine, theirs, tolerance)
+                near(mine, theirs, tolerance, rounding)
 
 
-def near(got: Tensor, wanted: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
+def near(got: Tensor, wanted: Tensor, tolerance: float, rounding: float = 0.0) -> None:
+    """``rounding``: of numbers that should be 0, as the gradient of a bias that all scores of a softmax have in common."""
+    torch.testing.assert_close(got, wanted, rtol=tolerance, atol=max(rounding, tolerance * float(wanted.abs().max())))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +142,7 @@ def test_parts_change_no_result(tiny_clip: nn.Module, monkeypatch: pytest.Monkey
     together = Pass(tiny_clip, name)
     monkeypatch.setattr(prompt_stem, "LEAST_SAVED", 0)
     parted = Pass(tiny_clip, name)
-    if name not in ("zeroshot", "fedclip"):  # those keep finished features
+    if name not in ("zeroshot", "fedclip", "clipadapter"):  # those keep finished features
         stem = getattr(parted.stem, "context", parted.stem)
         assert len(stem.parts) == MOST_PARTS and [len(getattr(together.stem, "context", together.stem).parts)] == [1]
         assert any(gradient is not None and gradient.abs().max() > 1e-4 for gradient in together.gradients)

@@ -1,4 +1,6 @@
-"""Record what every method computes: ``python -m tests.distributed.record_numbers`` writes ``numbers.json`` beside it.
+"""Record what every method computes: ``python -m tests.distributed.record_numbers [METHOD ...]`` writes ``numbers.json`` beside it.
+
+With METHODs it adds these, which are not recorded yet, and leaves all others as they are.
 
 Three rounds of four clients, half of them at a time, on one rank and on two, in fp32: losses, accuracies, cohorts, bytes, and a hash of
 each client's model at the end. `test_same_numbers` compares: to the last bit on the machine and torch that recorded them, and within
@@ -8,9 +10,12 @@ rounding anywhere else. Record anew only in a change that says which numbers it 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +81,15 @@ def model_hash(run: Path, client: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def main() -> None:
+def main(names: Sequence[str]) -> None:
+    recorded = json.loads(FILE.read_text()) if names else {"machine": machine(), "runs": {}}
+    assert recorded["machine"] == machine(), f"the others were recorded on {recorded['machine']}"
     with tempfile.TemporaryDirectory() as folder:
-        runs = {f"{name} on {ranks}": numbers_of(Path(folder), name, ranks) for name in registry.NAMES for ranks in (1, 2)}
-    FILE.write_text(json.dumps({"machine": machine(), "runs": runs}, indent=1) + "\n")
+        for name, ranks in itertools.product(names or registry.NAMES, (1, 2)):
+            assert f"{name} on {ranks}" not in recorded["runs"], f"{name} is recorded; all are recorded anew together"
+            recorded["runs"][f"{name} on {ranks}"] = numbers_of(Path(folder), name, ranks)
+    FILE.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

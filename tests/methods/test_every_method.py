@@ -37,10 +37,13 @@ from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
+from pfedmma.methods.clipadapter import CLIPAdapterConfig
 from pfedmma.methods.fedpgp import FedPGPConfig
+from pfedmma.methods.fedpha import FedPHAConfig
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.pfedmoap import PFedMoAPConfig
 from pfedmma.methods.promptfl import PromptFLConfig
+from pfedmma.methods.promptfolio import PromptFolioConfig
 from pfedmma.methods.registry import NAMES, MethodConfig
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.records.checkpoint import manifest
@@ -84,6 +87,10 @@ TABLE = {
     "pfedmoap": Row(16 * 512 + 66_048, 32_768, 327_680),  # the mean and the prompts of nine others
     "fedmaple": Row(3_555_072, 14_220_288, 14_220_288),
     "fedlora": Row(184_320, 737_280, 737_280),
+    "promptfolio": Row(2 * 16 * 512, 32_768, 32_768),
+    "fedpha": Row(2 * 16 * 512, 32_768, 32_768),
+    "fedtpg": Row(4_206_080, 16_824_320, 16_824_320),
+    "clipadapter": Row(2 * 128 * 512, 524_288, 524_288),
 }
 
 
@@ -134,12 +141,11 @@ def noise() -> Source:
 
 
 def new_clients() -> list[Client]:
-    """Clients of `SIZES` images, each with its own camera."""
+    """Clients of `SIZES` images, each with its own camera; the first, of one image, knows of a second class and has none of it."""
     cuts = torch.arange(sum(SIZES)).split(SIZES)
     nothing = torch.empty(0, dtype=torch.long)
-    return [
-        Client(id=i, classes=(), train=own, labels=own % len(CLASSES), test=nothing, camera=camera(0, i, 0.5)) for i, own in enumerate(cuts)
-    ]
+    held = [tuple({*(own % len(CLASSES)).tolist(), 1}) for own in cuts]
+    return [Client(i, held[i], own, own % len(CLASSES), test=nothing, camera=camera(0, i, 0.5)) for i, own in enumerate(cuts)]
 
 
 def own_optimizer(name: str) -> OptimizerConfig:
@@ -229,15 +235,17 @@ class Limit(NamedTuple):
     """With these settings a method is CLIP as it comes, whatever its tensors hold but those that match ``initial`` or ``zero``.
 
     ``initial``: tensors that stay as training begins; ``zero``: tensors that are zero. ``others``: prompts of others can be read.
+    ``away``: settings with which it is not, where the limit is one of settings alone.
     """
 
     settings: dict[str, Any]
     initial: str = "^$"
     zero: str = "^$"
     others: bool = False
+    away: dict[str, Any] | None = None
 
 
-ADAPTERS = Limit({"scale": 0.0})
+ADAPTERS = Limit({"scale": 0.0}, away={"scale": 1.0})
 PGP = {"own": FedPGPConfig(words=WORDS)}
 LIMITS = {
     "zeroshot": [Limit({})],
@@ -253,9 +261,17 @@ LIMITS = {
     ],
     "fedclip": [Limit({}, zero="^gate")],  # an attention that is the same for all numbers of a feature
     "fedlora": [Limit({}, initial="."), Limit({}, zero=r"\.b$")],
+    "promptfolio": [
+        Limit({"own": PromptFolioConfig(words=WORDS)}, initial="prompt"),
+        Limit({"own": PromptFolioConfig(words=WORDS, theta=0.0)}, initial="shared"),
+        Limit({"own": PromptFolioConfig(words=WORDS, theta=1.0)}, initial="private"),
+    ],
+    "fedpha": [Limit({"own": FedPHAConfig(words=WORDS)}, initial="private")],
+    "clipadapter": [Limit({"own": CLIPAdapterConfig(alpha=0.0)}, away={}), Limit({}, zero="^up")],
 }
 NO_LIMIT = {
     "fedotp": "it compares patches, of which CLIP says nothing, instead of the pooled feature",
+    "fedtpg": "its one network gives tokens without words' order; that they can be those of X X X X is tested beside its mathematics",
     "fedmaple": "its tokens in the image tower are there whatever they hold, and are attended to",
 }
 CASES = [(name, limit) for name, limits in LIMITS.items() for limit in limits]
@@ -306,7 +322,7 @@ def test_the_limit_is_zero_shot_clip(tiny_clip: nn.Module, name: str, limit: Lim
     wanted = zero_shot_logits(tiny_clip, backbone, images).view(2, 3, len(CLASSES))
     torch.testing.assert_close(limit_logits(tiny_clip, name, limit, images), wanted, rtol=1e-5, atol=1e-5)
     if name != "zeroshot":  # and away from the limit it is something else
-        away = Limit({"scale": 1.0} if limit is ADAPTERS else limit.settings, others=limit.others)
+        away = Limit(limit.settings if limit.away is None else limit.away, others=limit.others)
         assert (limit_logits(tiny_clip, name, away, images) - wanted).abs().max() > 1e-3
 
 
@@ -315,7 +331,7 @@ def test_the_limit_is_zero_shot_clip(tiny_clip: nn.Module, name: str, limit: Lim
 # Tensors without a gradient at first, since what they are multiplied with starts at zero.
 LATER = {"fedlora": r"\.a$"}
 # Tensors that have none at all: biases that add the same to all scores of a softmax (k), or to the logits of all classes (v, o).
-NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$"}
+NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$", "fedtpg": r"^k\.bias$"}
 
 
 def gradients(training: LocalTraining, initial: Tensor) -> dict[str, float]:
@@ -563,7 +579,7 @@ def test_the_initial_state_follows_from_the_seed(tiny_clip: nn.Module, name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_the_method_names_its_paper(vit_b_16: Backbone, name: str) -> None:
     module = inspect.getmodule(type(registry.build(MethodConfig(name), vit_b_16)))
-    assert re.search(r"arXiv \d{4}\.\d{5}", module.__doc__)
+    assert re.search(r"arXiv \d{4}\.\d{5}|PMLR \d+", module.__doc__)
 
 
 def test_the_page_says_what_clients_answer_with(vit_b_16: Backbone) -> None:

@@ -59,7 +59,9 @@ def new_clients(cameras: bool = True, tested: int = 0) -> list[Client]:
     """Clients of `SIZES` images, each with its own camera; ``tested`` test images are dealt out in turn."""
     cuts = torch.arange(sum(SIZES)).split(SIZES)
     tests = [torch.arange(tested)[client :: len(SIZES)] for client in ALL]
-    return [Client(i, (), own, own % len(NAMES), tests[i], camera(0, i, 0.5) if cameras else None) for i, own in enumerate(cuts)]
+    labels = [own % len(NAMES) for own in cuts]
+    held = [tuple(own.unique().tolist()) for own in labels]
+    return [Client(i, held[i], own, labels[i], tests[i], camera(0, i, 0.5) if cameras else None) for i, own in enumerate(cuts)]
 
 
 def new_method(clip: nn.Module, precision: str = "fp32", **settings: Any) -> Method:

@@ -2,10 +2,13 @@
 
 A prompt is ``[SOS] context name . [EOS]``; the context's token embeddings are learned, everything else is CLIP's.
 
-Shape legend: C clients, K classes, T tokens, W text width, L context tokens, D embedding.
+Shape legend: C clients, K classes, T tokens, W text width, L context tokens, N contexts of a client, D embedding.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,19 +17,32 @@ from torch.nn import functional as F
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.towers import Places
+from pfedmma.system import checks
 from pfedmma.system.errors import UserError
+from pfedmma.system.options import setting
 
 STD = 0.02  # of drawn context, as CLIP's own token embeddings
 
 
-def context_length(backbone: Backbone, wanted: int, words: str = "") -> int:
-    """How many context tokens: those of ``words``, or ``wanted``, or (0) 16, and a quarter of the text tower's reach where that is less.
+@dataclass(frozen=True)
+class ContextConfig:
+    """A learned context: its length, and how it begins."""
+
+    context: int = setting(0, "learned context tokens; 0: 16, or a quarter of the text tower's context length where that is shorter")
+    words: str = setting("", "words that the context begins as, and as long as they are; empty: it begins at random")
+
+    def __post_init__(self) -> None:
+        checks.at_least("context", self.context, 0)
+
+
+def context_length(backbone: Backbone, config: ContextConfig) -> int:
+    """How many tokens: those of its words, or as many as it says, or (0) 16, and a quarter of the text tower's reach where that is less.
 
     Raises:
         UserError: they leave no room for a class name.
     """
     reach = len(backbone.text.positions)
-    length = len(word_ids(backbone, words)) if words else wanted or min(16, reach // 4)
+    length = len(word_ids(backbone, config.words)) if config.words else config.context or min(16, reach // 4)
     if length + 4 > reach:  # start, name, full stop and end
         raise UserError(f"method: {length} context tokens leave no room for a class name in the {reach} tokens that {backbone.name} reads")
     return length
@@ -88,3 +104,12 @@ def prompt_features(backbone: Backbone, stem: PromptStem, context: Tensor) -> Te
     """Normalised text features [C,K,D] of the prompts in ``stem`` with each of the contexts [C,L,W]."""
     x = backbone.text.finish(stem.repeat(len(context)), prompted(backbone, context))
     return F.normalize(backbone.text.features(x).float().unflatten(0, (len(context), -1)), dim=-1)
+
+
+def features_of_several(backbone: Backbone, stem: PromptStem, contexts: Sequence[Tensor]) -> Tensor:
+    """Normalised text features [C,N,K,D] of the prompts in ``stem`` with each of a client's N contexts, each [C,L,W].
+
+    Those of a client lie side by side: one pass of the tower for all.
+    """
+    together = torch.stack(list(contexts), dim=1).flatten(0, 1)
+    return prompt_features(backbone, stem, together).unflatten(0, (-1, len(contexts)))
