@@ -25,7 +25,7 @@ demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma b
 
 # In the order of their names: files of few tests would come last otherwise, and they are the slowest.
 test: $(INSTALLED) ## all tests, two files at a time
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
 	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
