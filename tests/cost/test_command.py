@@ -181,7 +181,7 @@ def test_a_method_whose_step_reads_numbers_still_has_its_bytes(
         (["--clients", "1,x"], "--clients: 'x' is no whole number"),
         (["--links", "home"], "^--links: 'home' is no link"),
         (["--classes", "9999"], "^--classes: there are names"),
-        (["method.exchange=all"], r"exchange: .*\(of method fed\w+; --methods chooses others\)"),
+        (["method.exchange=all"], r"exchange: .*\(of method \w+; --methods chooses others\)"),
         (["federation.rounds=0"], r"^federation\.rounds"),
     ],
 )

@@ -402,8 +402,9 @@ def test_a_run_records_every_round(straight: Straight) -> None:
     rows = small.metrics(straight.folder)
     assert [row["round"] for row in rows] == list(range(1, ROUNDS + 1))
     for row in rows:
-        assert row.keys() - {"per_client"} == {"round", "clients", "samples", "loss", "seconds", "comm", "accuracy", "split"}
+        assert row.keys() - {"per_client", "shared_norm"} == {"round", "clients", "samples", "loss", "seconds", "comm", "accuracy", "split"}
         assert ("per_client" in row) == (row["accuracy"] is not None)
+        assert ("shared_norm" in row) == bool(straight.method.exchange)
         assert math.isfinite(row["loss"]) and row["loss"] >= 0
         assert len(set(row["clients"])) == painted.PARTICIPANTS
         assert (row["accuracy"] is None) == (row["round"] == 1)
