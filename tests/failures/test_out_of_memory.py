@@ -11,8 +11,9 @@ import torch
 from pfedmma import evaluate
 from pfedmma.accuracy import evaluator
 from pfedmma.data.pixels import pixels
-from pfedmma.engine import batches, local, server
+from pfedmma.engine import batches, local
 from pfedmma.run import assembly
+from pfedmma.server import server
 from pfedmma.system.errors import RankFailure
 from pfedmma.train import main
 from tests.support import small

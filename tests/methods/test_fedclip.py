@@ -16,6 +16,7 @@ from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
+from pfedmma.engine.arrivals import Arrived
 from pfedmma.engine.rounds import Engine
 from pfedmma.methods import registry
 from pfedmma.methods.fedclip import FedCLIP, FedCLIPConfig
@@ -160,12 +161,12 @@ def test_the_servers_mean_is_plain(tmp_path: Path) -> None:
     engine = new_engine(tmp_path)
     shared = drawn(2, engine.training.layout.exchanged_size, key="shared")
     both = engine.training_here([0, 1])
-    engine.server.round(engine.uploads(1, [0, 1], both, shared))
+    engine.server.round(engine.uploads(1, Arrived([0, 1]), both, shared))
     mean = engine.server.shared
     torch.testing.assert_close(mean, shared.mean(dim=0), rtol=1e-6, atol=1e-6)
     assert (mean - (shared[0] + 3 * shared[1]) / 4).abs().max() > 0.1
     assert engine.collect([0, 1], both, torch.tensor([0.0, 4.0])) == (pytest.approx(3.0), False)
-    engine.server.round(engine.uploads(2, [1], both[1:], shared[1:]))
+    engine.server.round(engine.uploads(2, Arrived([1]), both[1:], shared[1:]))
     torch.testing.assert_close(engine.server.shared, shared[1])
 
 

@@ -50,7 +50,7 @@ def test_one_run_is_reported_beside_its_files(tmp_path: Path, capsys: pytest.Cap
         "torch",
     ):
         assert shown in page.text, shown
-    assert page.tags.count("svg") - page.tags.count("li") + 7 == 10  # loss, four accuracies, clients, bytes twice, seconds twice
+    assert page.tags.count("svg") - page.tags.count("li") + 8 == 10  # loss, four accuracies, clients, bytes twice, seconds twice
 
 
 def test_markdown_says_the_same_in_tables(tmp_path: Path):
