@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.server import accountant
 from pfedmma.server.privacy import CLIENTS
 
 
-@dataclass(frozen=True)
+@dataclass
 class Account:
-    """``sampling``: the probability with which each client takes part, 1 where that is not drawn for each client apart.
+    """What is told round by round. ``taken`` and ``others``: of the ``counted`` rounds so far, in how many a client took part, and how many
+    participants these had together; they follow from the cohorts, so a resumed run counts them again.
+
+    ``sampling``: the probability with which each client takes part, 1 where that is not drawn for each client apart.
 
     ``cohort``: round -> its participants, whom the server knows. ``noise``: who adds it. ``secure_sum``: the server sees sums alone.
     """
@@ -25,18 +28,21 @@ class Account:
     noise: str
     secure_sum: bool
     cohort: Callable[[int], Sequence[int]]
+    counted: int = 0
+    taken: Counter[int] = field(default_factory=Counter)
+    others: Counter[int] = field(default_factory=Counter)
 
     def after(self, round_: int) -> RoundPrivacy:
-        """What rounds 1 to ``round_`` have told, of the client of which they told most."""
-        taken, others = Counter[int](), Counter[int]()
-        for earlier in range(1, round_ + 1):
-            cohort = self.cohort(earlier)
-            taken.update(cohort)
-            others.update(dict.fromkeys(cohort, len(cohort)))
-        known = accountant.epsilon(self.multiplier, max(taken.values(), default=0), self.delta)
+        """What rounds 1 to ``round_`` have told, of the client of which they told most; asked for in the order of rounds."""
+        for newer in range(self.counted + 1, round_ + 1):
+            cohort = self.cohort(newer)
+            self.taken.update(cohort)
+            self.others.update(dict.fromkeys(cohort, len(cohort)))
+        self.counted = round_
+        known = accountant.epsilon(self.multiplier, max(self.taken.values(), default=0), self.delta)
         server = math.inf
         if self.noise == CLIENTS:
-            server = known if self.secure_sum else self.single(max(others.values(), default=0))
+            server = known if self.secure_sum else self.single(max(self.others.values(), default=0))
         return RoundPrivacy(
             epsilon_outsider=accountant.epsilon(self.multiplier, round_, self.delta, self.sampling),
             epsilon_known_cohorts=known,

@@ -27,7 +27,6 @@ class Gathered:
     middle: Callable[[Tensor], Tensor]
 
     def __call__(self, rows: Tensor, uploads: Uploads, state: ServerState, rules: ServerRules, link: Link) -> Sum:
-        refuse_large(len(uploads.clients), link.layout.exchanged_size)
         matrix = placed(rows, uploads)
         matrix = link.sum(matrix.flatten()).view(matrix.shape)
         return Sum(self.middle(matrix), matrix[:, link.pooled])
