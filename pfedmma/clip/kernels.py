@@ -1,4 +1,4 @@
-"""Triton kernels for what a frozen block does to each number: quick GELU, and layer norm with the rounding behind it.
+"""Triton kernels for what a frozen block does to each number: quick GELU, and what is added before a layer norm with the norm.
 
 torch's own take several passes over memory. Importing this needs triton, which comes with torch's CUDA build; `pfedmma.clip.pointwise` does
 so where it is there, and holds the same in plain torch.
@@ -7,6 +7,8 @@ Shape legend: M rows (sequences x tokens), W width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -37,10 +39,15 @@ def _quick_gelu_backward(grad_ptr, x_ptr, out_ptr, count, slope: tl.constexpr, b
 
 
 @triton.jit
-def _layer_norm(x_ptr, weight_ptr, bias_ptr, y_ptr, width, eps, block: tl.constexpr):
+def _add_norm(x_ptr, a_ptr, b_ptr, sum_ptr, weight_ptr, bias_ptr, y_ptr, width, eps, terms: tl.constexpr, block: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64) * width, tl.arange(0, block)
     there = column < width
     x = tl.load(x_ptr + row + column, mask=there, other=0.0)
+    if terms > 0:
+        x += tl.load(a_ptr + row + column, mask=there, other=0.0).to(tl.float32)
+        if terms > 1:
+            x += tl.load(b_ptr + row + column, mask=there, other=0.0).to(tl.float32)
+        tl.store(sum_ptr + row + column, x, mask=there)
     apart = tl.where(there, x - tl.sum(x, axis=0) / width, 0.0)
     scaled = apart / tl.sqrt(tl.sum(apart * apart, axis=0) / width + eps)
     weight = tl.load(weight_ptr + column, mask=there, other=0.0)
@@ -49,17 +56,24 @@ def _layer_norm(x_ptr, weight_ptr, bias_ptr, y_ptr, width, eps, block: tl.conste
 
 
 @triton.jit
-def _layer_norm_backward(grad_ptr, x_ptr, weight_ptr, out_ptr, width, eps, block: tl.constexpr):
+def _add_norm_backward(
+    on_ptr, grad_ptr, sum_ptr, weight_ptr, out_ptr, low_ptr, width, eps, on: tl.constexpr, low: tl.constexpr, block: tl.constexpr
+):
     row, column = tl.program_id(0).to(tl.int64) * width, tl.arange(0, block)
     there = column < width
-    x = tl.load(x_ptr + row + column, mask=there, other=0.0)
+    x = tl.load(sum_ptr + row + column, mask=there, other=0.0)
     apart = tl.where(there, x - tl.sum(x, axis=0) / width, 0.0)
     spread = tl.sqrt(tl.sum(apart * apart, axis=0) / width + eps)
     scaled = apart / spread
     grad = tl.load(grad_ptr + row + column, mask=there, other=0.0).to(tl.float32)
     grad *= tl.load(weight_ptr + column, mask=there, other=0.0)
     along, mean = tl.sum(grad * scaled, axis=0) / width, tl.sum(grad, axis=0) / width
-    tl.store(out_ptr + row + column, (grad - scaled * along - mean) / spread, mask=there)
+    out = (grad - scaled * along - mean) / spread
+    if on:
+        out += tl.load(on_ptr + row + column, mask=there, other=0.0)
+    tl.store(out_ptr + row + column, out, mask=there)
+    if low:
+        tl.store(low_ptr + row + column, out.to(low_ptr.dtype.element_ty), mask=there)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -78,17 +92,30 @@ def quick_gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Layer norm of [...,W] over its last axis, all in fp32, rounded to ``dtype``."""
+def add_norm(x: Tensor, terms: Sequence[Tensor], weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``x`` [...,W] in fp32 plus at most two ``terms`` of its shape, and the layer norm of that, rounded to ``dtype``."""
     x, width = x.contiguous(), x.shape[-1]
+    a, b, *_ = [*(term.contiguous() for term in terms), x, x]
+    total = torch.empty_like(x) if terms else x
     out = torch.empty_like(x, dtype=dtype)
-    _layer_norm[(x.numel() // width,)](x, weight, bias, out, width, eps, triton.next_power_of_2(width))
-    return out
+    _add_norm[(x.numel() // width,)](x, a, b, total, weight, bias, out, width, eps, len(terms), triton.next_power_of_2(width))
+    return total, out
 
 
-def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The gradient of ``x`` [...,W] of `layer_norm`, in fp32; mean and spread are computed anew, as each row is read anyway."""
-    grad, x, width = grad.contiguous(), x.contiguous(), x.shape[-1]
-    out = torch.empty_like(x)
-    _layer_norm_backward[(x.numel() // width,)](grad, x, weight, out, width, eps, triton.next_power_of_2(width))
-    return out
+def add_norm_backward(
+    on: Tensor | None, grad: Tensor, total: Tensor, weight: Tensor, eps: float, low: torch.dtype | None
+) -> tuple[Tensor, Tensor | None]:
+    """The gradient of what was summed in `add_norm`, in fp32, and rounded to ``low`` where that is asked for.
+
+    Args:
+        on: the gradient of the sum [...,W] in fp32; None for none.
+        grad: that of the norm [...,W].
+        total: the sum; its mean and spread are computed anew, as each row is read anyway.
+    """
+    grad, width = grad.contiguous(), total.shape[-1]
+    out = torch.empty_like(total)
+    rounded = None if low is None else torch.empty_like(total, dtype=low)
+    pointers = grad if on is None else on.contiguous(), grad, total, weight, out, out if rounded is None else rounded
+    flags = on is not None, rounded is not None
+    _add_norm_backward[(total.numel() // width,)](*pointers, width, eps, *flags, triton.next_power_of_2(width))
+    return out, rounded

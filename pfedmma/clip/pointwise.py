@@ -1,4 +1,4 @@
-"""What a frozen block does to each number between its matrix products: the activation, and layer norm with the rounding behind it.
+"""What a frozen block does to each number between its matrix products: the activation, and sums with the layer norm behind them.
 
 On a GPU such steps cost the memory that they move. Quick GELU written with torch's functions is three kernels forward and five backward;
 here it keeps its input alone, and Triton (`pfedmma.clip.kernels`) makes one kernel of each direction. The results are those of torch's
@@ -8,7 +8,7 @@ functions up to rounding. On a CPU, and where torch.compile traces and fuses by 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,27 +50,45 @@ class QuickGelu(torch.autograd.Function):
         return grad * s + torch.ops.aten.sigmoid_backward(grad * x, s) * SLOPE
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Layer norm of [...,W] over its last axis in fp32, rounded to ``dtype``; no gradient for ``weight`` and ``bias`` [W]."""
+def add_norm(x: Tensor, terms: Sequence[Tensor], weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``x`` [...,W] plus ``terms`` one after another, and the layer norm of that over its last axis in fp32, rounded to ``dtype``.
+
+    No gradient for ``weight`` and ``bias`` [W].
+    """
+    if fusible(x, terms, dtype):
+        return AddedNorm.apply(weight, bias, eps, dtype, x, *terms)
+    for term in terms:
+        x = x + term
+    return x, F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+
+
+def fusible(x: Tensor, terms: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether `AddedNorm` does it: on a GPU, where there is something to round and nobody traces."""
     rounds = dtype != torch.float32 and x.dtype == torch.float32
-    if rounds and x.is_cuda and not torch.compiler.is_compiling() and fused(x.device):
-        return RoundedNorm.apply(x, weight, bias, eps, dtype)
-    return F.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+    alike = len(terms) <= 2 and all(term.shape == x.shape for term in terms)
+    return rounds and alike and x.is_cuda and not torch.compiler.is_compiling() and fused(x.device)
 
 
-class RoundedNorm(torch.autograd.Function):
-    """Layer norm in fp32 whose result is written in low precision at once; keeps nothing but its input. By Triton alone."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.eps = eps
-        return kernels.layer_norm(x, weight, bias, eps, dtype)
+class AddedNorm(torch.autograd.Function):
+    """`add_norm` in one kernel of each direction; keeps nothing but the sum. By Triton alone."""
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        return kernels.layer_norm_backward(grad, x, weight, ctx.eps), None, None, None, None
+    def forward(ctx, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype, x: Tensor, *terms: Tensor) -> tuple[Tensor, Tensor]:
+        total, normed = kernels.add_norm(x, terms, weight, bias, eps, dtype)
+        ctx.save_for_backward(total, weight)
+        ctx.eps, ctx.types = eps, [term.dtype for term in terms]
+        ctx.set_materialize_grads(False)
+        return total, normed
+
+    @staticmethod
+    def backward(ctx, on: Tensor | None, grad: Tensor | None):
+        total, weight = ctx.saved_tensors
+        low = next((dtype for dtype in ctx.types if dtype != torch.float32), None)
+        if grad is None:
+            whole, rounded = on, None if on is None or low is None else on.to(low)
+        else:
+            whole, rounded = kernels.add_norm_backward(on, grad, total, weight, ctx.eps, low)
+        return None, None, None, None, whole, *(whole if dtype == torch.float32 else rounded for dtype in ctx.types)
 
 
 @functools.cache
@@ -92,12 +110,21 @@ def _as_torch(device: torch.device) -> bool:
     x = torch.linspace(-4.0, 4.0, 96, device=device).view(2, 48)
     one, s = torch.ones_like(x), torch.sigmoid(SLOPE * x)
     weight, bias, eps = one[0] + 0.5, one[0], 1e-5
-    _, mean, rstd = torch.native_layer_norm(x, [48], weight, bias, eps)
-    gradient = torch.ops.aten.native_layer_norm_backward(x, x, [48], mean, rstd, weight, bias, [True, False, False])[0]
     pairs = [
         (kernels.quick_gelu(x), x * s),
         (kernels.quick_gelu_backward(one, x), s + SLOPE * x * s * (1.0 - s)),
-        (kernels.layer_norm(x, weight, bias, eps, torch.float32), F.layer_norm(x, (48,), weight, bias, eps)),
-        (kernels.layer_norm_backward(x, x, weight, eps), gradient),
+        *_norms(x, weight, bias, eps),
     ]
     return all(torch.allclose(got, wanted, rtol=1e-4, atol=1e-4) for got, wanted in pairs)
+
+
+def _norms(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the kernels make of norms of ``x`` [M,W], its half added or nothing, and of the way back; and what torch does."""
+    for terms in ([], [0.5 * x]):
+        total, shape = sum(terms, x), list(weight.shape)
+        wanted, mean, rstd = torch.native_layer_norm(total, shape, weight, bias, eps)
+        got = kernels.add_norm(x, terms, weight, bias, eps, torch.float32)
+        yield from zip(got, (total, wanted), strict=True)
+        back = torch.ops.aten.native_layer_norm_backward(x, total, shape, mean, rstd, weight, bias, [True, False, False])[0]
+        whole, low = kernels.add_norm_backward(x, x, total, weight, eps, torch.float32)
+        yield from ((whole, back + x), (low, back + x))

@@ -9,7 +9,7 @@ Shape legend: N sequences (clients x images, or clients x prompts), T tokens, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,13 @@ class Norm:
             self.weight, self.bias, self.eps = module.weight.detach().float(), module.bias.detach().float(), module.eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.rounded(x, torch.float32)
+        return self.of_sum(x, (), torch.float32)[1]
 
-    def rounded(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The norm of [...,W] in ``dtype``."""
-        return x.to(dtype) if self.identity else pointwise.layer_norm(x, self.weight, self.bias, self.eps, dtype)
+    def of_sum(self, x: Tensor, terms: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``x`` plus ``terms``, [...,W] each, and the norm of that in ``dtype``."""
+        if self.identity:
+            return (x := total(x, terms)), x.to(dtype)
+        return pointwise.add_norm(x, terms, self.weight, self.bias, self.eps, dtype)
 
 
 class Block:
@@ -78,13 +80,20 @@ class Block:
         self.gamma1, self.gamma2 = (getattr(ls, "gamma", None) for ls in (module.ls_1, module.ls_2))
 
     def __call__(
-        self, x: Tensor, causal: bool, pool: Tensor | int | None = None, add: Callable[[str, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(LN1(x), the block's output), both [N,T,W]; with ``pool`` ([N], or one for all), of the pooled token alone: [N,1,W].
+        self,
+        x: Tensor,
+        terms: Sequence[Tensor],
+        causal: bool,
+        pool: Tensor | int | None = None,
+        add: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The block on ``x`` plus ``terms``: (LN1 of that, two tensors whose sum is the block's output), [N,T,W] each.
 
-        ``add``: ("q" | "k" | "v", LN1(x)) -> what to add to that projection.
+        Sums wait for the norm behind them, which makes them on its way. With ``pool`` ([N], or one for all), of the pooled token alone:
+        [N,1,W]. ``add``: ("q" | "k" | "v", LN1) -> what to add to that projection.
         """
-        normed = every = self.norm1.rounded(x, self.in_weight.dtype)  # once, for the projections and whatever a method does with it
+        x, normed = self.norm1.of_sum(x, terms, self.in_weight.dtype)  # once, for the projections and whatever a method does with it
+        every = normed
         width = x.shape[-1]
         if pool is None:
             q, k, v = F.linear(normed, self.in_weight, self.in_bias).chunk(3, dim=-1)
@@ -100,10 +109,10 @@ class Block:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = attention(q, k, v, mask, causal and pool is None)
         mixed = F.linear(mixed.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
-        x = x + (mixed if self.gamma1 is None else mixed * self.gamma1)
-        hidden = self.activation(F.linear(self.norm2.rounded(x, self.fc_weight.dtype), self.fc_weight, self.fc_bias))
+        x, before = self.norm2.of_sum(x, (mixed if self.gamma1 is None else mixed * self.gamma1,), self.fc_weight.dtype)
+        hidden = self.activation(F.linear(before, self.fc_weight, self.fc_bias))
         hidden = F.linear(hidden, self.proj_weight, self.proj_bias)
-        return normed, x + (hidden if self.gamma2 is None else hidden * self.gamma2)
+        return normed, x, hidden if self.gamma2 is None else hidden * self.gamma2
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -117,6 +126,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def total(x: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """``x`` plus ``terms``, one after another."""
+    for term in terms:
+        x = x + term
+    return x
+
+
+def laid_out(pixels: Tensor, high: int, wide: int) -> Tensor:
+    """[N,3,S,S] -> what lies in each patch of ``high`` x ``wide`` pixels [N,T-1,3*high*wide], without what is left over at two edges."""
+    rows, columns = pixels.shape[-2] // high, pixels.shape[-1] // wide
+    whole = pixels[..., : rows * high, : columns * wide].unflatten(-1, (columns, wide)).unflatten(-3, (rows, high))
+    return whole.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def take(x: Tensor, index: Tensor | int) -> Tensor:
@@ -145,30 +168,33 @@ class Tower:
             x: embedded tokens [N,T,W].
             pool: [N] index of the pooled token, or one for all sequences; None to keep all tokens to the end.
         """
-        normed = None
+        normed: Tensor | None = None
+        terms: list[Tensor] = []
         for number in range(1, blocks + 1):
-            normed, x = self._run(number, x, pool)
-        return TowerStem(x, normed, pool, blocks)
+            normed, x, out = self._run(number, x, terms, pool)
+            terms = [out]
+        return TowerStem(total(x, terms), normed, pool, blocks)
 
     def finish(self, stem: TowerStem, places: Places) -> Tensor:
         """From a stem to the top with ``places`` acting in the blocks that are left; [N,T or 1,W].
 
         The output place acts on the last block of the stem, too: what is frozen about it has been done there.
         """
-        x = stem.output
+        x, terms = stem.output, []  # their sum is the output of a block
         if places.output is not None and stem.normed is not None:
-            x = x + places.output(stem.blocks, stem.normed)
+            terms.append(places.output(stem.blocks, stem.normed))
         for number in range(stem.blocks + 1, self.depth + 1):
             if places.tokens is not None:
-                x = places.tokens(number, x)
-            normed, x = self._run(number, x, stem.pool, places.attention)
-            if places.output is not None:
-                x = x + places.output(number, normed)
-        return x
+                x, terms = places.tokens(number, total(x, terms)), []
+            normed, x, out = self._run(number, x, terms, stem.pool, places.attention)
+            terms = [out] if places.output is None else [out, places.output(number, normed)]
+        return total(x, terms)
 
-    def _run(self, number: int, x: Tensor, pool: Tensor | int | None, attention=None) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, number: int, x: Tensor, terms: Sequence[Tensor], pool: Tensor | int | None, attention=None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         add = None if attention is None else lambda part, normed: attention(number, part, normed)
-        return self.blocks[number - 1](x, self.causal, pool if number == self.depth else None, add)
+        return self.blocks[number - 1](x, terms, self.causal, pool if number == self.depth else None, add)
 
 
 class VisualTower(Tower):
@@ -184,9 +210,19 @@ class VisualTower(Tower):
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, int | None]:
         """[N,3,S,S] normalised pixels -> tokens [N,T,W] and the index of the pooled token, the same of all images."""
-        patches = F.conv2d(pixels, self.patch_weight, stride=self.patch_weight.shape[-2:]).flatten(2).transpose(1, 2)
+        patches = self.patches(pixels)
         tokens = torch.cat([self.class_token.expand(len(pixels), 1, -1).to(patches.dtype), patches], dim=1)
         return self.norm_pre(tokens + self.positions), 0 if self.pool_type == "tok" else None
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """[N,3,S,S] -> the patches [N,T-1,W], embedded: a convolution whose steps are as wide as what it sees.
+
+        On a GPU as one product of what lies in each patch: cuDNN takes a kernel for this convolution that is many times slower.
+        """
+        high, wide = self.patch_weight.shape[-2:]
+        if not pixels.is_cuda:
+            return F.conv2d(pixels, self.patch_weight, stride=(high, wide)).flatten(2).transpose(1, 2)
+        return F.linear(laid_out(pixels, high, wide), self.patch_weight.flatten(1))
 
     def features(self, x: Tensor) -> Tensor:
         """Tokens of the last block [N,T or 1,W] -> image features [N,D], not normalised."""

@@ -9,7 +9,7 @@ precision, and by its memory-efficient one in fp32 or under a mask; and each of 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -51,7 +51,14 @@ for _signature, _like in (
         "layer_norm(Tensor x, Tensor weight, Tensor bias, ScalarType dtype) -> Tensor",
         lambda x, w, b, dtype: torch.empty_like(x, dtype=dtype),
     ),
-    ("layer_norm_backward(Tensor grad, Tensor x, Tensor weight) -> Tensor", lambda grad, x, weight: torch.empty_like(x)),
+    (
+        "add_layer_norm(Tensor x, Tensor[] terms, Tensor weight, Tensor bias, ScalarType dtype) -> (Tensor, Tensor)",
+        lambda x, terms, w, b, dtype: (torch.empty_like(x), torch.empty_like(x, dtype=dtype)),
+    ),
+    (
+        "add_layer_norm_backward(Tensor? on, Tensor grad, Tensor total, Tensor weight, ScalarType? low) -> Tensor[]",
+        lambda on, grad, total, w, low: [torch.empty_like(total, dtype=dtype) for dtype in (total.dtype, low) if dtype is not None],
+    ),
 ):
     _KERNELS.define(_signature)
     _KERNELS.impl(_signature.partition("(")[0], _like, "Meta")
@@ -69,12 +76,18 @@ class OneOperatorEach:
         return torch.ops.pfedmma_on_gpu.quick_gelu_backward(grad.contiguous(), x.contiguous())
 
     @staticmethod
-    def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        return torch.ops.pfedmma_on_gpu.layer_norm(x.contiguous(), weight, bias, dtype)
+    def add_norm(x: Tensor, terms: Sequence[Tensor], weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if not terms:
+            return x, torch.ops.pfedmma_on_gpu.layer_norm(x.contiguous(), weight, bias, dtype)
+        return torch.ops.pfedmma_on_gpu.add_layer_norm(x.contiguous(), [term.contiguous() for term in terms], weight, bias, dtype)
 
     @staticmethod
-    def layer_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return torch.ops.pfedmma_on_gpu.layer_norm_backward(grad.contiguous(), x.contiguous(), weight)
+    def add_norm_backward(
+        on: Tensor | None, grad: Tensor, total: Tensor, weight: Tensor, eps: float, low: torch.dtype | None
+    ) -> tuple[Tensor, Tensor | None]:
+        on = None if on is None else on.contiguous()
+        found = torch.ops.pfedmma_on_gpu.add_layer_norm_backward(on, grad.contiguous(), total, weight, low)
+        return found[0], found[1] if low is not None else None
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class FederationConfig:
         SAME_RESULT,
     )
     graphs: str = setting(
-        "auto", "local steps of at most 4 clients as CUDA graphs: auto (on GPUs, where that can be done) or off", SAME_RESULT
+        "auto", "local steps of at most 6 clients as CUDA graphs: auto (on GPUs, where that can be done) or off", SAME_RESULT
     )
     stems_gb: str = setting(
         "auto",

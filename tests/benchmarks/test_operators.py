@@ -117,13 +117,13 @@ def test_kernels_of_this_project_are_one_operator_each() -> None:
     x, own = meta(2, 8, dtype=torch.bfloat16, grad=True), meta(2, 8, grad=True)
 
     def norm() -> Tensor:
-        return pointwise.layer_norm(own, meta(8), meta(8), 1e-5, torch.bfloat16)
+        return pointwise.add_norm(own, [x], meta(8), meta(8), 1e-5, torch.bfloat16)[1]
 
     with as_on_gpu():
         assert names(lambda: pointwise.quick_gelu(x).sum().backward(), "activations") == ["quick_gelu", "quick_gelu_backward"]
         found = record(lambda: norm().sum().backward())
-        assert [each.name for each in found if each.group == "norms"] == ["layer_norm", "layer_norm_backward"]
-        assert found[0].bytes == 4 * (16 + 8 + 8) + 2 * 16, "rounded as it is written"
+        assert [each.name for each in found if each.group == "norms"] == ["add_layer_norm", "add_layer_norm_backward"]
+        assert found[0].bytes == 4 * (16 + 8 + 8) + 2 * 16 + (4 + 2) * 16, "read, and written as the sum and as the rounded norm"
         assert not [each for each in found if each.group == "casts"]
     with as_on_gpu(fused=False):
         assert names(norm, "norms") == ["native_layer_norm"] and names(norm, "casts") == ["_to_copy"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import open_clip
@@ -50,11 +51,58 @@ def test_only_quick_gelu_is_replaced() -> None:
     assert pointwise.activation(QUICK) is pointwise.quick_gelu and pointwise.activation(gelu) is gelu
 
 
-def test_a_norm_is_torchs_and_then_rounded() -> None:
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_norm_of_a_sum_is_torchs_and_then_rounded(count: int) -> None:
     x, weight, bias = drawn(3, 5, 16), drawn(16, key=1), drawn(16, key=2)
-    wanted = F.layer_norm(x, (16,), weight, bias, 1e-5)
-    assert torch.equal(pointwise.layer_norm(x, weight, bias, 1e-5, torch.float32), wanted)
-    assert torch.equal(pointwise.layer_norm(x, weight, bias, 1e-5, torch.bfloat16), wanted.bfloat16())
+    terms = [drawn(3, 5, 16, key=3 + i) for i in range(count)]
+    total = x
+    for term in terms:
+        total = total + term
+    wanted = F.layer_norm(total, (16,), weight, bias, 1e-5)
+    for dtype in (torch.float32, torch.bfloat16):
+        got = pointwise.add_norm(x, terms, weight, bias, 1e-5, dtype)
+        assert torch.equal(got[0], total) and torch.equal(got[1], wanted.to(dtype))
+
+
+class InPlainTorch:
+    """What Triton's kernels are to compute."""
+
+    @staticmethod
+    def add_norm(x: Tensor, terms: Sequence[Tensor], weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        total = sum(terms, x)
+        return total, F.layer_norm(total, weight.shape, weight, bias, eps).to(dtype)
+
+    @staticmethod
+    def add_norm_backward(on, grad: Tensor, total: Tensor, weight: Tensor, eps: float, low):
+        with torch.enable_grad():
+            leaf = total.clone().requires_grad_()
+            out = F.layer_norm(leaf, weight.shape, weight, None, eps)
+        whole = torch.autograd.grad(out, leaf, grad.float())[0] + (0.0 if on is None else on)
+        return whole, None if low is None else whole.to(low)
+
+
+@pytest.mark.parametrize("used", ["both", "sum", "norm"])
+@pytest.mark.parametrize("types", [(), (torch.float32,), (torch.bfloat16, torch.float32)])
+def test_the_fused_norm_has_the_gradients_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, used: str, types: tuple[torch.dtype, ...]
+) -> None:
+    """Of everything that is added, whichever of the two results goes on."""
+    monkeypatch.setattr(pointwise, "kernels", InPlainTorch)
+    weight, bias = drawn(16, key=1), drawn(16, key=2)
+    grads = drawn(3, 5, 16, key=8), drawn(3, 5, 16, key=9)
+    found = []
+    for function in (lambda x, *terms: pointwise.AddedNorm.apply(weight, bias, 1e-5, torch.float32, x, *terms), plain_of(weight, bias)):
+        leaves = [drawn(3, 5, 16, key=3 + i).to(dtype).requires_grad_() for i, dtype in enumerate((torch.float32, *types))]
+        total, normed = function(*leaves)
+        through = {"both": (2.0 * total * grads[0]).sum() + (normed * grads[1]).sum(), "sum": (2.0 * total * grads[0]).sum()}
+        found.append(torch.autograd.grad(through.get(used, (normed * grads[1]).sum()), leaves))
+    for got, wanted in zip(*found, strict=True):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 if got.dtype == torch.float32 else 0.05)
+
+
+def plain_of(weight: Tensor, bias: Tensor):
+    return lambda x, *terms: pointwise.add_norm(x, [term.float() for term in terms], weight, bias, 1e-5, torch.float32)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -94,4 +142,4 @@ def test_tritons_kernels_compute_what_torch_does() -> None:
     program = [sys.executable, "-m", "tests.support.interpreted"]
     done = subprocess.run(program, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["alike"] * 5
+    assert done.stdout.split() == ["alike"] * 11

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pfedmma import rng
 from pfedmma.clip import loading
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import BackboneConfig, create_model
-from pfedmma.clip.towers import Places
+from pfedmma.clip.towers import Places, laid_out
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods import registry
 from pfedmma.methods.registry import MethodConfig
@@ -164,6 +165,15 @@ def test_shortcuts_change_neither_features_nor_gradients(variant: str) -> None:
         for number, (mine, theirs) in enumerate(zip(*gradients, strict=True), start=1):
             assert theirs.abs().max() > 1e-3
             assert_close(mine, theirs, f"{type(tower).__name__}, gradient at block {number}")
+
+
+@pytest.mark.parametrize(("size", "high", "wide"), [((8, 8), 4, 4), ((11, 14), 5, 3)])
+def test_patches_as_one_product_are_those_of_the_convolution(size: tuple[int, int], high: int, wide: int) -> None:
+    """Also where they do not cover the image."""
+    gen = rng.generator(0, "patches")
+    pixels, weight = torch.randn(2, 3, *size, generator=gen), torch.randn(6, 3, high, wide, generator=gen)
+    wanted = F.conv2d(pixels, weight, stride=(high, wide)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(laid_out(pixels, high, wide) @ weight.flatten(1).T, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_context_is_cut_to_the_longest_prompt() -> None:

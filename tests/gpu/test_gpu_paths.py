@@ -204,7 +204,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_ends_equal(limit_memory: Any) ->
         ends.append((gathered(engine.members, range(7)).cpu(), losses))
         start = engine.states.initial.cpu().expand(7, -1)
         del engine
-    assert reserved[1] > 1.5 * reserved[0], reserved  # or there is nothing to halve
+    assert reserved[1] > 1.2 * reserved[0], reserved  # or there is nothing to halve
     limit_memory(sum(reserved) / 2)
     engine, losses = run_engine(GPU, *settings, guess=7)
     assert engine.width.now < 7
@@ -234,7 +234,8 @@ def train_apart(*settings: str, launcher: Sequence[str] = ()) -> None:
     """A run in a process of its own, under a launcher or without."""
     outside = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     command = [sys.executable, *launcher, "-m", "pfedmma.train", PLAIN, *settings]
-    env = outside | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = outside | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr[-2000:]
 

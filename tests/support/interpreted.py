@@ -23,14 +23,25 @@ def main() -> None:
     print("alike")
     x, grad = drawn(ROWS, WIDTH, key=0) + 50.0, drawn(ROWS, WIDTH, key=1)  # a mean that is large beside the spread
     weight, bias = drawn(WIDTH, key=2), drawn(WIDTH, key=3)
-    leaf = x.clone().requires_grad_()
-    wanted = torch.nn.functional.layer_norm(leaf, (WIDTH,), weight, bias, EPS)
-    compare(kernels.layer_norm(x, weight, bias, EPS, torch.bfloat16), wanted.bfloat16(), 1e-2)
-    compare(kernels.layer_norm_backward(grad, x, weight, EPS), torch.autograd.grad(wanted, leaf, grad)[0], 1e-4)
+    for terms in ([], [0.1 * grad.bfloat16(), -grad]):
+        leaf = sum(terms, x).requires_grad_()
+        wanted = norm_of(leaf, weight, bias)
+        total, normed = kernels.add_norm(x, terms, weight, bias, EPS, torch.bfloat16)
+        assert torch.equal(total, leaf)
+        compare(normed, wanted.bfloat16(), 1e-2)
+        back = torch.autograd.grad(wanted, leaf, grad)[0]
+        compare(kernels.add_norm_backward(None, grad, leaf.detach(), weight, EPS, None)[0], back, 1e-4)
+        whole, low = kernels.add_norm_backward(x, grad.bfloat16().float(), leaf.detach(), weight, EPS, torch.bfloat16)
+        compare(low, whole.bfloat16(), 1e-2)
+        compare(whole, x + torch.autograd.grad(norm_of(leaf, weight, bias), leaf, grad.bfloat16().float())[0], 1e-4)
     many, leaf = drawn(3, 700, key=4), drawn(3, 700, key=4).requires_grad_()  # more than one block, and not a multiple of it
     wanted = leaf * torch.sigmoid(pointwise.SLOPE * leaf)
     compare(kernels.quick_gelu(many.bfloat16()), wanted.bfloat16(), 2e-2)
     compare(kernels.quick_gelu_backward(many, many), torch.autograd.grad(wanted, leaf, many)[0], 1e-5)
+
+
+def norm_of(leaf: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.layer_norm(leaf, (WIDTH,), weight, bias, EPS)
 
 
 def compare(got: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> None:
