@@ -57,7 +57,7 @@ privacy-check: $(INSTALLED) ## what an upload tells under a shared and an own st
 	$(BIN)/python benchmarks/privacy.py --uploads shared,own --check
 
 gpu-check: ## on a machine with GPUs: the tests marked gpu and the benchmarks, within 9 minutes
-	PYTHONPATH=$(CURDIR) $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
+	PYTHONPATH=$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH} $(if $(wildcard $(INSTALLED)),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 clean: ## remove the environment and what builds and tools leave; runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -74,12 +74,12 @@ class Device:
         return 0.0 if ranks == 1 else 2 * (ranks - 1) * (hop + payload / ranks / rate)
 
 
-# What a kernel reaches is assumed. Products: large ones of cuBLAS in bf16, as reported for these GPUs. Attention: FlashAttention-2 on an
-# H100 (arXiv 2407.08608, "35 %"). Host: CPU time of Python, autograd and torch's dispatch a launch, seen on one core of an AMD EPYC; the
-# driver's own part is not in it.
+# What a kernel reaches was measured on one H200 with torch 2.11 (results/gpu-nvidia-h200/gpu_profile.json): the products of a step of ten
+# clients, and torch's FlashAttention-2 on 197 tokens, which it does in blocks of 64 by 128. Host: a step of one client by the clock over
+# its launches, on the virtual machine of that GPU; another host takes another time. For other GPUs the same shares are assumed.
 _GPU = {
-    "efficiency": {"products": 0.8, "attention": 0.35, "memory": 0.9},
-    "host": 15e-6,
+    "efficiency": {"products": 0.66, "attention": 0.075, "memory": 0.9},
+    "host": 36e-6,
     "smallest": 2.5e-6,
     "network": 50e9,  # one 400 Gb/s adapter a GPU, as in NVIDIA's DGX H100 data sheet
     "hop": (5e-6, 15e-6),

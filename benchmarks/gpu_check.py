@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_check.py [--out benchmarks/results/gpu-<name>] [--parts tests,local_training-bf16,...] [--budget 540]
 
-Needs no installation beyond what the interpreter can import. Every part (`PARTS`) is a process with a time limit of its own; one that
-fails or runs past its limit does not stop the others, and all end within the budget. Each benchmark's report is written to
+Needs no installation beyond what the interpreter can import. Every part (`CHECKS`, then `PARTS`) is a process with a time limit of its own;
+one that fails or runs past its limit does not stop the others, and all end within the budget. Checks, whose times mean nothing, run side
+by side; what is timed runs alone. Each benchmark's report is written to
 ``<part>.json`` with hardware, versions and date, what all of them printed to ``output.txt``, and how they ended to ``summary.json``. The
 exit status is 1 if a part failed, and 2 without a GPU.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import os
 import re
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,13 @@ MARK = re.compile(r"^@pytest\.mark\.gpu\b|^pytestmark = .*\bgpu\b", re.MULTILINE
 
 @dataclass(frozen=True)
 class Part:
-    """A command, the seconds that it may take, and whether its last line is a report."""
+    """A command, the seconds that it may take, whether its last line is a report, and whether it must run alone."""
 
     name: str
     command: tuple[str, ...]
     limit: float
     reports: bool = True
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,46 +65,50 @@ class Ended:
 
 
 MODEL = "ViT-B-16-quickgelu"  # the shapes and the activation of OpenAI's weights
-STEP = f"benchmarks/local_training.py --device cuda --model {MODEL} --clients 1,2,10"
+STEP = f"benchmarks/local_training.py --device cuda --model {MODEL}"
 EVALUATION = f"benchmarks/local_training.py --device cuda --model {MODEL} --precision bf16 --evaluation"
 ROUND = f"benchmarks/round_time.py --device cuda --model {MODEL} --precision bf16"
 RANKS = "-m torch.distributed.run --standalone --nproc_per_node={gpus}"
 # Name, seconds at most, and what Python is started with; in the order of their weight, since the last ones may find no time left. A
 # variant of the local step is one more line: its settings, as KEY=VALUE, stand at the end.
-PARTS = (
-    ("tests", 120, "-m pytest -m gpu -p no:cacheprovider"),
+CHECKS = (
+    ("tests", 170, "-m pytest -m gpu -p no:cacheprovider"),
     ("train", 100, "-m pfedmma.train distributed.device=cuda federation.rounds=2 run_dir={scratch}/alone"),
     (
         "train-torchrun",
-        40,
+        60,
         f"{RANKS} -m pfedmma.train distributed.device=cuda backbone.compile=off federation.rounds=2 run_dir={{scratch}}/ranks",
     ),
-    ("local_training-bf16", 75, f"{STEP} --precision bf16 --graphs"),
-    ("local_training-compiled", 150, f"{STEP} --precision bf16 --compile --graphs"),
+    ("lost_rank", 120, "benchmarks/lost_rank.py --device cuda --backend {backend} --ranks {ranks}"),
+)
+PARTS = (
+    ("local_training-bf16", 75, f"{STEP} --precision bf16 --clients 1,2,4,6,8,10 --graphs"),
+    ("gpu_profile", 60, f"benchmarks/gpu_profile.py --model {MODEL}"),
     ("round_time", 100, ROUND),
-    ("lost_rank", 90, "benchmarks/lost_rank.py --device cuda --backend {backend} --ranks {ranks}"),
-    ("input", 75, "benchmarks/input.py --most 320 --epochs 2 --workers 8 --drawn caltech101,food101,sun397,imagenet"),
-    ("local_training-fp32", 60, f"{STEP} --precision fp32"),
-    ("local_training-tf32", 45, f"{STEP} --precision fp32 backbone.tf32=true"),
-    ("local_training-cudnn", 60, f"{STEP} --precision bf16 backbone.attention=cudnn"),
-    ("local_training-deterministic", 45, f"{STEP} --precision bf16 backbone.deterministic=true"),
-    ("evaluation-2", 45, f"{EVALUATION} --clients 2"),
+    ("local_training-cudnn", 60, f"{STEP} --precision bf16 --clients 2,10 backbone.attention=cudnn"),
     ("evaluation-10", 45, f"{EVALUATION} --clients 10"),
+    ("local_training-compiled", 150, f"{STEP} --precision bf16 --clients 2,10 --compile --graphs"),
+    ("local_training-deterministic", 45, f"{STEP} --precision bf16 --clients 2,10 backbone.deterministic=true"),
+    ("local_training-fp32", 60, f"{STEP} --precision fp32 --clients 2,10 --repeats 3 --steps 2"),
+    ("local_training-tf32", 45, f"{STEP} --precision fp32 --clients 2,10 --repeats 3 --steps 2 backbone.tf32=true"),
+    ("input", 75, "benchmarks/input.py --most 320 --epochs 2 --workers 8 --drawn caltech101,food101,sun397,imagenet"),
+    ("evaluation-2", 45, f"{EVALUATION} --clients 2"),
+    ("scaling", 45, "benchmarks/scaling.py overhead --device cuda"),
     ("balance", 60, f"{RANKS} benchmarks/balance.py --device cuda"),
     ("communication", 45, f"{RANKS} benchmarks/communication.py --device cuda"),
-    ("scaling", 45, "benchmarks/scaling.py overhead --device cuda"),
     ("round_time-one_at_a_time", 75, f"{ROUND} --clients-per-pass 1"),
 )
 NO_REPORT = "tests", "train"  # how the names of parts begin whose last line is none
 
 
 def all_parts(gpus: int, scratch: Path) -> list[Part]:
-    """`PARTS` on a machine with so many GPUs. Ranks that outnumber them meet by gloo. ``scratch``: a folder for runs."""
+    """`CHECKS` and `PARTS` on a machine with so many GPUs. Ranks that outnumber them meet by gloo. ``scratch``: a folder for runs."""
     here = {"gpus": gpus, "ranks": max(2, gpus), "backend": "nccl" if gpus > 1 else "gloo", "scratch": scratch}
     parts = []
-    for name, limit, line in PARTS:
+    for name, limit, line in CHECKS + PARTS:
         words = [word.format(**here) for word in line.split()] + (marked_tests() if name == "tests" else [])
-        parts.append(Part(name, (sys.executable, *words), float(limit), not name.startswith(NO_REPORT)))
+        alone = (name, limit, line) in PARTS
+        parts.append(Part(name, (sys.executable, *words), float(limit), not name.startswith(NO_REPORT), alone))
     return parts
 
 
@@ -153,16 +161,19 @@ def report_of(out: str) -> dict[str, Any] | None:
 
 
 def run_all(parts: Sequence[Part], out: Path, budget: float, here: dict[str, Any]) -> list[Ended]:
-    """All parts one after another; ``here`` is added to reports that lack it."""
-    begin, ended = time.perf_counter(), []
-    with (out / "output.txt").open("w", encoding="utf-8") as log:
-        for part in parts:
-            left = budget - (time.perf_counter() - begin)
-            if left < 1.0:
-                ended.append(Ended(part.name, 0.0, 0.0, "no time was left", ""))
-                continue
-            print(f"{part.name} ...", flush=True)
-            end, said = run_part(part, min(part.limit, left))
+    """All parts, those that need not be alone first and side by side; ``here`` is added to reports that lack it."""
+    until, ended = time.perf_counter() + budget, []
+
+    def run(part: Part) -> tuple[Part, Ended, str]:
+        left = until - time.perf_counter()
+        if left < 1.0:
+            return part, Ended(part.name, 0.0, 0.0, "no time was left", ""), ""
+        print(f"{part.name} ...", flush=True)
+        return part, *run_part(part, min(part.limit, left))
+
+    together = [part for part in parts if not part.alone]
+    with (out / "output.txt").open("w", encoding="utf-8") as log, ThreadPoolExecutor(len(together) or 1) as side_by_side:
+        for part, end, said in itertools.chain(side_by_side.map(run, together), map(run, [part for part in parts if part.alone])):
             ended.append(end)
             log.write(f"=== {part.name}: {end.problem or 'done'}, {end.seconds:.1f} s\n{said}\n")
             log.flush()

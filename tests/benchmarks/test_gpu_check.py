@@ -55,12 +55,29 @@ def test_a_failing_part_does_not_stop_the_others(gpu_check: ModuleType, tmp_path
     assert [end.problem for end in gpu_check.run_all(parts[:1], tmp_path, 0.5, {})] == ["no time was left"]
 
 
+def test_checks_run_side_by_side(gpu_check: ModuleType, tmp_path: Path) -> None:
+    """Each waits for the other."""
+    code = """
+import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.05)
+"""
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    parts = [
+        gpu_check.Part(name, (sys.executable, "-c", code, *files), PATIENCE, reports=False, alone=False)
+        for name, files in (("one", names), ("other", names[::-1]))
+    ]
+    assert [end.problem for end in gpu_check.run_all(parts, tmp_path, 10 * PATIENCE, {})] == ["", ""]
+
+
 def test_the_parts_are_there_and_most_find_time(gpu_check: ModuleType, tmp_path: Path) -> None:
     """Together they end within the budget, whatever their limits are; the first five fit it."""
     parts = gpu_check.all_parts(1, tmp_path)
     names = [part.name for part in parts]
     assert len(set(names)) == len(names) and set(gpu_check.NO_REPORT) < set(names)
-    assert sum(part.limit for part in parts[:5]) <= gpu_check.BUDGET
+    together = [part.limit for part in parts if not part.alone]
+    assert max(together) + sum(part.limit for part in parts if part.alone and part.name in names[:7]) <= gpu_check.BUDGET
     files = [word for part in parts for word in part.command if word.endswith(".py")]
     assert all((ROOT / file).is_file() for file in files) and "tests/gpu/test_gpu_paths.py" in files
     assert "tests/test_rng.py" in files
