@@ -31,6 +31,7 @@ from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table, privacy_line
+from pfedmma.run.finished import finished
 from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
@@ -50,12 +51,27 @@ def main(argv: list[str] | None = None) -> None:
     require_trackers(config.trackers)
     with Interruption() as interruption, shortage_named():
         world = open_world(config.distributed)
-        with owned_by_rank_0(folder, config, world):
-            run = assemble(config, world, interruption)
-            manifest = restore(run, folder) if config.resume else None
-            world.wait("start")
-            train(run, folder, manifest)
+        if not (config.resume and shown_before(config, folder, world)):
+            with owned_by_rank_0(folder, config, world):
+                run = assemble(config, world, interruption)
+                manifest = restore(run, folder) if config.resume else None
+                world.wait("start")
+                train(run, folder, manifest)
         world.close()
+
+
+def shown_before(config: Config, folder: RunFolder, world: World) -> bool:
+    """Whether the run has been done with just these settings: rank 0, whose view decides, then shows its result. All ranks enter."""
+    summary = None
+    if world.is_main and not config.trackers:  # who may not have been told of all rounds yet
+        with contextlib.suppress(UserError):  # a summary that cannot be read is written anew
+            summary = finished(config)
+    if float(world.sum(torch.tensor([float(summary is not None)]), "start")) == 0:
+        return False
+    if summary is not None:
+        print(f"finished: the run in {folder.path} has done all its {summary.rounds} rounds; federation.rounds=N goes on to round N")
+        show_result(summary, folder)
+    return True
 
 
 @contextlib.contextmanager
@@ -106,9 +122,11 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
         bar.say(headline(run, done))
-        engine.evaluation.told = display.testing(bar)
         if run.config.evaluation.every and not zero_shot.known(run.config.evaluation):
+            engine.evaluation.told = display.testing(bar, "zero-shot")
             zero_shot = run.zero_shot()
+        engine.evaluation.told = display.testing(bar)
+        display.next_round(bar, done)
         engine.interruption.rounds_begin()
         recorder = Recorder(run, folder, bar, trackers, zero_shot, done)
         last = engine.run(done + 1, recorder)
