@@ -59,13 +59,13 @@ def unsaid(text: str) -> None:
     """In place of `say`, where another rank says it."""
 
 
-NAME = 24  # characters of a name that are never broken
+NAME = 24  # a name of so many characters is not broken
 
 
 def show(table: Table, width: int = 100) -> None:
     """Print a table: at a terminal as much of it as has room, elsewhere all of it, and text broken at ``width``."""
     at_terminal = sys.stdout.isatty()
-    width = Console().width if at_terminal else max(width, _wide(table, [least for least, _ in _sizes(table, width)]))
+    width = Console().width if at_terminal else max(width, _wide(table, [least for least, _ in _sizes(table)]))
     Console(width=width).print(fit(table, width))
 
 
@@ -95,7 +95,7 @@ def fit(table: Table, width: int) -> Table:
     Heads, texts (columns at the left) and long names (the first column) are broken between words; where that is not enough the last
     columns are left out, and the caption names them. A number is in one piece, or not there.
     """
-    sizes, columns = _sizes(table, width), table.columns
+    sizes, columns = _sizes(table), table.columns
     kept = len(columns)
     while kept > 1 and _wide(table, [least for least, _ in sizes[:kept]]) > width:
         kept -= 1
@@ -120,7 +120,7 @@ def _wide(table: Table, widths: Sequence[int]) -> int:
     return sum(widths) + 3 * len(widths) + 1
 
 
-def _sizes(table: Table, width: int) -> list[tuple[int, int]]:
+def _sizes(table: Table) -> list[tuple[int, int]]:
     """The least and the most characters of each column: with all breaks between words that may be made, and with none."""
     console = Console(width=10_000)
 
@@ -132,7 +132,7 @@ def _sizes(table: Table, width: int) -> list[tuple[int, int]]:
         head, cells = sizes(column.header), [sizes(cell) for cell in column.cells] or [Measurement(0, 0)]
         word, line = max(cell.minimum for cell in cells), max(cell.maximum for cell in cells)
         if number == 0:
-            line_at_least = min(line, max(word, NAME, width // 2))
+            line_at_least = min(line, max(word, NAME))
         else:
             line_at_least = line if column.justify == "right" or column.no_wrap else word
         found.append((max(head.minimum, line_at_least), max(head.maximum, line)))
