@@ -69,7 +69,7 @@ def shown_before(config: Config, folder: RunFolder, world: World) -> bool:
     if float(world.sum(torch.tensor([float(summary is not None)]), "start")) == 0:
         return False
     if summary is not None:
-        print(f"finished: the run in {folder.path} has done all its {summary.rounds} rounds; federation.rounds=N goes on to round N")
+        print(f"finished: all {summary.rounds} rounds of {folder.path} are done; federation.rounds=N goes on to round N")
         show_result(summary, folder)
     return True
 

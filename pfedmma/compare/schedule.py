@@ -92,7 +92,8 @@ def run_all(plans: Sequence[Plan], slots: Slots) -> list[Failed]:
             while doing.goes_on():
                 time.sleep(0.1)
         except KeyboardInterrupt:
-            say(f"interrupted: ending {len(doing.running)} runs")
+            count = len(doing.running)
+            say(f"interrupted: ending {count} run{'s' * (count != 1)}")
             raise KeyboardInterrupt("the same command goes on with what is not done") from None
         finally:
             doing.stop()

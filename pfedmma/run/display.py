@@ -13,7 +13,7 @@ from pfedmma.records.evaluated import DIAGNOSTICS, written
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, Accuracy, NewClients, RoundRow
 from pfedmma.run.progress import Left
-from pfedmma.system.console import ProgressBar, percent, table_of, time_stamp
+from pfedmma.system.console import ProgressBar, percent, room, table_of, time_stamp
 
 
 def round_done(progress: ProgressBar, row: RoundRow, left: Left | None = None) -> None:
@@ -33,7 +33,8 @@ def round_done(progress: ProgressBar, row: RoundRow, left: Left | None = None) -
         said += [f"train {row.spent('total') - tested:.2f} s", *([f"test {tested:.2f} s"] if row.accuracy is not None else [])]
         progress.say("  ".join([*said, time_stamp()]))
     elif row.accuracy is not None:
-        progress.say("  ".join([*said, f"{row.spent('total'):.2f} s"]))
+        text = "  ".join([*said, f"{row.spent('total'):.2f} s"])
+        progress.say(text if len(text) <= room() else "  ".join(said))
     next_round(progress, row.round)
 
 
@@ -110,13 +111,18 @@ def training_new(bar: ProgressBar) -> Told:
 
 
 def _saying(bar: ProgressBar, said: Callable[[float, int], str]) -> Told:
-    last = [time.monotonic()]
+    last = begun = time.monotonic()
 
     def told(done: float, total: int) -> None:
+        nonlocal last, begun
+        now = time.monotonic()
+        if done == 0:
+            begun = now
         if bar.live:
             bar.state(said(done, total))
-        elif time.monotonic() - last[0] > SILENCE:
-            last[0] = time.monotonic()
+            bar.expect_at_least((now - begun) * (total - done) / max(done, 1e-9))
+        elif now - last > SILENCE:
+            last = now
             bar.say(f"{said(done, total)}  {time_stamp()}")
 
     return told

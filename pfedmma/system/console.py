@@ -215,3 +215,9 @@ class ProgressBar:
     def expect(self, seconds: float | None, more: str = "") -> None:
         """The end is so many seconds away, in place of what the things done so far let expect; ``more`` stands behind this time."""
         self._progress.update(self._task, end=None if seconds is None else time.monotonic() + seconds, more=more)
+
+    def expect_at_least(self, seconds: float) -> None:
+        """Put the end off, if it is expected and less than so many seconds away."""
+        end = self._progress.tasks[0].fields["end"]
+        if end is not None:
+            self._progress.update(self._task, end=max(end, time.monotonic() + seconds))
