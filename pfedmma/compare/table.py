@@ -22,9 +22,9 @@ PUBLISHED = ", published"  # behind the label of a method
 COSTS = ("up", "down", "trained", "s / round")
 HEAD = ("method", *(TITLES[name] for name in HEADLINE), *COSTS)
 NOTE = (
-    "Percent, mean ± standard deviation over seeds. HM: harmonic mean of Local, Base and Novel; CM: mean of Local and the harmonic mean of "
-    "Base and Novel; over several settings both are means of each setting's own. up, down: bytes a client and round; trained: parameters "
-    "of one client; s / round: training and exchange."
+    "Percent, mean ± standard deviation over seeds. HM: harmonic mean of those of Local, Base and Novel that a protocol has; CM: mean of "
+    "Local and the harmonic mean of Base and Novel; over several settings both are means of each setting's own. up, down: bytes a client "
+    "and round; trained: parameters of one client; s / round: training and exchange."
 )
 
 
