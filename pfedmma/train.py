@@ -24,6 +24,7 @@ from pfedmma.config.table import explained
 from pfedmma.engine.new_clients import Interrupted
 from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
+from pfedmma.records.checkpoint.manifest import rounds as kept_rounds
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import NewClients, RunSummary
 from pfedmma.records.trackers import Trackers
@@ -61,11 +62,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def shown_before(config: Config, folder: RunFolder, world: World) -> bool:
-    """Whether the run has been done with just these settings: rank 0, whose view decides, then shows its result. All ranks enter."""
+    """Whether the run has been done with just these settings: rank 0, whose view decides, then shows its result. All ranks enter.
+
+    Not so where its last checkpoint has been taken away and an earlier one left, nor where trackers may not know all rounds.
+    """
     summary = None
-    if world.is_main and not config.trackers:  # who may not have been told of all rounds yet
+    if world.is_main and not config.trackers:
         with contextlib.suppress(UserError):  # a summary that cannot be read is written anew
             summary = finished(config)
+    if summary is not None and config.checkpoint.every and kept_rounds(folder.checkpoints)[:1] not in ([], [summary.rounds]):
+        summary = None
     if float(world.sum(torch.tensor([float(summary is not None)]), "start")) == 0:
         return False
     if summary is not None:

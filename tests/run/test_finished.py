@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         small.few_images(patch)
         train.main(small.settings(folder, *EVALUATED))
     return folder
+
+
+def test_with_an_earlier_checkpoint_alone_it_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With none at all there is nothing to go on from, and the result is there."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "checkpoints" / "round-000001").rename(copy / "checkpoints" / "round-000000")
+    monkeypatch.setattr(train, "assemble", assembled)
+    with pytest.raises(AssertionError, match="were asked for"):
+        train.main([f"resume={copy}"])
+    shutil.rmtree(copy / "checkpoints")
+    train.main([f"resume={copy}"])
 
 
 def assembled(*args: Any) -> None:
