@@ -2,8 +2,8 @@
 
 The same under torchrun and accelerate launch.
 
-exit status: 0, also where a signal ends a run after its round, which resume=auto goes on with; 2 if it cannot start or go on; 130 if it is
-interrupted before the rounds.
+exit status: 0, also where a signal ends a run after its round, which resume=auto goes on with, or where the run is finished already; 2 if
+it cannot start or go on; 130 if it is interrupted before the rounds.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +90,29 @@ def test_a_line_for_each_run_and_one_for_all(tmp_path: Path, clock: list[float])
     shown.ended(0, well=True)
     shown.failed = 1
     assert shown.lines()[0].startswith("1/4 runs done, 1 failed, 0:00:38 left; ")  # 23 s for each of two others, one now and one in 15 s
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_lines_are_there_at_a_terminal_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line about a run that is over stands above them; at the end they are gone."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = []
+    for stream in (io.StringIO(), Terminal()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        with Board(total=1, jobs=1) as lines:
+            lines.started(0, Run(tmp_path, "a-run-with-a-name-that-is-as-long-as-names-of-runs-can-be-and-a-little-longer", 0.0))
+            lines.look()
+            print("a line")
+        shown.append(stream.getvalue())
+    assert shown[0] == "a line\n"
+    text = "".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown[1]).split())
+    assert "a-run-with-a-name-that-is-as-long-as-names-of-runs-can-be-and-a-little-longer.log" in text and "…" not in text
+    assert shown[1].index("a line") < shown[1].rindex("0/1 runs done") and shown[1].endswith("\x1b[2K")
 
 
 def test_a_run_that_began_anew_is_read_anew(tmp_path: Path) -> None:
