@@ -201,8 +201,8 @@ class ProgressBar:
             print(text, file=sys.stderr, flush=True)
 
     def advance(self) -> None:
-        """One more is done."""
-        self._progress.advance(self._task)
+        """One more is done, and nothing is said of the next."""
+        self._progress.update(self._task, advance=1, state="")
 
     def state(self, text: str) -> None:
         """What is being done stands behind the bar."""
