@@ -10,10 +10,9 @@ exit status: 0; 2 if there is nothing to evaluate.
 
 from __future__ import annotations
 
-import argparse
-
 from pfedmma.comm.world import World, open_world
 from pfedmma.config import schema as configuration
+from pfedmma.config.arguments import parser_with_help
 from pfedmma.config.schema import Config
 from pfedmma.records.checkpoint.read import not_kept, say_reported
 from pfedmma.records.folder import RunFolder
@@ -24,16 +23,16 @@ from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import ProgressBar, show
-from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import to_json
 from pfedmma.system.memory import shortage_named
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_help("evaluate", __doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="for example evaluation.split=val")
     args = parser.parse_intermixed_args(argv)
     folder = RunFolder(args.run)
     folder.require_run()
@@ -58,7 +57,9 @@ def evaluate(config: Config, folder: RunFolder, world: World, round_: int | None
         run.engine.evaluation.told = display.testing(bar)
         accuracy = run.engine.evaluate()
         bar.advance()
+        run.engine.evaluation.told = display.testing(bar, "zero-shot")
         zero_shot = run.zero_shot()
+        run.engine.evaluation.told = display.testing(bar)
         bar.advance()
         new_clients = run.new_clients(display.training_new(bar))
         bar.advance()

@@ -2,8 +2,8 @@
 
 The same under torchrun and accelerate launch.
 
-exit status: 0, also where a signal ends a run after its round, which resume=auto goes on with; 2 if it cannot start or go on; 130 if it is
-interrupted before the rounds.
+exit status: 0, also where a signal ends a run after its round, which resume=auto goes on with, or where the run is finished already; 2 if
+it cannot start or go on; 130 if it is interrupted before the rounds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pfedmma.config.table import explained
 from pfedmma.engine.new_clients import Interrupted
 from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
+from pfedmma.records.checkpoint.manifest import rounds as kept_rounds
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import NewClients, RunSummary
 from pfedmma.records.trackers import Trackers
@@ -31,6 +32,7 @@ from pfedmma.records.trackers import require as require_trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run, assemble
 from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_table, privacy_line
+from pfedmma.run.finished import finished
 from pfedmma.run.recorder import Recorder
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import build_summary
@@ -50,12 +52,32 @@ def main(argv: list[str] | None = None) -> None:
     require_trackers(config.trackers)
     with Interruption() as interruption, shortage_named():
         world = open_world(config.distributed)
-        with owned_by_rank_0(folder, config, world):
-            run = assemble(config, world, interruption)
-            manifest = restore(run, folder) if config.resume else None
-            world.wait("start")
-            train(run, folder, manifest)
+        if not (config.resume and shown_before(config, folder, world)):
+            with owned_by_rank_0(folder, config, world):
+                run = assemble(config, world, interruption)
+                manifest = restore(run, folder) if config.resume else None
+                world.wait("start")
+                train(run, folder, manifest)
         world.close()
+
+
+def shown_before(config: Config, folder: RunFolder, world: World) -> bool:
+    """Whether the run has been done with just these settings: rank 0, whose view decides, then shows its result. All ranks enter.
+
+    Not so where its last checkpoint has been taken away and an earlier one left, nor where trackers may not know all rounds.
+    """
+    summary = None
+    if world.is_main and not config.trackers:
+        with contextlib.suppress(UserError):  # a summary that cannot be read is written anew
+            summary = finished(config)
+    if summary is not None and config.checkpoint.every and kept_rounds(folder.checkpoints)[:1] not in ([], [summary.rounds]):
+        summary = None
+    if float(world.sum(torch.tensor([float(summary is not None)]), "start")) == 0:
+        return False
+    if summary is not None:
+        print(f"finished: all {summary.rounds} rounds of {folder.path} are done; federation.rounds=N goes on to round N")
+        show_result(summary, folder)
+    return True
 
 
 @contextlib.contextmanager
@@ -106,9 +128,11 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
     trackers = Trackers(run.config.trackers, folder, settings(run.config))
     with ProgressBar("round", rounds, done, silent=not world.is_main) as bar:
         bar.say(headline(run, done))
-        engine.evaluation.told = display.testing(bar)
         if run.config.evaluation.every and not zero_shot.known(run.config.evaluation):
+            engine.evaluation.told = display.testing(bar, "zero-shot")
             zero_shot = run.zero_shot()
+        engine.evaluation.told = display.testing(bar)
+        display.next_round(bar, done)
         engine.interruption.rounds_begin()
         recorder = Recorder(run, folder, bar, trackers, zero_shot, done)
         last = engine.run(done + 1, recorder)

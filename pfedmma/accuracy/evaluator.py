@@ -99,10 +99,10 @@ class EvaluationConfig:
         return f"{self.split}, {self.clients} clients" if self.clients else self.split
 
 
-Told = Callable[[int, int], None]  # (how much of an evaluation is done, of how much)
+Told = Callable[[float, int], None]  # (how many clients' tests, or steps, are done, of how many)
 
 
-def in_silence(done: int, total: int) -> None:
+def in_silence(done: float, total: int) -> None:
     """Nobody wants to know."""
 
 
@@ -114,6 +114,21 @@ class Chunk(NamedTuple):
 
     tested: Tensor
     pixels: Tensor | None
+
+
+def _tell(told: Told, before: float, here: float, total: int, share: float) -> None:
+    """A ``share`` of the tests of ``here`` clients is done, after those of ``before`` others."""
+    told(before + share * here, total)
+
+
+class Asked(NamedTuple):
+    """What is asked: how the models of ``clients`` [C] do on the test set ``name``. ``told``: the share [0, 1) of it that is done."""
+
+    name: str
+    clients: Sequence[Client]
+    forward: Forward
+    answers: Answers
+    told: Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -148,9 +163,11 @@ class Evaluator:
             forward = Forward.from_prompts(method, self.federated.template, self.federated.sets()[name].classes)
             for start in range(0, len(alike), TOGETHER * self.clients_per_pass):
                 part = alike[start : start + TOGETHER * self.clients_per_pass]
-                told(number * len(alike) + start, len(sets) * len(alike))
+                before, here = (number * len(alike) + start) / len(sets), len(part) / len(sets)
+                share = partial(_tell, told, before, here, len(alike))
+                asked = Asked(name, [clients[rows[0]] for rows in part], forward, answers, share)
                 seen = Seen(len(part), len(self.federated.base.indices)) if watch and name == "base" else None
-                correct = self._correct(name, forward, answers, [clients[rows[0]] for rows in part], stems, seen)
+                correct = self._correct(asked, stems, seen)
                 if watch and seen:
                     watch.add(seen, correct, [len(rows) for rows in part])
                 for rows, right in zip(part, correct, strict=True):
@@ -171,13 +188,12 @@ class Evaluator:
             groups.setdefault(client.id if own else -1, []).append(row)
         return list(groups.values())
 
-    def _correct(
-        self, name: str, forward: Forward, answers: Answers, clients: Sequence[Client], stems: StemCache, watched: Seen | None
-    ) -> Tensor:
-        """[C, n] fp64 on the CPU: 1 where the client's model is right about an image of the test set ``name``.
+    def _correct(self, asked: Asked, stems: StemCache, watched: Seen | None) -> Tensor:
+        """[C, n] fp64 on the CPU: 1 where the client's model is right about an image of the test set.
 
         ``watched``: takes in what else it says.
         """
+        name, clients, forward, answers, told = asked
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
         size = max(1, self.batch_size // max(map(len, groups)))
@@ -190,6 +206,7 @@ class Evaluator:
             for chunk in chunks:
                 seen = StemCache(float("inf"))  # for the groups of this chunk that see the images as they are
                 first, columns = 0, slice(int(chunk.tested[0]), int(chunk.tested[-1]) + 1)
+                told(columns.start / len(images.indices))
                 for group, state, text in zip(groups, states, texts, strict=True):
                     stem = self._image_stem(name, chunk, forward, group, (seen, stems))
                     features, logits = forward.features_and_logits(state, stem, text)

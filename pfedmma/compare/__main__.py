@@ -1,6 +1,7 @@
 """Run a grid of methods, data sets, shots and seeds, and tabulate it: ``python -m pfedmma.compare FILE [FILE ...] [key=value ...]``.
 
-Finished runs are not done again and interrupted ones go on, so the same command continues after anything. Settings on the command line
+Finished runs are not done again and interrupted ones go on, so the same command continues after anything; what a run says is added to its
+log. At a terminal each run that is going on has a line, with its round, how long it still takes and its log. Settings on the command line
 go to every run. `pfedmma.compare.grid` says what a compare file holds; configs/compare/ has some. Where a file chooses on validation
 data, `--dry-run` prints the candidates; once they are done, the chosen runs.
 
@@ -17,13 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfedmma.compare import against, grid, new_clients, schedule, selection, table, written
+from pfedmma.compare.done import Done, Failed
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
-from pfedmma.compare.table import Done
+from pfedmma.config.arguments import parser_with_help
 from pfedmma.records.folder import RunFolder
+from pfedmma.run.finished import finished
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
-from pfedmma.system.errors import ArgumentParser, UserError, run_main
+from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import write_atomically
 
 
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
                 schedule.write_plan(plan)
                 print(shlex.join(schedule.command(plan, args.ranks)))
         return
-    failed, started = [], len(plans)
+    failed, started = schedule.failed_before(plans) if args.table_only else [], len(plans)
     if not args.table_only:
         slots = schedule.Slots(args.jobs, args.ranks)
         failed = schedule.run_all(plans, slots)
@@ -57,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     choices = selection.choices(plans)
     done = collect(selection.reported(plans, choices))
     if done:
-        write(done, choices, out)
-    if failed:
+        write(done, choices, out, failed)
+    if failed and not args.table_only:
         raise UserError(f"{len(failed)} of {started} runs failed; the first is {failed[0]}; the same command tries them again")
     selection.require_some(choices)
     if not done:
@@ -70,7 +73,7 @@ def _chosen(plans: Sequence[Plan]) -> list[Plan]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m pfedmma.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_with_help("compare", __doc__)
     parser.add_argument("items", nargs="*", metavar="FILE or key=value", help="compare files, and settings for every run")
     parser.add_argument("--out", type=Path, help="folder of the runs and tables (default runs/compare/<name of the file>)")
     parser.add_argument("--jobs", type=positive, default=1, help="how many runs at once (default 1)")
@@ -84,15 +87,15 @@ def collect(plans: Sequence[Plan]) -> list[Done]:
     """All finished runs."""
     done = []
     for plan in plans:
-        if (summary := schedule.finished(plan)) is not None:
+        if (summary := finished(plan.config)) is not None:
             rows = RunFolder(plan.config.run_dir).read_metrics()
             done.append(Done(plan, summary, [row.tested_on(summary.split) for row in rows]))
     return done
 
 
-def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
+def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, failed: Sequence[Failed] = ()) -> None:
     """Show the tables and write them, and the figures, below ``out``."""
-    sheets = [*table.sheets(runs, choices), *against.sheets(runs), *new_clients.sheets(runs)]
+    sheets = [*table.sheets(runs, choices, failed), *against.sheets(runs), *new_clients.sheets(runs)]
     for sheet in sheets:
         show(written.terminal(sheet), width=140)
         for note in sheet.notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pfedmma.compare.grid import Plan
 from pfedmma.records.rows import HEADLINE, RoundRow, RunSummary
@@ -34,6 +35,18 @@ class Done:
         """Seconds of a round: training and exchange, without evaluation; the median, as the first rounds warm up."""
         parts = [row.spent("train", "wait", "exchange") for row in self.rounds]
         return statistics.median(parts) if parts and self.summary.trained_parameters else None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run that failed: its plan, why, and the log that says more."""
+
+    plan: Plan
+    why: str
+    log: Path
+
+    def __str__(self) -> str:
+        return f"{self.plan.name}: {self.why} (see {self.log})"
 
 
 def settings_of(runs: Sequence[Done]) -> list[str]:

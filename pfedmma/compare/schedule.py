@@ -7,17 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import torch
 
+from pfedmma.compare import run_log
+from pfedmma.compare.board import Board
+from pfedmma.compare.done import Failed
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
-from pfedmma.config.identity import refuse_other_config, relevant, settings
+from pfedmma.config.identity import refuse_other_config
 from pfedmma.records.folder import RunFolder
-from pfedmma.records.rows import RunSummary
+from pfedmma.run.finished import finished
+from pfedmma.system.console import duration, say
 from pfedmma.system.errors import UserError
 from pfedmma.system.files import write_atomically
 
@@ -47,23 +51,13 @@ def visible_gpus() -> list[str]:
     return [gpu for gpu in named.split(",") if gpu] if named is not None else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def finished(plan: Plan) -> RunSummary | None:
-    """The summary of the plan's run, if it has been done with just these settings."""
-    folder = RunFolder(plan.config.run_dir)
-    if not folder.summary.exists():
-        return None
-    summary = folder.read_summary()
-    return summary if relevant(summary.config) == relevant(settings(plan.config)) else None
-
-
 def diverged(plan: Plan) -> bool:
     """Whether the plan's run, with just these settings, ended because its training diverged; another try would end the same."""
-    file, log = _plan_file(plan), _plan_file(plan).with_suffix(".log")
     try:
-        of_plan = file.read_text(encoding="utf-8") == configuration.dump(plan.config)
-        return of_plan and any(DIVERGED in line for line in _errors(log))
+        of_plan = _plan_file(plan).read_text(encoding="utf-8") == configuration.dump(plan.config)
     except OSError:
         return False
+    return of_plan and any(DIVERGED in line for line in run_log.errors(log_of(plan)))
 
 
 def command(plan: Plan, ranks: int) -> list[str]:
@@ -81,67 +75,102 @@ def write_plan(plan: Plan) -> None:
     write_atomically(file, configuration.dump(plan.config).encode())
 
 
-def run_all(plans: Sequence[Plan], slots: Slots) -> list[str]:
-    """Do what is not done; returns one line about each run that failed.
+def run_all(plans: Sequence[Plan], slots: Slots) -> list[Failed]:
+    """Do what is not done; returns the runs that failed.
 
-    A candidate that diverges has not failed: that is its result (`pfedmma.compare.selection`), and it is not tried again. An
-    interruption ends the running ones, and the same command goes on where they were.
+    A candidate that diverges has not failed: that is its result (`pfedmma.compare.selection`), and it is not tried again.
+
+    Raises:
+        KeyboardInterrupt: an interruption has ended the running ones; it says that the same command goes on where they were.
     """
     waiting = [plan for plan in plans if not settled(plan)]
-    print(f"{len(plans)} runs, {len(plans) - len(waiting)} already done", flush=True)
-    running: dict[int, Job] = {}
-    failed: list[str] = []
     done = len(plans) - len(waiting)
-    try:
-        while waiting or running:
-            for slot in range(slots.jobs):
-                if slot not in running and waiting:
-                    running[slot] = Job.start(waiting.pop(0), slots, slot)
-            time.sleep(0.1)
-            for slot, job in list(running.items()):
-                if job.process.poll() is None:
-                    continue
-                del running[slot]
-                done += 1
-                problem = job.problem()
-                print(f"[{done}/{len(plans)}] {job.plan.name}: {problem or job.result()}", flush=True)
-                if problem and not settled(job.plan):
-                    failed.append(f"{job.plan.name}: {problem}")
-    finally:
-        for job in running.values():
+    say(f"{len(plans)} runs, {done} already done")
+    with Board(len(plans), slots.jobs, done) as board:
+        doing = Doing(waiting, slots, board)
+        try:
+            while doing.goes_on():
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            count = len(doing.running)
+            say(f"interrupted: ending {count} run{'s' * (count != 1)}")
+            raise KeyboardInterrupt("the same command goes on with what is not done") from None
+        finally:
+            doing.stop()
+    return doing.failed
+
+
+@dataclass
+class Doing:
+    """The runs that ``waiting`` still has and those in the slots. ``failed``: of those that are over."""
+
+    waiting: list[Plan]
+    slots: Slots
+    board: Board
+    running: dict[int, Job] = field(default_factory=dict)
+    failed: list[Failed] = field(default_factory=list)
+
+    def goes_on(self) -> bool:
+        """Take out what is over and start what has room; whether there is anything left to wait for."""
+        for slot, job in list(self.running.items()):
+            if job.process.poll() is not None:
+                self._over(slot, job)
+        for slot in range(self.slots.jobs):
+            if slot not in self.running and self.waiting:
+                job = self.running[slot] = Job.start(self.waiting.pop(0), self.slots, slot)
+                self.board.started(slot, job)
+        self.board.look()
+        return bool(self.running)
+
+    def _over(self, slot: int, job: Job) -> None:
+        del self.running[slot]
+        problem, board = job.problem(), self.board
+        if problem and not settled(job.plan):
+            self.failed.append(Failed(job.plan, problem, job.log))
+            board.failed = len(self.failed)
+        board.ended(slot, well=not problem)
+        left = board.left() if board.done < board.total else None
+        said = f"{problem} (see {job.log})" if problem else job.result()
+        say(f"[{board.done}/{board.total}] {job.plan.name}: {said}" + ("" if left is None else f"; {duration(left)} left for all"))
+
+    def stop(self) -> None:
+        """End the processes of all runs; nothing is lost but the rounds since their last checkpoints."""
+        for job in self.running.values():
+            job.process.terminate()
+        for job in self.running.values():
             job.stop()
-    return failed
 
 
 @dataclass
 class Job:
-    """A run that is going on; its output goes to a file beside its folder."""
+    """A run that is going on; its output is added to a file beside its folder."""
 
     plan: Plan
     process: subprocess.Popen
-    log: IO[bytes]
+    output: IO[bytes]
     begun: float
 
     @classmethod
     def start(cls, plan: Plan, slots: Slots, slot: int) -> Job:
         write_plan(plan)
-        log = open(_plan_file(plan).with_suffix(".log"), "wb")  # noqa: SIM115, closed when the run ends
+        started = command(plan, slots.ranks)
+        output = run_log.begin(log_of(plan), started)
         # A session of its own: an interruption at the terminal reaches this program alone, which then ends the run in order.
-        process = subprocess.Popen(
-            command(plan, slots.ranks), stdout=log, stderr=subprocess.STDOUT, env=slots.environment(slot), start_new_session=True
-        )
-        return cls(plan, process, log, time.monotonic())
+        process = subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT, env=slots.environment(slot), start_new_session=True)
+        return cls(plan, process, output, time.monotonic())
+
+    @property
+    def log(self) -> Path:
+        return log_of(self.plan)
 
     def problem(self) -> str:
         """Why the run failed, in a line; empty if it did not."""
-        self.log.close()
+        self.output.close()
         if self.process.returncode == 0:
             ended = RunFolder(self.plan.config.run_dir).summary.exists()
             return "" if ended else "interrupted; the same command goes on with it"
-        log = Path(self.log.name)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        said = [*_errors(log), *lines[-1:], "no output"][0]
-        return f"failed with status {self.process.returncode}: {said} (see {log})"
+        said = [*run_log.errors(self.log), *run_log.last_attempt(self.log)[-1:], "no output"][0]
+        return f"failed with status {self.process.returncode}: {said}"
 
     def result(self) -> str:
         accuracy = RunFolder(self.plan.config.run_dir).read_summary().accuracy
@@ -149,9 +178,8 @@ class Job:
         return f"{'no evaluation' if hm is None else f'HM {hm:.2f}'}, {time.monotonic() - self.begun:.0f} s"
 
     def stop(self) -> None:
-        """End the run's processes; nothing is lost but the rounds since its last checkpoint."""
-        self.log.close()
-        self.process.terminate()
+        """Wait for its processes, which have been asked to end; after a while they are killed."""
+        self.output.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -159,11 +187,17 @@ class Job:
             self.process.wait()
 
 
+def failed_before(plans: Sequence[Plan]) -> list[Failed]:
+    """Runs whose last attempt ended in an error, as far as their logs say so."""
+    ended = [(plan, run_log.errors(log_of(plan))) for plan in plans if not settled(plan)]
+    return [Failed(plan, f"failed: {said[0]}", log_of(plan)) for plan, said in ended if said]
+
+
 def require_one_setting_a_run(plans: Sequence[Plan]) -> None:
     """Raise a `UserError` if a folder holds a run of other settings than its plan's; it names them."""
     for plan in plans:
         folder = RunFolder(plan.config.run_dir)
-        if folder.summary.exists() and finished(plan) is None:
+        if folder.summary.exists() and finished(plan.config) is None:
             saved = folder.read_summary().config
             if not saved:
                 raise UserError(f"{folder.path} holds a run that is no part of a comparison; choose another --out")
@@ -172,12 +206,12 @@ def require_one_setting_a_run(plans: Sequence[Plan]) -> None:
 
 def settled(plan: Plan) -> bool:
     """Whether there is nothing left to do for a plan."""
-    return finished(plan) is not None or (plan.is_candidate and diverged(plan))
+    return finished(plan.config) is not None or (plan.is_candidate and diverged(plan))
 
 
-def _errors(log: Path) -> list[str]:
-    """The lines in which a run's processes say what is wrong."""
-    return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
+def log_of(plan: Plan) -> Path:
+    """What the processes of the plan's run say."""
+    return _plan_file(plan).with_suffix(".log")
 
 
 def _plan_file(plan: Plan) -> Path:

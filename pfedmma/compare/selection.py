@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pfedmma.compare import schedule
 from pfedmma.compare.grid import Plan
+from pfedmma.run.finished import finished
 from pfedmma.system.errors import UserError
 
 
@@ -30,7 +31,7 @@ class Candidate:
 
     @classmethod
     def from_plans(cls, plans: Sequence[Plan]) -> Candidate:
-        summaries = [schedule.finished(plan) for plan in plans]
+        summaries = [finished(plan.config) for plan in plans]
         known = [hm for s in summaries if s and s.accuracy and (hm := s.accuracy.score("hm")) is not None]
         settled = all(summary or schedule.diverged(plan) for plan, summary in zip(plans, summaries, strict=True))
         return cls(tuple(plans), statistics.fmean(known) if len(known) == len(plans) else None, settled)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pfedmma.compare import published, selected_rounds
 from pfedmma.compare.differences import differences
-from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, by_seed, columns, domain_columns, methods_of, settings_of
+from pfedmma.compare.done import DOMAIN_TITLES, OF_DOMAIN, Done, Failed, by_seed, columns, domain_columns, methods_of, settings_of
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.unseen import by_held_out, unseen
 from pfedmma.records.rows import HEADLINE, TITLES
@@ -22,9 +22,9 @@ PUBLISHED = ", published"  # behind the label of a method
 COSTS = ("up", "down", "trained", "s / round")
 HEAD = ("method", *(TITLES[name] for name in HEADLINE), *COSTS)
 NOTE = (
-    "Percent, mean ± standard deviation over seeds. HM: harmonic mean of Local, Base and Novel; CM: mean of Local and the harmonic mean of "
-    "Base and Novel; over several settings both are means of each setting's own. up, down: bytes a client and round; trained: parameters "
-    "of one client; s / round: training and exchange."
+    "Percent, mean ± standard deviation over seeds. HM: harmonic mean of those of Local, Base and Novel that a protocol has; CM: mean of "
+    "Local and the harmonic mean of Base and Novel; over several settings both are means of each setting's own. up, down: bytes a client "
+    "and round; trained: parameters of one client; s / round: training and exchange."
 )
 
 
@@ -138,14 +138,22 @@ def title(runs: Sequence[Done], what: str = "") -> str:
     return f"{what or _what(runs)}, {backbones}, {protocols}, {seeds} seed{'s' if seeds > 1 else ''}{split}"
 
 
-def sheets(runs: Sequence[Done], choices: Sequence[Choice] = ()) -> list[Sheet]:
-    """Every table to be shown: one a part, or a single one with a line a part where there is one method; then those by domain."""
+def sheets(runs: Sequence[Done], choices: Sequence[Choice] = (), failed: Sequence[Failed] = ()) -> list[Sheet]:
+    """Every table to be shown: one a part, or a single one with a line a part where there is one method; then those by domain.
+
+    Runs that ``failed`` are lines of the table of their setting, or of the last one where theirs has none; notes say why.
+    """
     found, methods = parts(runs), methods_of(runs)
     if len(methods) == 1 and len(found) > 1:
         lines = [[part.label + row.method.removeprefix(methods[0]), *cells(row)[1:]] for part in found for row in part.rows]
         main = [Sheet(title(runs, methods[0]), ("setting", *HEAD[1:]), lines, _notes(found, choices))]
     else:
         main = [Sheet(part.title, HEAD, [cells(row) for row in part.rows], _notes([part], choices)) for part in found]
+    place = {part.label: sheet for part, sheet in zip(found, main, strict=False)}
+    for run in failed:
+        sheet = place.get(run.plan.setting, main[-1])
+        sheet.rows.append([f"{run.plan.method}, seed {run.plan.config.seed}: failed", *["-"] * (len(HEAD) - 1)])
+        sheet.notes.append(f"failed: {run}")
     return [*main, *(by_domain(part) for part in found if domain_columns(part.runs)), *map(by_unseen_domain, by_held_out(runs))]
 
 

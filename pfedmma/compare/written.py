@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.compare.done import Done, columns
@@ -14,17 +13,12 @@ from pfedmma.compare.table import NOTE, Sheet, parts
 from pfedmma.records.columns import DOWN, DOWN_OF_RUN, SECONDS, TRAINED, UP, UP_OF_RUN, percent
 from pfedmma.system import latex as tex
 from pfedmma.system import markdown as md
-from pfedmma.system.console import printable
+from pfedmma.system.console import table_of
 from pfedmma.system.csv_text import as_csv
 
 
 def terminal(sheet: Sheet) -> Table:
-    table = Table(title=escape(printable(sheet.title)))
-    for number, column in enumerate(sheet.head):
-        table.add_column(escape(printable(column)), justify="right" if number else "left", no_wrap=True)
-    for row in sheet.rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
-    return table
+    return table_of(sheet.title, sheet.head, sheet.rows)
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:

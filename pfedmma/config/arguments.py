@@ -25,12 +25,8 @@ class Help(argparse.Action):
         parser.exit()
 
 
-def parser_with_settings(name: str, about: str | None, example: str, epilog: str = ABOUT_SECTIONS) -> ArgumentParser:
-    """The parser of a command that takes settings; its arguments are to be parsed intermixed, since settings may stand anywhere.
-
-    Args:
-        name: of the command. about: its docstring. example: of settings.
-    """
+def parser_with_help(name: str, about: str | None, epilog: str = ABOUT_SECTIONS) -> ArgumentParser:
+    """The parser of the command ``name``, whose docstring is ``about``; its help explains settings, too."""
     parser = ArgumentParser(
         prog=f"python -m pfedmma.{name}",
         description=about,
@@ -42,6 +38,16 @@ def parser_with_settings(name: str, about: str | None, example: str, epilog: str
     parser.add_argument(
         "-h", "--help", action=Help, nargs="?", default=argparse.SUPPRESS, dest=argparse.SUPPRESS, metavar="SECTION", help=what
     )
+    return parser
+
+
+def parser_with_settings(name: str, about: str | None, example: str, epilog: str = ABOUT_SECTIONS) -> ArgumentParser:
+    """The parser of a command that takes settings; its arguments are to be parsed intermixed, since settings may stand anywhere.
+
+    Args:
+        name: of the command. about: its docstring. example: of settings.
+    """
+    parser = parser_with_help(name, about, epilog)
     order = "a YAML file; a later one takes precedence, and settings on the command line over all"
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help=order)
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"for example {example}")

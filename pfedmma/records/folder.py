@@ -72,6 +72,24 @@ class RunFolder:
             warn(f"{self.metrics} {odd}; another run may have written there")
         return rows
 
+    def new_rounds(self, offset: int) -> tuple[list[RoundRow], int]:
+        """Rounds of a run that is going on: those from byte ``offset`` of ``metrics.jsonl`` on, and where the next one will begin.
+
+        A file that has become shorter is read from its beginning. What cannot be read is left out.
+        """
+        try:
+            with open(self.metrics, "rb") as file:
+                offset = offset if offset <= file.seek(0, os.SEEK_END) else 0
+                file.seek(offset)
+                whole, _, _ = file.read().rpartition(b"\n")
+        except OSError:
+            return [], 0
+        rows = []
+        for line in whole.decode(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a UserError is one
+                rows.append(RoundRow.from_fields(Fields(untrusted.parse_json(line), str(self.metrics))))
+        return rows, offset + len(whole) + bool(whole)
+
     def _rounds(self) -> list[Fields]:
         if not self.metrics.exists():
             return []

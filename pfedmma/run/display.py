@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
 from pfedmma.accuracy.evaluator import Told
 from pfedmma.records.evaluated import DIAGNOSTICS, written
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.rows import HEADLINE, IN_HM, TITLES, Accuracy, NewClients, RoundRow
-from pfedmma.system.console import ProgressBar, percent, printable
+from pfedmma.run.progress import Left
+from pfedmma.system.console import ProgressBar, percent, room, table_of, time_stamp
 
 
-def round_done(progress: ProgressBar, row: RoundRow) -> None:
-    """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file."""
+def round_done(progress: ProgressBar, row: RoundRow, left: Left | None = None) -> None:
+    """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file.
+
+    ``left``: of the rounds to come. In a file the line ends in the seconds of training (with waiting and exchange), those of testing where
+    the round was evaluated, and the time; at a terminal, in the seconds of both.
+    """
     state = "  ".join(_training(row))
     progress.update(row.round, state)
+    progress.expect(left.seconds if left else None, left.mark if left else "")
+    said = [f"round {row.round}/{progress.total}", state]
     if row.accuracy is not None:
-        state += "  " + "  ".join(f"{name} {percent(row.accuracy.score(name))}" for name in (*IN_HM, "hm"))  # 80 columns
-    if row.accuracy is not None or not progress.live:
-        progress.say(f"round {row.round}/{progress.total}  {state}  {row.spent('total'):.2f} s")
+        said += [f"{name} {percent(row.accuracy.score(name))}" for name in (*IN_HM, "hm")]  # 80 columns
+    if not progress.live:
+        tested = row.spent("evaluate")
+        said += [f"train {row.spent('total') - tested:.2f} s", *([f"test {tested:.2f} s"] if row.accuracy is not None else [])]
+        progress.say("  ".join([*said, time_stamp()]))
+    elif row.accuracy is not None:
+        text = "  ".join([*said, f"{row.spent('total'):.2f} s"])
+        progress.say(text if len(text) <= room() else "  ".join(said))
+    next_round(progress, row.round)
+
+
+def next_round(progress: ProgressBar, done: int) -> None:
+    """Say what is being done after round ``done``."""
+    progress.state(f"training round {done + 1}/{progress.total}" if done < progress.total else "")
 
 
 def _training(row: RoundRow) -> Iterator[str]:
@@ -40,36 +57,28 @@ def _training(row: RoundRow) -> Iterator[str]:
 
 def accuracy_table(title: str, rows: Sequence[tuple[str, Accuracy | None, str]]) -> Table:
     """Rows of (name, accuracy or None, bytes up per client and round)."""
-    table = Table(title=escape(printable(title)))
-    table.add_column("method")
-    for name in HEADLINE:
-        table.add_column(TITLES[name], justify="right")
-    table.add_column("up / client / round", justify="right")
-    for method, accuracy, moved in rows:
-        table.add_row(escape(printable(method)), *(percent(accuracy.score(name) if accuracy else None) for name in HEADLINE), moved)
-    return table
+    head = ["method", *(TITLES[name] for name in HEADLINE), "up / client / round"]
+    return table_of(title, head, [[method, *_scores(accuracy), moved] for method, accuracy, moved in rows])
 
 
 def new_clients_table(method: str, new: NewClients) -> Table:
     """What new clients reach after so many epochs alone; zero-shot of the same clients first."""
-    table = Table(title=escape(printable(f"{method}, {len(new.ids)} new clients after training alone (percent)")))
-    table.add_column("shared part")
-    for name in ("epochs", *(TITLES[name] for name in HEADLINE)):
-        table.add_column(name, justify="right")
-    for way, epochs, accuracy in (("zeroshot", "", new.zero_shot), *((row.shared, str(row.epochs), row.accuracy) for row in new.rows)):
-        table.add_row(way, epochs, *(percent(accuracy.score(name)) for name in HEADLINE))
-    return table
+    head = ["shared part", "epochs", *(TITLES[name] for name in HEADLINE)]
+    trained = [[row.shared, str(row.epochs), *_scores(row.accuracy)] for row in new.rows]
+    title = f"{method}, {len(new.ids)} new clients after training alone (percent)"
+    return table_of(title, head, [["zeroshot", "", *_scores(new.zero_shot)], *trained])
+
+
+def _scores(accuracy: Accuracy | None) -> list[str]:
+    return [percent(accuracy.score(name) if accuracy else None) for name in HEADLINE]
 
 
 def diagnostics_table(title: str, rows: Sequence[tuple[str, Accuracy | None]]) -> Table:
     """Rows of (name, accuracy or None), of which the diagnostics are shown."""
-    table = Table(title=escape(printable(title)))
-    table.add_column("method")
-    for name in DIAGNOSTICS.values():
-        table.add_column(name, justify="right")
-    for method, accuracy in rows:
-        table.add_row(escape(printable(method)), *(written(name, accuracy.diagnostic(name) if accuracy else None) for name in DIAGNOSTICS))
-    return table
+    found = [
+        [method, *(written(name, accuracy.diagnostic(name) if accuracy else None) for name in DIAGNOSTICS)] for method, accuracy in rows
+    ]
+    return table_of(title, ["method", *DIAGNOSTICS.values()], found)
 
 
 def privacy_line(privacy: RoundPrivacy) -> str:
@@ -83,25 +92,37 @@ def privacy_line(privacy: RoundPrivacy) -> str:
 SILENCE = 30.0  # seconds without a sign of life, where there is no terminal
 
 
-def testing(bar: ProgressBar) -> Told:
-    """Says how far an evaluation has come: behind the bar at a terminal, else with a line now and then."""
-    return _saying(bar, "testing")
+def testing(bar: ProgressBar, whom: str = "") -> Told:
+    """Says how far an evaluation has come: behind the bar at a terminal, else with a line now and then.
+
+    Clients are tested side by side: the number that is said goes up with the share of all their tests that is done. ``whom``: what stands
+    before it.
+    """
+
+    def said(done: float, total: int) -> str:
+        return f"{whom and f'{whom}: '}testing client {min(int(done) + 1, total)}/{total}"
+
+    return _saying(bar, said)
 
 
 def training_new(bar: ProgressBar) -> Told:
     """As `testing`, of the training of new clients."""
-    return _saying(bar, "steps of new clients")
+    return _saying(bar, lambda done, total: f"training new clients, step {done:.0f}/{total}")
 
 
-def _saying(bar: ProgressBar, what: str) -> Told:
-    last = [time.monotonic()]
+def _saying(bar: ProgressBar, said: Callable[[float, int], str]) -> Told:
+    last = begun = time.monotonic()
 
-    def told(done: int, total: int) -> None:
-        text = f"{what}, {done} of {total}"
+    def told(done: float, total: int) -> None:
+        nonlocal last, begun
+        now = time.monotonic()
+        if done == 0:
+            begun = now
         if bar.live:
-            bar.state(text)
-        elif time.monotonic() - last[0] > SILENCE:
-            last[0] = time.monotonic()
-            bar.say(text)
+            bar.state(said(done, total))
+            bar.expect_at_least((now - begun) * (total - done) / max(done, 1e-9))
+        elif now - last > SILENCE:
+            last = now
+            bar.say(f"{said(done, total)}  {time_stamp()}")
 
     return told

@@ -17,6 +17,7 @@ from pfedmma.records.rows import RoundRow
 from pfedmma.records.trackers import Trackers
 from pfedmma.run import display
 from pfedmma.run.assembly import Run
+from pfedmma.run.progress import Pace
 from pfedmma.system.console import ProgressBar
 
 
@@ -32,6 +33,9 @@ class Recorder:
     done: int
     started: bool = False
 
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.run.config.federation.rounds, self.run.config.evaluation.every)
+
     def round_done(self, row: RoundRow) -> None:
         """Record a round; the folder is made with the first, so that a run that ends before leaves none behind."""
         if self.run.engine.world.is_main:
@@ -39,7 +43,8 @@ class Recorder:
                 self._start()
             self.folder.append_metrics(row)
             self.trackers.round_done(row)
-        display.round_done(self.bar, row)
+        self.pace.add([row])
+        display.round_done(self.bar, row, self.pace.left)
 
     def _start(self) -> None:
         self.folder.keep_rounds(self.done)  # refuses those of a later version, before anything is written
@@ -55,6 +60,7 @@ class Recorder:
     def save(self, round_: int) -> None:
         """Write a checkpoint. All ranks enter."""
         engine = self.run.engine
+        self.bar.state(f"keeping round {round_}/{self.bar.total}")
         progress = Progress(
             config=comparable(self.run.config),
             ledger=engine.world.ledger.state(),
@@ -77,3 +83,4 @@ class Recorder:
         texts = engine.evaluation.texts.flat()
         snapshot = Snapshot(round_, engine.states, engine.server.state_dict(), progress, texts, engine.assignment.keeps)
         save_checkpoint(self.folder.checkpoints, snapshot, engine.world, self.run.config.checkpoint.keep)
+        display.next_round(self.bar, round_)

@@ -51,8 +51,8 @@ def run_main(main: Callable[[], None]) -> None:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             sys.stdout.flush()
         os._exit(2)  # at once: no teardown may wait for a rank that is still in a collective
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:  # by Ctrl-C alone, or with a sentence of the program
+        print(": ".join(["interrupted", *map(str, stop.args)]), file=sys.stderr, flush=True)
         os._exit(130)
 
 

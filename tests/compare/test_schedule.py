@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pfedmma import train
-from pfedmma.compare import figures, schedule
+from pfedmma.compare import figures, run_log, schedule
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
@@ -275,8 +275,9 @@ def test_an_interruption_leaves_no_process_and_the_same_command_completes(
     monkeypatch.setattr(subprocess, "Popen", popen)
     with monkeypatch.context() as patch:
         patch.setattr(time, "sleep", interrupt)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on with what is not done"):
             main(["again.yaml"])
+    assert capsys.readouterr().out.splitlines()[-1] == "interrupted: ending 1 run"
     (child,) = children
     assert child.returncode is not None and child.returncode < 0  # ended by a signal, and waited for
     with pytest.raises(ProcessLookupError):
@@ -302,6 +303,12 @@ def test_a_failing_run_is_reported_and_the_others_are_done(here: Path, monkeypat
     out = capsys.readouterr().out
     assert f"[1/2] {RUN.format('wild')}: failed with status 2: error: " in out and f"[2/2] {RUN.format('zeroshot')}: HM " in out
     assert list(runs_csv("runs/compare/bad")) == ["zeroshot"]
+    log = f"runs/compare/bad/plans/{RUN.format('wild')}.log"
+    for text in (out, Path("runs/compare/bad/table.md").read_text()):
+        assert "wild, seed 0: failed" in text and f"failed: {RUN.format('wild')}: failed with status 2: error: " in text and log in text
+    main(["bad.yaml", "--table-only"])  # as its log says
+    out = capsys.readouterr().out
+    assert "wild, seed 0: failed" in out and f"failed: {RUN.format('wild')}: failed: error: " in out and f"(see {log})" in out
 
 
 def test_a_run_that_was_asked_to_end_is_no_finished_one(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -319,6 +326,8 @@ def test_failing_runs_are_tried_again(started: list[str]):
         with pytest.raises(UserError, match=r"1 of 1 runs failed; .* error: "):
             main(["bad.yaml"])
         assert len(started) == count
+        text = Path("runs/compare/bad/plans", f"{RUN.format('wild')}.log").read_text()
+        assert text.count(run_log.BEGINS) == text.count("\nerror: ") == count  # nothing is lost of what earlier attempts said
     assert not Path("runs/compare/bad/runs.csv").exists()
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from pfedmma import evaluate
+from pfedmma.compare import __main__ as compare
 from pfedmma.config.arguments import parser_with_settings
 from pfedmma.config.table import explained
 from pfedmma.system.errors import UserError
@@ -29,6 +33,18 @@ def test_help_of_a_section(argv: list[str], capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as end:
         parser_with_settings("train", "about it", "seed=1").parse_intermixed_args(argv)
     assert end.value.code == 0 and capsys.readouterr().out == explained("optimizer.") + "\n"
+
+
+@pytest.mark.parametrize("command", [evaluate.main, compare.main], ids=["evaluate", "compare"])
+def test_commands_without_config_files_explain_settings_too(
+    command: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        command(["--help", "evaluation."])
+    assert end.value.code == 0 and capsys.readouterr().out == explained("evaluation.") + "\n"
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    assert "--help SECTION." in capsys.readouterr().out
 
 
 def test_help_of_no_section() -> None:

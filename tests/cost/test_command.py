@@ -94,7 +94,7 @@ def test_tables_cut_no_name_and_no_number(paper: list[Line], width: int, wires: 
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= width
     assert all(line.method in text for line in own) and f"{own[0].exchange.method.layout.trained_size:,}" in text
-    assert ("no room for" in text) == (width < 100 or len(wires) > 1)
+    assert ("no room for" in text) == (width < 100)
 
 
 def test_the_csv_has_a_line_for_each_combination_and_all_columns_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

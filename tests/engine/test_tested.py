@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import pytest
@@ -44,18 +45,24 @@ def test_a_long_evaluation_says_how_far_it_has_come(monkeypatch: pytest.MonkeyPa
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     with ProgressBar("round", 3) as bar:
-        told = display.testing(bar)
+        told = display.testing(bar, "zero-shot")
         for done in range(0, 100, 10):
-            told(done, 100)
+            told(done / 2, 50)
             now[0] += 10.0
-    assert capsys.readouterr().out.splitlines() == ["testing, 40 of 100", "testing, 80 of 100"]
+    lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    assert [said for said, _ in lines] == ["zero-shot: testing client 21/50", "zero-shot: testing client 41/50"]
+    assert all(datetime.datetime.fromisoformat(stamp).tzinfo for _, stamp in lines)
 
 
 def test_an_evaluation_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[tuple[int, int]] = []
-    monkeypatch.setattr(display, "testing", lambda bar: lambda done, total: heard.append((done, total)))
-    main(small.settings(tmp_path / "run", "evaluation.every=2", "federation.clients_per_pass=1"))
-    assert heard and all(0 <= done < total for done, total in heard)
+    """Three images at a time: it tells at each of them, of how many clients the tests are done by then."""
+    heard: list[tuple[str, float, int]] = []
+    monkeypatch.setattr(display, "testing", lambda bar, whom="": lambda done, total: heard.append((whom, done, total)))
+    main(small.settings(tmp_path / "run", "evaluation.every=2", "federation.clients_per_pass=1", "evaluation.batch_size=3"))
+    assert {whom for whom, _, _ in heard} == {"zero-shot", ""}
+    own = [done for whom, done, _ in heard if not whom]
+    assert own == sorted(set(own)) and own[0] == 0 and len(own) > 2
+    assert all(0 <= done < total for _, done, total in heard)
 
 
 def test_another_sample_has_a_reference_of_its_own(tmp_path: Path) -> None:

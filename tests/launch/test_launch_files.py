@@ -151,6 +151,24 @@ def test_what_the_nodes_are_told(stand_ins: StandIns, launcher: str) -> None:
     assert "NODE_RANK" not in environment and not environment.get("RANKS_PER_NODE")
 
 
+def test_places_for_what_a_site_needs(stand_ins: StandIns, tmp_path: Path) -> None:
+    """With the signs of comments taken away: interface names reach the nodes, and a container stands before what runs there."""
+    text = BATCH.read_text()
+    for place in ("export GLOO_SOCKET_IFNAME", "CONTAINER_OPTIONS=", "CONTAINER_PROGRAM="):
+        assert text.count(f"\n# {place}") == 1
+        text = text.replace(f"\n# {place}", f"\n{place}")
+    (tmp_path / "own.sbatch").write_text(text)
+    ended = stand_ins.run(Path("bash"), str(tmp_path / "own.sbatch"), *AWKWARD, REPOSITORY=str(ROOT), LEAVES="checkpoints")
+    assert ended.returncode == 0, ended.stderr
+    words = stand_ins.srun()
+    first = words.index(str(LAUNCH / "slurm_node.sh"))
+    mounts = f"--container-mounts={stand_ins.folder}:{stand_ins.folder},DATA:DATA"
+    assert {"--container-image=IMAGE", mounts, f"--container-workdir={stand_ins.folder}"} < set(words[:first])
+    assert words[first - 6 : first] == ["apptainer", "exec", "--nv", "--bind", f"{stand_ins.folder},DATA", "IMAGE.sif"]
+    assert words[first + 2 :][: len(AWKWARD)] == AWKWARD
+    assert told(stand_ins)["GLOO_SOCKET_IFNAME"] == told(stand_ins)["NCCL_SOCKET_IFNAME"] == "NAME"
+
+
 def test_torchrun_starts_the_ranks_unless_another_launcher_is_named(stand_ins: StandIns) -> None:
     assert stand_ins.batch(LAUNCHER="", LEAVES="checkpoints").returncode == 0
     assert str(LAUNCH / "torchrun_nodes.sh") in stand_ins.srun()

@@ -232,9 +232,8 @@ def test_an_older_checkpoint_is_no_substitute(two_checkpoints: Path, capsys: pyt
     """Of two checkpoints the newer is of a later version: the run must not silently go back, and write over what that version did."""
     make_later(two_checkpoints)
     before = content(two_checkpoints)
-    for settings in ([f"resume={two_checkpoints}"], [f"resume={two_checkpoints}", "federation.rounds=9"]):
-        with pytest.raises(UserError, match=r"written by pfedmma 9\.9"):
-            train.main(settings)
+    with pytest.raises(UserError, match=r"written by pfedmma 9\.9"):
+        train.main([f"resume={two_checkpoints}", "federation.rounds=9"])
     assert content(two_checkpoints) == before
     assert "damaged" not in capsys.readouterr().err
 
@@ -265,7 +264,7 @@ def test_a_format_that_a_flipped_bit_makes_is_damage(two_checkpoints: Path, caps
 
 
 def go_on(meeting: list[str], run: str) -> None:
-    train.main([f"resume={run}", *meeting])
+    train.main([f"resume={run}", "federation.rounds=9", *meeting])
 
 
 def test_all_ranks_end(two_checkpoints: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_rounds_of_a_later_version_are_left_with_all_that_lies_beside_them(tmp_p
     main(settings)
     row = small.metrics(run)[0] | {"format": 99, "version": "9.9.9"}
     (run / "metrics.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (run / "summary.json").unlink()  # that version has gone on with it
     (run / "config.yaml").write_text((run / "config.yaml").read_text(encoding="utf-8") + "\n", encoding="utf-8")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
     with pytest.raises(UserError, match=r"is of format 99, written by pfedmma 9\.9\.9"):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import io
+import re
 import sys
 from collections.abc import Callable
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
+from pfedmma.run import display
 from pfedmma.run.display import accuracy_table, round_done
-from pfedmma.system.console import ProgressBar, printable, show, table_that_fits
+from pfedmma.run.progress import Left
+from pfedmma.system import console
+from pfedmma.system.console import ProgressBar, fit, printable, show, table_of, table_that_fits
 from tests.support.reported import accuracy, round_row, run_summary
 
 Ends = Callable[..., tuple[io.StringIO, io.StringIO]]
@@ -87,14 +93,33 @@ def test_without_a_wish_for_it_stderr_has_no_bar(ends: Ends, options: dict[str, 
 
 def test_a_round_is_a_line_where_it_was_evaluated_or_there_is_no_terminal(ends: Ends) -> None:
     rows = [round_row(1), round_row(2, evaluated=accuracy(70.0, novel=None))]
-    lines = ["round 1/2  loss 2.0000  0.63 s", "round 2/2  loss 1.0000  local 70.00  base 60.00  novel -  hm 60.00  0.63 s"]
+    scores = "round 2/2  loss 1.0000  local 70.00  base 60.00  novel -  hm 60.00"
+    shown = []
     for terminal in (False, True):
         out, _ = ends(terminal, terminal)
         with ProgressBar("round", 2) as progress:
             for row in rows:
                 round_done(progress, row)
-        assert [line in out.getvalue() for line in lines] == [not terminal, True]
-    assert "2/2" in out.getvalue()
+        shown.append(out.getvalue())
+    lines = [line.rpartition("  ") for line in shown[0].splitlines()]
+    assert [line for line, _, _ in lines] == ["round 1/2  loss 2.0000  train 0.63 s", f"{scores}  train 0.43 s  test 0.20 s"]
+    assert all(datetime.datetime.fromisoformat(stamp).tzinfo for _, _, stamp in lines)
+    assert "2/2" in shown[1] and f"{scores}  0.63 s\n" in shown[1] and "train 0" not in shown[1] and "round 1/2  loss" not in shown[1]
+
+
+def test_the_bar_says_what_is_done_and_how_long_it_takes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _ = ends(True, True)
+    monkeypatch.setenv("COLUMNS", "80")
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with ProgressBar("round", 50) as progress:
+        round_done(progress, round_row(7), Left(200.0, more=True))
+        now[0] += 20.0
+        display.testing(progress)(3.4, 10)
+    last = out.getvalue().replace("\x1b[2K", "\r").rsplit("\r", 1)[-1]
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last).strip()
+    assert text.startswith("round ") and len(text) <= 80 and "…" not in text
+    assert text.endswith(" 7/50 0:03:00+ testing client 4/10 loss 0.2857")
 
 
 def test_the_table_of_accuracies(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,14 +135,37 @@ def test_what_no_terminal_should_be_sent() -> None:
     assert printable("a\x1b[2Jb\ud800c\td") == "a\ufffd[2Jb\ufffdc\td"
 
 
-@pytest.mark.parametrize(("width", "kept"), [(41, 4), (40, 3), (30, 3), (29, 2), (22, 2), (21, 1), (1, 1)])
+@pytest.mark.parametrize(("width", "kept"), [(41, 4), (37, 4), (36, 3), (30, 3), (29, 2), (22, 2), (21, 1), (14, 1)])
 def test_a_table_leaves_out_columns_and_cuts_nothing(width: int, kept: int) -> None:
+    """10 + 5 + 5 + 8 characters, and 3 a column and 1 around them; the last head may be broken between its words, of 4 characters."""
     head, row = ["name", "a\nround", "bytes", "last one"], ["a [b] name", "12", "1,024", "x"]
-    table = table_that_fits("title", head, [row], width, "own words")  # 10 + 5 + 5 + 8 characters, and 3 a column and 1 around them
-    assert len(table.columns) == kept and all(column.no_wrap for column in table.columns)
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table)
-    text = console.export_text()
-    assert all(cell in text for cell in row[:kept]) and "own words" in text
+    table = table_that_fits("title", head, [row], width, "own words")
+    text = rendered(table, width)
+    assert len(table.columns) == kept and max(map(len, text.splitlines())) <= width
+    assert all(cell in text for cell in row[:kept]) and "own words" in " ".join(text.split())
     left_out = ["a round", "bytes", "last one"][kept - 1 :]
     assert (f"no room for: {', '.join(left_out)}" in " ".join(text.split())) == bool(left_out)
+
+
+def rendered(table: Table, width: int) -> str:
+    shown = Console(width=width, record=True, file=io.StringIO())
+    shown.print(table)
+    return shown.export_text()
+
+
+def test_long_names_and_texts_are_broken_between_words_and_numbers_are_not() -> None:
+    table = Table("name", "what it is")
+    table.add_column("value", justify="right")
+    name, said = "a name of several words, longer than half a line", "words that say what it is, as many as there is room for in one line"
+    table.add_row(name, said, "91.33 ± 0.52")
+    text = rendered(fit(table, 60), 60)
+    assert "91.33 ± 0.52" in text and "…" not in text and "no room" not in text and max(map(len, text.splitlines())) <= 60
+    assert all(word in text for word in (name + " " + said).split())
+    text = rendered(table_that_fits("t", ["name", "value"], [["x" * 50, "1"]], 20), 20)
+    assert text.count("x") == 50 and "no room for: value" in " ".join(text.split())  # what is no words is broken anywhere
+
+
+def test_in_a_file_a_table_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    show(table_of("title", ["name", *(f"column{i}" for i in range(20))], [["a", *["1234567890"] * 20]]))
+    text = capsys.readouterr().out
+    assert "column19" in text and text.count("1234567890") == 20 and "no room" not in text
