@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     choices = selection.choices(plans)
     done = collect(selection.reported(plans, choices))
     if done:
-        write(done, choices, out)
+        write(done, choices, out, args.radar)
     if failed:
         raise UserError(f"{len(failed)} of {started} runs failed; the first is {failed[0]}; the same command tries them again")
     selection.require_some(choices)
@@ -77,6 +77,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=positive, default=1, help="processes of each run (default 1; one a GPU where there are GPUs)")
     parser.add_argument("--dry-run", action="store_true", help="write the settings of each run that is not done and print its command")
     parser.add_argument("--table-only", action="store_true", help="start nothing: tables and figures of what is done")
+    parser.add_argument("--radar", action="store_true", help="also draw the final scores as a radar, its radius from zero")
     return parser.parse_intermixed_args(argv)
 
 
@@ -90,8 +91,8 @@ def collect(plans: Sequence[Plan]) -> list[Done]:
     return done
 
 
-def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
-    """Show the tables and write them, and the figures, below ``out``."""
+def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, radar: bool = False) -> None:
+    """Show the tables and write them, the figures and the page, below ``out``."""
     sheets = [*table.sheets(runs, choices), *against.sheets(runs), *new_clients.sheets(runs)]
     for sheet in sheets:
         show(written.terminal(sheet), width=140)
@@ -118,7 +119,7 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path) -> None:
     except ModuleNotFoundError:
         print('no figures: they need matplotlib, pip install "pfedmma[plots]"', file=sys.stderr)
     else:
-        figures.draw(runs, out)
+        figures.draw(runs, out, radar)
     print(f"tables and figures: {out}", flush=True)
 
 

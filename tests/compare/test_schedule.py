@@ -59,7 +59,7 @@ def here(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(subprocess, "Popen", no_process)
-    monkeypatch.setattr(figures, "draw", lambda runs, out: None)  # seconds each, and no subject here but in what `grid` has left
+    monkeypatch.setattr(figures, "draw", lambda runs, out, radar: None)  # seconds each, and no subject here but in what `grid` has left
     return tmp_path / "copy"
 
 
@@ -121,8 +121,8 @@ def runs_csv(folder: str = "runs/compare/mine") -> dict[str, dict[str, str]]:
 
 def test_tables_and_figures_are_there(here: Path):
     out = here / "runs" / "compare" / "mine"
-    names = {"table.md", "table.tex", "table.csv", "runs.csv"}
-    names |= {f"{name}.{kind}" for name in ("radar", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf")}
+    names = {"table.md", "table.tex", "table.csv", "runs.csv", "report.html"}
+    names |= {f"{name}.{kind}" for name in ("accuracy", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf", "svg")}
     assert {path.name for path in out.iterdir()} == names | {"plans", PFEDMMA, PROMPTFL}
     assert {path.name for path in (out / "plans").iterdir()} == {f"{run}.{kind}" for run in (PFEDMMA, PROMPTFL) for kind in ("yaml", "log")}
     assert "round 2/2" in (out / "plans" / f"{PFEDMMA}.log").read_text()
