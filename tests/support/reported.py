@@ -76,6 +76,12 @@ def summary(method: str = "pfedmma", clients: int = 4, rounds: int = 3, up: int 
     return made | changes
 
 
+def origin(**changes: str) -> dict[str, str]:
+    """``origin`` of a summary."""
+    made = {"command": "python -m pfedmma.train seed=0", "revision": "0123456789ab"}
+    return made | {"started": "2026-11-26T10:00:00Z", "finished": "2026-11-26T10:40:05Z"} | changes
+
+
 def round_row(number: int, clients: int = 4, evaluated: dict[str, Any] | None = None, **changes: Any) -> RoundRow:
     return RoundRow.from_fields(Fields(round_(number, clients, evaluated) | changes, "a round"))
 
