@@ -21,6 +21,7 @@ from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
 from pfedmma.records.folder import RunFolder
+from pfedmma.report import page
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -120,7 +121,8 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, radar: boo
         print('no figures: they need matplotlib, pip install "pfedmma[plots]"', file=sys.stderr)
     else:
         figures.draw(runs, out, radar)
-    print(f"tables and figures: {out}", flush=True)
+    page.write([Path(run.plan.config.run_dir) for run in runs], [run.plan.method for run in runs], out / "report.html")
+    print(f"tables and figures: {out}; report: {out / 'report.html'}", flush=True)
 
 
 if __name__ == "__main__":
