@@ -22,6 +22,7 @@ from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
 from pfedmma.records.folder import RunFolder
 from pfedmma.report import page
+from pfedmma.report.runs import finished, labelled
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
@@ -121,7 +122,8 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, radar: boo
         print('no figures: they need matplotlib, pip install "pfedmma[plots]"', file=sys.stderr)
     else:
         figures.draw(runs, out, radar)
-    page.write([Path(run.plan.config.run_dir) for run in runs], [run.plan.method for run in runs], out / "report.html")
+    reported = [finished(RunFolder(run.plan.config.run_dir), run.summary, run.rounds) for run in runs]
+    page.write(labelled(reported, [run.plan.method for run in runs]), out / "report.html")
     print(f"tables and figures: {out}; report: {out / 'report.html'}", flush=True)
 
 

@@ -227,7 +227,7 @@ def scale_below(x: Axis, bottom: float, unit: str, ticks: Format = "{:g}".format
     for value in x.ticks:
         parts.append(tag("line", class_="axis", x1=x.at(value), x2=x.at(value), y1=bottom, y2=bottom + 4))
         said = ticks(value)
-        at = min(x.at(value), WIDTH - 3.2 * len(said))  # a long one at the end would not be seen whole
+        at = min(x.at(value), WIDTH - 3.8 * len(said))  # a long one at the end would not be seen whole
         parts.append(tag("text", said, x=at, y=bottom + 17, text_anchor="middle"))
     return [*parts, tag("text", unit, class_="note", x=(x.start + x.stop) / 2, y=bottom + 32, text_anchor="middle")]
 

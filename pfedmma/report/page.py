@@ -8,14 +8,14 @@ from pathlib import Path
 from pfedmma.report import accuracy, clients, costs, html, new_clients, privacy, result, setting
 from pfedmma.report.document import Document
 from pfedmma.report.groups import Group, by_setting, grouped
-from pfedmma.report.runs import Report, read_all
+from pfedmma.report.runs import Report
 from pfedmma.report.wire import Wire
 from pfedmma.system.files import write_atomically
 
 
-def write(folders: Sequence[Path], names: Sequence[str], page: Path) -> None:
-    """Write the page of the runs in ``folders``, whose methods are called ``names``."""
-    write_atomically(page, html.render(compose(read_all(folders, names), None, page)).encode())
+def write(runs: Sequence[Report], page: Path) -> None:
+    """Write the page of these runs."""
+    write_atomically(page, html.render(compose(runs, None, page)).encode())
 
 
 def compose(runs: Sequence[Report], wire: Wire | None, page: Path | None = None) -> Document:
@@ -32,7 +32,8 @@ def compose(runs: Sequence[Report], wire: Wire | None, page: Path | None = None)
         costs.communication(runs, wire),
         privacy.section(runs),
         costs.times(runs),
-        setting.section(runs, page),
+        *setting.index(runs, page),
+        setting.section(runs),
         setting.environment(runs),
     )
     return Document(f"{runs[0].method if len(runs) == 1 else f'{len(runs)} runs'}{about}", lead(groups), setting.about(runs), sections)

@@ -58,10 +58,11 @@ def mean(found: Interval | None) -> float | None:
 
 
 def _numbers(best: Group, members: Sequence[Group]) -> Numbers:
-    said = f"{best.label}, the highest HM of {count} methods" if (count := len(methods(members))) > 1 else best.label
+    alone = next((group for group in members if group.runs[0].method == LOCAL and group is not best), None)
+    count, apart = len(methods(members)), f" beside {alone.label}" if alone else ""
+    said = f"{best.label}, the highest HM of {count} methods{apart}" if count > 1 else best.label
     seeds = f"; means over {len(best.runs)} seeds, ± their 95 % intervals" if len(best.runs) > 1 else ""
     so_far = "" if all(run.finished for run in best.runs) else "; so far"
-    alone = next((group for group in members if group.runs[0].method == LOCAL and group is not best), None)
     numbers = [_number(best, alone, name) for name in SHOWN if best.score(name)]
     return Numbers(f"{said}: percent{seeds}{so_far}", numbers)
 

@@ -79,19 +79,24 @@ class Report:
         return sum(row.seconds.get("total") or row.spent("train", "wait", "exchange", "evaluate") for row in self.rounds) or None
 
 
-def read_all(paths: Sequence[str | Path], names: Sequence[str] = ()) -> list[Report]:
-    """The runs in these folders, each with a label of its own; ``names``: what a comparison calls their methods.
+def read_all(paths: Sequence[str | Path]) -> list[Report]:
+    """The runs in these folders, each with a label of its own.
 
     Raises:
         UserError: a folder holds no run, nothing to report yet, or a file that is not as training writes it.
     """
     runs = [read(RunFolder(path)) for path in paths]
-    runs = [replace(run, name=name) for run, name in zip(runs, names or [run.method for run in runs], strict=True)]
+    return labelled(runs, [run.method for run in runs])
+
+
+def labelled(runs: Sequence[Report], names: Sequence[str]) -> list[Report]:
+    """The runs, whose methods are called ``names``, with labels that tell them apart."""
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     candidates = (
         [run.name for run in runs],
         [f"{run.name}, seed {run.seed}" for run in runs],
         [run.path.resolve().name for run in runs],
-        list(map(str, paths)),
+        [str(run.path) for run in runs],
     )
     labels = next((labels for labels in candidates if len(set(labels)) == len(labels)), [f"run {i + 1}" for i in range(len(runs))])
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
@@ -103,10 +108,11 @@ def read(folder: RunFolder) -> Report:
     rounds = folder.read_metrics()
     if rounds and not folder.summary.exists():
         return _unfinished(folder, rounds)
-    return _finished(folder, folder.read_summary(), rounds)
+    return finished(folder, folder.read_summary(), rounds)
 
 
-def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]) -> Report:
+def finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]) -> Report:
+    """The run in ``folder``, whose summary and rounds are read already."""
     here = {"precision": summary.precision, "device": summary.device}
     return Report(
         path=folder.path,
@@ -168,7 +174,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
 
 
 def _written(file: Path) -> str:
-    return time.strftime(WHEN, time.gmtime(file.stat().st_mtime))
+    """When a file was; empty where it has been taken away."""
+    return time.strftime(WHEN, time.gmtime(file.stat().st_mtime)) if file.exists() else ""
 
 
 def _totals(rounds: Sequence[RoundRow]) -> RunComm:

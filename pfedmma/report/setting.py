@@ -60,8 +60,10 @@ def spoken(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
 
 
-def index(runs: Sequence[Report], page: Path | None) -> Table:
-    """A line for each run, which leads to its own page where that lies beside ``page``."""
+def index(runs: Sequence[Report], page: Path | None) -> list[Section]:
+    """Of several runs a line for each, which leads to its own page where that lies below the folder of ``page``."""
+    if len(runs) == 1:
+        return []
     rows: list[list[Cell | str]] = []
     for run in runs:
         facts, hm = made(run), run.accuracy.score("hm") if run.accuracy else None
@@ -70,7 +72,7 @@ def index(runs: Sequence[Report], page: Path | None) -> Table:
             [Cell(run.label, link=_link(run, page)), run.group, str(run.seed), percent(hm), *told, facts["folder"], facts["command"]]
         )
     columns = ("run", "method", "seed", "HM", "state", "date", "duration", "revision", "folder", "command")
-    return Table("The runs", columns, rows, (1, 4, 5, 6, 7, 8, 9), sortable=True)
+    return [Section("runs", "Runs", [Table("By what and when each run was made", columns, rows, (1, 4, 5, 6, 7, 8, 9), sortable=True)])]
 
 
 def _link(run: Report, page: Path | None) -> str:
@@ -81,8 +83,8 @@ def _link(run: Report, page: Path | None) -> str:
     return str(path.relative_to(home)) if path.is_relative_to(home) and path != page.resolve() else ""
 
 
-def section(runs: Sequence[Report], page: Path | None = None) -> Section:
-    """Shared settings once, and of several runs what differs; how and when they were made."""
+def section(runs: Sequence[Report]) -> Section:
+    """Shared settings once, and of several runs what differs; of a single one, how and when it was made."""
     shared, different = sort_out([main_settings(run) for run in runs])
     labels = [run.label for run in runs]
     blocks: list[Block] = [Facts("The setting" if len(runs) == 1 else "What the runs share", list(shared.items()))]
@@ -92,7 +94,7 @@ def section(runs: Sequence[Report], page: Path | None = None) -> Section:
         blocks.append(Table("What differs", ("run", *told), rows, range(1, len(told) + 1)))
     elif different:
         blocks.append(Text(f"The runs differ in their {next(iter(different))}: {', '.join(labels)}."))
-    blocks.append(Facts("How it was made", list(made(runs[0]).items())) if len(runs) == 1 else index(runs, page))
+    blocks += [Facts("How it was made", list(made(runs[0]).items()))] if len(runs) == 1 else []
     return Section("setting", "Setting", blocks)
 
 

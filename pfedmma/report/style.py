@@ -20,7 +20,7 @@ h1 { margin: 0; font-size: 28px; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 40px 0 12px; font-size: 21px; border-bottom: 1px solid var(--line); }
 p { margin: 8px 0; overflow-wrap: anywhere; }
 nav ul, .key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 12px 0; padding: 0; list-style: none; }
-nav a { color: var(--s0); }
+a { color: var(--s0); }
 footer { margin-top: 48px; padding-bottom: 24px; color: var(--soft); font-size: 14px; }
 .about { color: var(--soft); font-size: 14px; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }

@@ -19,6 +19,7 @@ from pfedmma.compare import figures, schedule
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
+from pfedmma.records import origin
 from pfedmma.system.errors import UserError
 from tests.support import small
 from tests.support.programs import python
@@ -59,6 +60,7 @@ def here(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(subprocess, "Popen", no_process)
+    monkeypatch.setattr(origin, "revision", lambda folder: "")  # asks git, which is a process
     monkeypatch.setattr(figures, "draw", lambda runs, out, radar: None)  # seconds each, and no subject here but in what `grid` has left
     return tmp_path / "copy"
 
