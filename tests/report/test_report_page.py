@@ -12,7 +12,7 @@ import pytest
 from pfedmma.report import main
 from pfedmma.report.script import SCRIPT
 from pfedmma.system.errors import UserError
-from tests.support.reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, round_, summary, write_run
+from tests.support.reported import ADAPTERS, PROMPT, SHARED, Page, accuracy, member, origin, round_, summary, write_run
 
 SECTIONS = {"result", "curves", "clients", "accuracy", "communication", "privacy", "time", "setting", "environment"}
 
@@ -130,6 +130,7 @@ def test_names_of_a_run_never_become_markup(tmp_path: Path):
     made = summary(per_client=rows, method=evil, dataset=evil, backbone=evil, protocol=evil)
     made["config"] = {evil: evil, "method.name": evil}
     made["versions"] = {evil: evil}
+    made["origin"] = origin(command=evil, revision=evil, finished=evil)
     made["alternatives"] = {evil: 5}
     made["accuracy"] = accuracy(90.0) | {"domains": {evil: 3.0}}
     run = write_run(tmp_path / "run", made)
