@@ -63,6 +63,8 @@ def _rows(plot: Any, runs: Sequence[Done], methods: Sequence[str], column: str, 
             plot.errorbar([found.mean], [row], xerr=[[found.half], [found.half]], **drawn)
     if (level := zero_shot(runs, column)) is not None:
         plot.axvline(level, zorder=0, **LEVEL)
+    low, high = plot.get_xlim()
+    plot.set_xlim(max(low, -1.0), min(high, 101.0))  # the interval of few seeds goes beyond what a score can be
     plot.set_ylim(len(methods) - 0.5, -0.5)
     plot.grid(axis="x", alpha=0.3)
     plot.tick_params(axis="y", length=0)

@@ -140,11 +140,9 @@ def _over_rounds(drawn: Sequence[Group], value: Callable[[Accuracy], float | Non
 
 
 def zero_shot_levels(runs: Sequence[Report], value: Callable[[Accuracy], float | None]) -> list[tuple[str, float]]:
-    """A level for each zero-shot accuracy among the runs; of more than three, which are of other seeds, their mean."""
-    levels = {f"{v:.4g}": v for run in runs if run.zero_shot and (v := value(run.zero_shot)) is not None}
-    if len(levels) > 3:
-        return [("zero-shot, mean", statistics.fmean(levels.values()))]
-    return [("zero-shot", v) for v in levels.values()]
+    """The level of zero-shot, mean over seeds; none where it is not known."""
+    by_seed = {run.seed: v for run in runs if run.zero_shot and (v := value(run.zero_shot)) is not None}
+    return [("zero-shot", statistics.fmean(by_seed.values()))] if by_seed else []
 
 
 def mean_curve(group: Group, along: Callable[[RoundRow], float], value: Callable[[RoundRow], float | None]) -> Curve:

@@ -43,7 +43,10 @@ def dots(rows: Sequence[tuple[str, int, Interval]], level: float | None) -> Elem
     """Rows of (label, position of its look, mean with its interval) in percent; ``level``: zero-shot, a line."""
     bottom = TOP + 12 + 1.4 * ROW * len(rows)
     left = 22.0 + 6.3 * max((len(label) for label, *_ in rows), default=0)
-    ends = [end for _, _, score in rows for end in (score.mean - score.half, score.mean + score.half)]
+    reach = [
+        (max(score.mean - score.half, 0.0), min(score.mean + score.half, 100.0)) for _, _, score in rows
+    ]  # of few seeds it goes beyond
+    ends = [end for pair in reach for end in pair]
     x = linear([*ends, *([] if level is None else [level])], min(left, WIDTH / 2), RIGHT)
     image = canvas(bottom + 36, "a row a method", scale_below(x, bottom, "percent"))
     if level is not None:
@@ -51,13 +54,11 @@ def dots(rows: Sequence[tuple[str, int, Interval]], level: float | None) -> Elem
         image.append(
             tag("text", "zero-shot", class_="note", x=x.at(level), y=TOP, text_anchor="middle" if x.at(level) > left + 20 else "start")
         )
-    for i, (label, position, score) in enumerate(rows):
+    for i, ((label, position, score), (low, high)) in enumerate(zip(rows, reach, strict=True)):
         y = TOP + 12 + 1.4 * ROW * (i + 0.5)
         row = tag("g", tag("title", f"{label}: {score.mean:.2f} ± {score.half:.2f} over {score.count} seeds"))
         row.append(tag("text", label, x=min(left, WIDTH / 2) - 8, y=y + 4, text_anchor="end"))
-        row.append(
-            tag("line", class_=f"line {colour(position)}", x1=x.at(score.mean - score.half), x2=x.at(score.mean + score.half), y1=y, y2=y)
-        )
+        row.append(tag("line", class_=f"line {colour(position)}", x1=x.at(low), x2=x.at(high), y1=y, y2=y))
         row.append(mark(x.at(score.mean), y, look(position).mark, f"mark {colour(position)}"))
         image.append(row)
     return image

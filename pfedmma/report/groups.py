@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,11 @@ class Group:
     @property
     def is_reference(self) -> bool:
         return self.runs[0].is_reference
+
+    @property
+    def so_far(self) -> str:
+        """Behind the label where a run of the group is not finished."""
+        return "" if all(run.finished for run in self.runs) else " (so far)"
 
     @property
     def setting(self) -> str:
@@ -77,17 +83,20 @@ def by_setting(groups: Sequence[Group]) -> dict[str, list[Group]]:
 
 
 def grouped(runs: Sequence[Report]) -> tuple[list[Report], list[Group]]:
-    """The groups, and the runs with the label and the look of theirs."""
-    change, found = change_of(), dict[tuple[object, ...], list[int]]()
+    """The runs, with a label and a look by their group, and the groups."""
+    change, found, seen = change_of(), dict[tuple[object, ...], list[int]](), Counter[tuple[object, ...]]()
     for number, run in enumerate(runs):
-        found.setdefault((setting_of(run), run.name, *sorted(_identity(run, change).items())), []).append(number)
+        alike = (setting_of(run), run.name, *sorted(_identity(run, change).items()))
+        seen[alike, run.seed] += 1  # a run that repeats another one's seed is no further draw
+        found.setdefault((*alike, seen[alike, run.seed]), []).append(number)
     members = [[runs[number] for number in numbers] for numbers in found.values()]
     labels = _labels(members)
     looks = _looks(members)
     named = list(runs)
     for numbers, label, look in zip(found.values(), labels, looks, strict=True):
         for number in numbers:
-            named[number] = replace(runs[number], group=label, look=look)
+            own = f"{label}, seed {runs[number].seed}" if len(numbers) > 1 else label
+            named[number] = replace(runs[number], label=own, group=label, look=look)
     return named, [
         Group(label, look, [named[number] for number in numbers])
         for numbers, label, look in zip(found.values(), labels, looks, strict=True)

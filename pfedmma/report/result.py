@@ -62,9 +62,8 @@ def _numbers(best: Group, members: Sequence[Group]) -> Numbers:
     count, apart = len(methods(members)), f" beside {alone.label}" if alone else ""
     said = f"{best.label}, the highest HM of {count} methods{apart}" if count > 1 else best.label
     seeds = f"; means over {len(best.runs)} seeds, ± their 95 % intervals" if len(best.runs) > 1 else ""
-    so_far = "" if all(run.finished for run in best.runs) else "; so far"
     numbers = [_number(best, alone, name) for name in SHOWN if best.score(name)]
-    return Numbers(f"{said}: percent{seeds}{so_far}", numbers)
+    return Numbers(f"{said}: percent{seeds}{best.so_far}", numbers)
 
 
 def _number(best: Group, alone: Group | None, name: str) -> Number:
@@ -96,9 +95,9 @@ def _drawings(best: Group, members: Sequence[Group], about: str) -> list[Block]:
 
 def _dots(drawn: Sequence[Group]) -> tuple[list[tuple[str, int, Interval]], float | None]:
     """The rows of `bars.dots`, and the level of zero-shot."""
-    levels = [level.mean for group in drawn if (level := group.zero_shot("hm"))]
+    level = zero_shot_levels([run for group in drawn for run in group.runs], methodcaller("score", "hm"))
     rows = [(group.label, group.look, score) for group in drawn if (score := group.score("hm"))]
-    return rows, statistics.fmean(levels) if levels else None
+    return rows, level[0][1] if level else None
 
 
 def _against_bytes(drawn: Sequence[Group]) -> charts.Element | None:
@@ -132,15 +131,17 @@ def table(members: Sequence[Group], caption: str) -> Table:
     names = [name for name in SHOWN if any(group.score(name) for group in own)]
     alone = next((group for group in own if group.runs[0].method == LOCAL), None) if len(own) > 1 else None
     best = {name: max(v for group in own if (v := mean(group.score(name))) is not None) for name in names if len(own) > 1}
-    reference = next((group for group in members if any(run.zero_shot for run in group.runs)), None)
+    levels = {
+        name: max((level for group in members if (level := group.zero_shot(name))), key=lambda level: level.count, default=None)
+        for name in names
+    }
     rows: list[list[Cell | str]] = []
-    if reference and not own[0].is_reference:
-        levels = [_cell(reference.zero_shot(name), None) for name in names]
-        rows.append(["zero-shot", "", *levels, *[""] * (1 + bool(alone)), megabytes(0)])
+    if any(levels.values()) and not own[0].is_reference:
+        rows.append(["zero-shot", "", *(_cell(level, None) for level in levels.values()), *[""] * (1 + bool(alone)), megabytes(0)])
     for group in own:
         cells = [_cell(group.score(name), best.get(name)) for name in names]
         gains = [_signed(group.gain("hm"))] + ([_signed(group.over(alone, "hm") if group is not alone else None)] if alone else [])
-        rows.append([group.label, str(len(group.runs)), *cells, *gains, "-" if group.up is None else megabytes(group.up)])
+        rows.append([group.label + group.so_far, str(len(group.runs)), *cells, *gains, "-" if group.up is None else megabytes(group.up)])
     head = ("method", "seeds", *(TITLES[name] for name in names), "HM over zero-shot")
     return Table(caption, (*head, *[f"HM over {LOCAL}"] * bool(alone), "up / client / round"), rows)
 

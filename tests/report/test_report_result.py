@@ -93,6 +93,11 @@ def test_runs_of_other_settings_are_no_seeds_of_each_other(tmp_path: Path):
     assert len(grouped(read_all([tmp_path / "0", write_run(tmp_path / "again", again)]))[1]) == 1
 
 
+def test_a_run_that_repeats_a_seed_is_no_further_draw(tmp_path: Path):
+    text, _ = texts(*(write_run(tmp_path / name, made("pfedmma", 0, 80.0)) for name in ("first", "second")))
+    assert "| first | 1 | 80.00 |" in text.replace("**", "") and "| second | 1 | 80.00 |" in text.replace("**", "")
+
+
 def test_several_settings_have_tables_of_their_own(tmp_path: Path):
     runs = [write_run(tmp_path / name, made("pfedmma", 0, 80.0) | {"dataset": name}) for name in ("shapes", "dtd")]
     text, page = texts(*runs, write_run(tmp_path / "l", made("local", 0, 70.0)))
@@ -117,7 +122,11 @@ def test_a_run_without_a_summary_goes_on_or_was_interrupted(tmp_path: Path, lock
     if lock:
         (run / ".lock").write_text(lock)
     text, page = texts(run)
-    assert f"| state | {state} |" in text and page.texts[2].endswith(f"Not finished: pfedmma ({state}).")
+    assert (
+        "pfedmma: percent (so far)" in page.texts
+        and f"| state | {state} |" in text
+        and page.texts[2].endswith(f"Not finished: pfedmma ({state}).")
+    )
 
 
 def test_a_folder_of_runs_has_a_page_that_leads_to_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
