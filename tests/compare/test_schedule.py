@@ -23,6 +23,7 @@ from pfedmma.records import origin
 from pfedmma.system.errors import UserError
 from tests.support import small
 from tests.support.programs import python
+from tests.support.reported import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "caltech101-2-shot-{}-seed0"
@@ -128,6 +129,17 @@ def test_tables_and_figures_are_there(here: Path):
     assert {path.name for path in out.iterdir()} == names | {"plans", PFEDMMA, PROMPTFL}
     assert {path.name for path in (out / "plans").iterdir()} == {f"{run}.{kind}" for run in (PFEDMMA, PROMPTFL) for kind in ("yaml", "log")}
     assert "round 2/2" in (out / "plans" / f"{PFEDMMA}.log").read_text()
+
+
+def test_the_page_has_all_runs_and_the_radar_is_drawn_where_it_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(figures, "draw", lambda runs, out, radar: asked.append(radar))
+    for more in ([], ["--radar"]):
+        main(["mine.yaml", "--table-only", *more])
+    assert asked == [False, True]
+    page = Page.from_file(here / "runs" / "compare" / "mine" / "report.html")
+    hm = f"{summary(PFEDMMA)['accuracy']['hm']:.2f}"
+    assert {"result", "runs"} <= page.sections() and {"pfedmma", "promptfl", hm} <= set(page.texts)
 
 
 def test_they_agree_with_the_summaries(here: Path):
