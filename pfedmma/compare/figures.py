@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pfedmma.compare.against import COLUMNS, Against, all_against
 from pfedmma.compare.differences import Difference
@@ -97,6 +98,8 @@ def _panel(plot: Axes, shown: Sequence[Done], name: str, by_bytes: bool, looks: 
         _line(plot, curve, by_bytes, style(method, look))
     if by_bytes:
         plot.set_xscale("log")
+    else:
+        plot.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     plot.grid(alpha=0.3)
 
 

@@ -32,12 +32,12 @@ def dots(parts: Sequence[Part], looks: Mapping[str, int]) -> Any:
     stacked = -(-len(tested) // 2) if alone else 1
     figure = new_figure(COLUMN if alone else PAGE, 0.5 + stacked * sum(heights))
     grid = panels(figure, len(parts), len(tested))
-    for part, methods, line in zip(parts, shown, grid, strict=True):
+    for part, methods, line, height in zip(parts, shown, grid, heights, strict=True):
         for number, (column, plot) in enumerate(zip(tested, line, strict=True)):
             _rows(plot, part.runs, methods, column, looks)
             names = number % 2 == 0 if alone else number == 0
             plot.set_yticks(range(len(methods)), [plain(method) if names else "" for method in methods])
-        line[0].set_ylabel("" if alone else textwrap.fill(plain(part.label), 24))
+        line[0].set_ylabel("" if alone else textwrap.fill(plain(part.label), int(height / 0.07)))
     for column, plot in zip(tested, grid[0], strict=True):
         plot.set_title(f"{TITLES[column]}, percent")
     if any(zero_shot(part.runs, column) is not None for part in parts for column in tested):

@@ -107,6 +107,7 @@ def test_every_score_has_its_panel_and_every_method_its_line(by_bytes: bool):
         assert points(found["zeroshot"]) == [(0.0, 5.0), (1.0, 5.0)]
         assert points(found["local"]) == ([(0.0, 14.0), (1.0, 14.0)] if by_bytes else [(2.0, 12.0), (4.0, 14.0)])
         assert plot.get_xscale() == ("log" if by_bytes else "linear")
+        assert by_bytes or all(tick == int(tick) for tick in plot.get_xticks())
         assert len({line.get_color() for line in found.values()}) == 3
     figure = panels[0].figure
     assert [plot.get_xlabel() for plot in panels] == ["", "", *["bytes of all clients" if by_bytes else "round"] * 2]
