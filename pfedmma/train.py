@@ -9,6 +9,7 @@ it cannot start or go on; 130 if it is interrupted before the rounds.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 
@@ -26,6 +27,7 @@ from pfedmma.records import lock
 from pfedmma.records.checkpoint.manifest import Manifest
 from pfedmma.records.checkpoint.manifest import rounds as kept_rounds
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.origin import Origin
 from pfedmma.records.rows import NewClients, RunSummary
 from pfedmma.records.trackers import Trackers
 from pfedmma.records.trackers import require as require_trackers
@@ -52,12 +54,13 @@ def main(argv: list[str] | None = None) -> None:
     require_trackers(config.trackers)
     with Interruption() as interruption, shortage_named():
         world = open_world(config.distributed)
+        origin = Origin.now("pfedmma.train", sys.argv[1:] if argv is None else argv) if world.is_main else None
         if not (config.resume and shown_before(config, folder, world)):
             with owned_by_rank_0(folder, config, world):
                 run = assemble(config, world, interruption)
                 manifest = restore(run, folder) if config.resume else None
                 world.wait("start")
-                train(run, folder, manifest)
+                train(run, folder, manifest, origin)
         world.close()
 
 
@@ -117,7 +120,7 @@ def parse(argv: list[str] | None) -> Config:
     return configuration.load_run(config.resume, [*given, "resume=auto"])
 
 
-def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
+def train(run: Run, folder: RunFolder, manifest: Manifest | None, origin: Origin | None) -> None:
     """All remaining rounds, then the new clients, then the summary."""
     engine, world, rounds = run.engine, run.engine.world, run.config.federation.rounds
     done = manifest.round if manifest else 0
@@ -151,6 +154,7 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None) -> None:
             return
     if world.is_main:
         summary = build_summary(run, zero_shot, folder.read_metrics(), new_clients)
+        summary = dataclasses.replace(summary, origin=origin and origin.ended())
         folder.write_summary(summary)
         trackers.run_done(done, summary)
         trackers.close()

@@ -23,6 +23,8 @@ from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
 from pfedmma.config.arguments import parser_with_help
 from pfedmma.records.folder import RunFolder
+from pfedmma.report import page
+from pfedmma.report.runs import labelled, of_finished
 from pfedmma.run.finished import finished
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     choices = selection.choices(plans)
     done = collect(selection.reported(plans, choices))
     if done:
-        write(done, choices, out, failed)
+        write(done, choices, out, failed, args.radar)
     if failed and not args.table_only:
         raise UserError(f"{len(failed)} of {started} runs failed; the first is {failed[0]}; the same command tries them again")
     selection.require_some(choices)
@@ -80,6 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ranks", type=positive, default=1, help="processes of each run (default 1; one a GPU where there are GPUs)")
     parser.add_argument("--dry-run", action="store_true", help="write the settings of each run that is not done and print its command")
     parser.add_argument("--table-only", action="store_true", help="start nothing: tables and figures of what is done")
+    parser.add_argument("--radar", action="store_true", help="also draw the final scores as a radar, its radius from zero")
     return parser.parse_intermixed_args(argv)
 
 
@@ -93,8 +96,8 @@ def collect(plans: Sequence[Plan]) -> list[Done]:
     return done
 
 
-def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, failed: Sequence[Failed] = ()) -> None:
-    """Show the tables and write them, and the figures, below ``out``."""
+def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, failed: Sequence[Failed] = (), radar: bool = False) -> None:
+    """Show the tables and write them, the figures and the page, below ``out``."""
     sheets = [*table.sheets(runs, choices, failed), *against.sheets(runs), *new_clients.sheets(runs)]
     for sheet in sheets:
         show(written.terminal(sheet), width=140)
@@ -121,8 +124,10 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, failed: Se
     except ModuleNotFoundError:
         print('no figures: they need matplotlib, pip install "pfedmma[plots]"', file=sys.stderr)
     else:
-        figures.draw(runs, out)
-    print(f"tables and figures: {out}", flush=True)
+        figures.draw(runs, out, radar)
+    reported = [of_finished(RunFolder(run.plan.config.run_dir), run.summary, run.rounds) for run in runs]
+    page.write(labelled(reported, [run.plan.method for run in runs]), out / "report.html")
+    print(f"tables and figures: {out}; report: {out / 'report.html'}", flush=True)
 
 
 if __name__ == "__main__":

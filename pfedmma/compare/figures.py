@@ -1,34 +1,32 @@
-"""The figures of a comparison: a radar, accuracies against rounds, accuracies against cumulative bytes, and differences to a baseline.
+"""The figures of a comparison: final scores, accuracies against rounds and against cumulative bytes, and differences to a baseline.
 
-Each as PNG and as PDF.
+Each as PNG, SVG and PDF, in the size of a column of a paper, or of a page where there are several settings.
 
 Needs matplotlib (``pip install "pfedmma[plots]"``). How series look is said in `pfedmma.system.series`.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from pfedmma.compare.against import COLUMNS, Against, all_against
 from pfedmma.compare.differences import Difference
 from pfedmma.compare.done import Done, methods_of, settings_of
-from pfedmma.compare.table import rows
-from pfedmma.records.rows import HEADLINE, TITLES
-from pfedmma.system.console import printable
-from pfedmma.system.series import look
+from pfedmma.compare.final_scores import dots, radar
+from pfedmma.compare.table import parts
+from pfedmma.records.rows import TITLES
+from pfedmma.system.plots import COLUMN, PAGE, legend, new_figure, panels, paper, plain, style, write_all
+from pfedmma.system.series import positions
 
-WIDTH = 1.5  # of a line, in points
-MARKERS = {"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "triangle down": "v"}
 ROWS = 8  # settings of one figure
 
 
@@ -40,46 +38,32 @@ class Point(NamedTuple):
     std: float | None
 
 
-def draw(runs: Sequence[Done], out: Path) -> None:
-    """Write ``radar``, ``accuracy_by_round`` and ``accuracy_by_bytes`` below ``out``, each as ``.png`` and ``.pdf``.
+def draw(runs: Sequence[Done], out: Path, with_radar: bool = False) -> None:
+    """Write ``accuracy``, ``accuracy_by_round`` and ``accuracy_by_bytes`` below ``out``, each as ``.png``, ``.svg`` and ``.pdf``.
 
-    And ``differences``, where several settings are compared with a baseline. Curves of more than `ROWS` settings go on in ``..._2.png``
-    and so on; a PDF has them as pages.
+    And ``differences``, where several settings are compared with a baseline. More than `ROWS` settings go on in ``..._2.png`` and so on;
+    a PDF has them as pages.
     """
-    _save([radar(runs)], out, "radar")
-    settings = settings_of(runs)
-    pages = [settings[first : first + ROWS] for first in range(0, len(settings), ROWS)]
-    for name, by_bytes in (("accuracy_by_round", False), ("accuracy_by_bytes", True)):
-        _save([curves(runs, by_bytes, page) for page in pages], out, name)
-    if len(compared := [part for part in all_against(runs) if part.label in settings]) > 1:
-        _save([differences(runs, compared)], out, "differences")
+    with paper():
+        looks = looks_of(runs)
+        write_all([dots(page, looks) for page in _pages(parts(runs))], out, "accuracy")
+        settings = settings_of(runs)
+        for name, by_bytes in (("accuracy_by_round", False), ("accuracy_by_bytes", True)):
+            write_all([curves(runs, by_bytes, page) for page in _pages(settings)], out, name)
+        if len(compared := [part for part in all_against(runs) if part.label in settings]) > 1:
+            write_all([differences(runs, compared)], out, "differences")
+        if with_radar:
+            write_all([radar(runs, looks)], out, "radar")
 
 
-def radar(runs: Sequence[Done]) -> Figure:
-    """HM by setting where there are three or more settings, else what was tested of Local, Base, Novel and HM."""
-    settings = settings_of(runs)
-    if len(settings) >= 3:
-        axes = settings
-        values = {method: [_hm(runs, method, setting) for setting in settings] for method in methods_of(runs)}
-    else:
-        table = rows(runs)
-        tested = [column for column in HEADLINE if any(row.mean[column] is not None for row in table)]  # some protocols have no Novel
-        axes = [TITLES[column] for column in tested]
-        values = {row.method: [row.mean[column] for column in tested] for row in table}
-    whole = {method: [v for v in row if v is not None] for method, row in values.items() if row and None not in row}
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
-    plot = figure.add_subplot(projection="polar")
-    angles = [2 * math.pi * k / len(axes) for k in range(len(axes))]
-    for method, row in whole.items():
-        plot.plot([*angles, angles[0]], [*row, row[0]], **_style(method, runs))
-    shown = [v for row in whole.values() for v in row]
-    if shown:
-        spread = max(shown) - min(shown)
-        plot.set_ylim(max(0.0, min(shown) - 0.1 * spread - 1.0), max(shown) + 1.0)
-    plot.set_xticks(angles, list(map(_plain, axes)))
-    plot.set_title("HM, percent" if len(settings) >= 3 else "percent")
-    figure.legend(loc="outside right upper", frameon=False)
-    return figure
+def looks_of(runs: Sequence[Done]) -> dict[str, int]:
+    """The look of each method."""
+    methods = methods_of(runs)
+    return dict(zip(methods, positions(methods), strict=True))
+
+
+def _pages(rows: Sequence[Any]) -> list[Sequence[Any]]:
+    return [rows[first : first + ROWS] for first in range(0, len(rows), ROWS)]
 
 
 def curves(runs: Sequence[Done], by_bytes: bool, settings: Sequence[str] = ()) -> Figure:
@@ -91,28 +75,31 @@ def curves(runs: Sequence[Done], by_bytes: bool, settings: Sequence[str] = ()) -
     settings = settings or settings_of(runs)
     shown = [run for run in runs if run.plan.setting in settings]
     tested = [name for name in COLUMNS if any(row.accuracy and row.accuracy.score(name) is not None for run in shown for row in run.rounds)]
-    tested = tested or ["hm"]
-    figure = Figure(figsize=(2.0 + 3.2 * len(tested), 0.6 + 2.9 * len(settings)), layout="constrained")
-    grid = figure.subplots(len(settings), len(tested), squeeze=False)
-    for setting, panels in zip(settings, grid, strict=True):
-        for name, plot in zip(tested, panels, strict=True):
-            _panel(plot, [run for run in shown if run.plan.setting == setting], name, by_bytes, runs)
-        panels[0].set_ylabel(textwrap.fill(_plain(setting), 40))
+    tested, alone, looks = tested or ["hm"], len(settings) == 1, looks_of(runs)
+    figure = new_figure(COLUMN if alone else PAGE, 0.6 + 1.5 * (-(-len(tested) // 2) if alone else len(settings)))
+    grid = panels(figure, len(settings), len(tested))
+    for setting, line in zip(settings, grid, strict=True):
+        for name, plot in zip(tested, line, strict=True):
+            _panel(plot, [run for run in shown if run.plan.setting == setting], name, by_bytes, looks)
+        line[0].set_ylabel("" if alone else textwrap.fill(plain(setting), 24))
     for name, plot in zip(tested, grid[0], strict=True):
         plot.set_title(f"{TITLES[name]}, percent")
-    for plot in grid[-1]:
-        plot.set_xlabel("bytes, all clients, both ways" if by_bytes else "round")
-    handles = [Line2D([], [], **_style(method, runs)) for method in methods_of(runs)]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    if alone:
+        figure.suptitle(plain(settings[0]))
+    for plot in grid[-1][-2 if alone else 0 :]:
+        plot.set_xlabel("bytes of all clients" if by_bytes else "round")
+    legend(figure, [Line2D([], [], **style(method, look)) for method, look in looks.items()])
     return figure
 
 
-def _panel(plot: Axes, shown: Sequence[Done], name: str, by_bytes: bool, runs: Sequence[Done]) -> None:
-    for method in methods_of(runs):
+def _panel(plot: Axes, shown: Sequence[Done], name: str, by_bytes: bool, looks: Mapping[str, int]) -> None:
+    for method, look in looks.items():
         curve = mean_curve([run for run in shown if run.plan.method == method], name, by_bytes)
-        _line(plot, curve, by_bytes, _style(method, runs))
+        _line(plot, curve, by_bytes, style(method, look))
     if by_bytes:
         plot.set_xscale("log")
+    else:
+        plot.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     plot.grid(alpha=0.3)
 
 
@@ -149,24 +136,23 @@ def _line(plot: Axes, curve: Sequence[Point], by_bytes: bool, style: dict[str, A
 def differences(runs: Sequence[Done], compared: Sequence[Against]) -> Figure:
     """Each method minus the baseline against training images of a client, a panel each for Local, Base, Novel and HM; 95 % intervals."""
     columns = list(dict.fromkeys(column for part in compared for column in part.by_column))
-    figure = Figure(figsize=(2.0 + 3.2 * len(columns), 3.5), layout="constrained")
-    panels = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
-    methods = [method for method in methods_of(runs) if any(part.of(method) for part in compared)]
-    for column, plot in zip(columns, panels, strict=True):
+    figure = new_figure(PAGE, 2.6)
+    plots = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+    looks = {method: look for method, look in looks_of(runs).items() if any(part.of(method) for part in compared)}
+    for column, plot in zip(columns, plots, strict=True):
         plot.axhline(0.0, color="0.4", linewidth=1)
-        for number, method in enumerate(methods):
+        for number, (method, look) in enumerate(looks.items()):
             # Side by side around the same number of images, so that no interval hides another.
-            shift = 1.03 ** (number - (len(methods) - 1) / 2)
+            shift = 1.03 ** (number - (len(looks) - 1) / 2)
             points = [(shift * part.images, own[column]) for part in compared if column in (own := part.of(method))]
-            _intervals(plot, points, _style(method, runs))
+            _intervals(plot, points, style(method, look))
         plot.set_xscale("log", base=2)
         plot.xaxis.set_major_formatter("{x:g}")
         plot.set_title(f"{TITLES[column]}, points")
         plot.set_xlabel("training images a client")
         plot.grid(alpha=0.3)
-    panels[0].set_ylabel(f"difference to {_plain(compared[0].baseline)}")
-    handles = [Line2D([], [], **_style(method, runs)) for method in methods]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    plots[0].set_ylabel(f"difference to {plain(compared[0].baseline)}")
+    legend(figure, [Line2D([], [], **style(method, look)) for method, look in looks.items()])
     return figure
 
 
@@ -175,34 +161,3 @@ def _intervals(plot: Axes, points: Sequence[tuple[float, Difference]], style: di
     below = [0.0 if d.low is None else d.mean - d.low for _, d in points]
     above = [0.0 if d.high is None else d.high - d.mean for _, d in points]
     plot.errorbar([x for x, _ in points], [d.mean for _, d in points], [below, above], capsize=2, **style)
-
-
-def _style(method: str, runs: Sequence[Done]) -> dict[str, Any]:
-    own = look(methods_of(runs).index(method))
-    stroke = (0, own.dashes) if own.dashes else "-"
-    drawn = {"color": own.on_white, "linestyle": stroke, "linewidth": WIDTH, "marker": MARKERS[own.mark], "markersize": 3.5}
-    return {"label": _plain(method)} | drawn
-
-
-def _plain(text: str) -> str:
-    """Text in which a dollar sign begins no formula."""
-    return printable(text).replace("$", r"\$")
-
-
-def _hm(runs: Sequence[Done], method: str, setting: str) -> float | None:
-    values = [hm for run in runs if (run.plan.method, run.plan.setting) == (method, setting) and (hm := run.score("hm")) is not None]
-    return statistics.fmean(values) if values else None
-
-
-def _save(figures: Sequence[Figure], out: Path, name: str) -> None:
-    """``name``.png, the following ones numbered from 2, and all of them as pages of ``name``.pdf."""
-    for number, figure in enumerate(figures, start=1):
-        path = out / f"{name}{f'_{number}' if number > 1 else ''}.png"
-        draft = path.with_name(f".{path.name}")
-        figure.savefig(draft, dpi=110, format="png")
-        draft.replace(path)
-    draft = out / f".{name}.pdf"
-    with PdfPages(draft, metadata={"CreationDate": None}) as pages:  # the same figures are the same file
-        for figure in figures:
-            pages.savefig(figure)
-    draft.replace(out / f"{name}.pdf")

@@ -13,6 +13,7 @@ from typing import Any
 from pfedmma.records.communication import RoundComm, RunComm
 from pfedmma.records.evaluated import ClientScores, Diagnostics
 from pfedmma.records.lost import Lost
+from pfedmma.records.origin import Origin, Throughput
 from pfedmma.records.privacy import RoundPrivacy
 from pfedmma.records.selected import Selected
 from pfedmma.system.errors import UserError
@@ -223,18 +224,6 @@ class NewClients:
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """How fast a run was."""
-
-    train_images_per_second: float | None
-    seconds_per_round: float | None
-
-    @classmethod
-    def from_fields(cls, fields: Fields) -> Throughput:
-        return cls(fields.score("train_images_per_second"), fields.score("seconds_per_round"))
-
-
-@dataclass(frozen=True)
 class RunSummary:
     """``summary.json``: what a finished run came to.
 
@@ -274,13 +263,14 @@ class RunSummary:
     privacy: RoundPrivacy | None = None  # after the last round; absent where no noise is added
     lost: dict[str, int] | None = None
     simulated_seconds: float | None = None
+    origin: Origin | None = None  # absent in the files of earlier versions
 
     def to_json(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"accuracy": self.accuracy, "zero_shot": self.zero_shot, "comm": self.comm}
         parts |= {"new_clients": self.new_clients, "privacy": self.privacy}
         values = dataclasses.asdict(self) | {name: part and part.to_json() for name, part in parts.items()}
         values |= {"per_client": [client.to_json() for client in self.per_client]}
-        return without_nulls(values, ("selected", "new_clients", "privacy", "lost", "simulated_seconds"))
+        return without_nulls(values, ("selected", "new_clients", "privacy", "lost", "simulated_seconds", "origin"))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> RunSummary:
@@ -319,6 +309,7 @@ class RunSummary:
             privacy=RoundPrivacy.from_fields(fields.part("privacy")) if fields.has("privacy") else None,
             lost={name: lost.whole(name) for name in lost.values} if lost else None,
             simulated_seconds=_simulated(fields),
+            origin=Origin.below(fields, "origin"),
         )
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from operator import methodcaller
 from typing import NamedTuple
 
 from pfedmma.records.evaluated import DIAGNOSTICS, written
-from pfedmma.records.rows import IN_HM, TITLES, Accuracy
+from pfedmma.records.rows import IN_HM, TITLES, Accuracy, RoundRow
 from pfedmma.report import charts
 from pfedmma.report.charts import Curve
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
+from pfedmma.report.groups import Group, by_setting
 from pfedmma.report.runs import Report, minus, same_setting, with_curves
 from pfedmma.system.console import megabytes, percent
 
@@ -102,27 +104,62 @@ def _diagnostics(rows: Sequence[Row], about: str) -> Table:
     return Table(caption, ("run", *DIAGNOSTICS.values()), table)
 
 
-def curves(runs: Sequence[Report]) -> Section:
-    """Loss, accuracies and, where they are known, diagnostics over rounds, all runs in each drawing."""
-    drawn = with_curves(runs)
-    if not drawn:
+def curves(runs: Sequence[Report], groups: Sequence[Group]) -> Section:
+    """Loss, accuracies and, where they are known, diagnostics over rounds, all groups of a setting in each drawing."""
+    if not with_curves(runs):
         return Section("curves", "Over rounds", [Text("There is no metrics.jsonl, so there are no curves.")])
-    losses = [Curve(run.label, [(float(row.round), row.loss) for row in run.rounds], i) for i, run in drawn]
-    panels = [("Training loss", charts.line_chart(losses, lambda v: f"{v:.4g}"))]
-    shown = [(f"{TITLES[name]}, percent", methodcaller("score", name)) for name in (*IN_HM, "hm", "unseen")]
-    shown += [(title[0].upper() + title[1:], methodcaller("diagnostic", name)) for name, title in DIAGNOSTICS.items()]
-    panels += [(title, chart) for title, value in shown if (chart := _over_rounds(drawn, value)) is not None]
-    blocks: list[Block] = [Figure(panels, charts.key([(i, run.label) for i, run in drawn]))]
-    if (means := max(charts.stride(len(run.rounds)) for _, run in drawn)) > 1:
+    blocks: list[Block] = []
+    settings = by_setting(groups)
+    for setting, members in settings.items():
+        drawn = [group for group in members if with_curves(group.runs) and (not group.is_reference or len(runs) == 1)]
+        if drawn:
+            blocks += [Text(f"{setting}:")] * (len(settings) > 1)
+            blocks.append(_figure(drawn))
+    if any(len(group.runs) > 1 for group in groups):
+        blocks.insert(0, Text("Lines are means over seeds, the bands around them a standard deviation wide on either side."))
+    if (means := max(charts.stride(len(run.rounds)) for run in with_curves(runs))) > 1:
         blocks.insert(0, Text(f"Of the longest run each point is the mean of {means} rounds."))
     return Section("curves", "Over rounds", blocks)
 
 
-def _over_rounds(drawn: Sequence[tuple[int, Report]], value: Callable[[Accuracy], float | None]) -> charts.Element | None:
-    """What ``value`` takes of each evaluation of the runs (position, run), beside zero-shot; None where there is nothing."""
-    lines = [Curve(run.label, [(float(row.round), value(row.accuracy)) for row in run.rounds if row.accuracy], i) for i, run in drawn]
+def _figure(drawn: Sequence[Group]) -> Figure:
+    losses = [mean_curve(group, lambda row: float(row.round), lambda row: row.loss) for group in drawn]
+    panels = [("Training loss", charts.line_chart(losses, lambda v: f"{v:.4g}"))]
+    shown = [(f"{TITLES[name]}, percent", methodcaller("score", name)) for name in (*IN_HM, "hm", "unseen")]
+    shown += [(title[0].upper() + title[1:], methodcaller("diagnostic", name)) for name, title in DIAGNOSTICS.items()]
+    panels += [(title, chart) for title, value in shown if (chart := _over_rounds(drawn, value)) is not None]
+    return Figure(panels, charts.key([(group.look, group.label) for group in drawn]))
+
+
+def _over_rounds(drawn: Sequence[Group], value: Callable[[Accuracy], float | None]) -> charts.Element | None:
+    """What ``value`` takes of each evaluation of the groups, beside zero-shot; None where there is nothing."""
+    lines = [mean_curve(g, lambda row: float(row.round), lambda row: value(row.accuracy) if row.accuracy else None) for g in drawn]
     if not any(v is not None for line in lines for _, v in line.points):
         return None
-    levels = {f"{v:.4g}": v for _, run in drawn if run.zero_shot and (v := value(run.zero_shot)) is not None}
-    levels_shown = [("zero-shot", v) for v in levels.values()] if len(levels) <= 3 else []
-    return charts.line_chart(lines, lambda v: f"{v:.4g}", levels_shown)
+    return charts.line_chart(lines, lambda v: f"{v:.4g}", zero_shot_levels([run for group in drawn for run in group.runs], value))
+
+
+def zero_shot_levels(runs: Sequence[Report], value: Callable[[Accuracy], float | None]) -> list[tuple[str, float]]:
+    """The level of zero-shot, mean over seeds; none where it is not known."""
+    by_seed = {run.seed: v for run in runs if run.zero_shot and (v := value(run.zero_shot)) is not None}
+    return [("zero-shot", statistics.fmean(by_seed.values()))] if by_seed else []
+
+
+def mean_curve(group: Group, along: Callable[[RoundRow], float], value: Callable[[RoundRow], float | None]) -> Curve:
+    """The mean of a group's runs at each round that all of them have, with a standard deviation on either side as its band."""
+    found: dict[int, list[tuple[float, float | None]]] = {}
+    runs = [run for run in group.runs if run.rounds]
+    for run in runs:
+        for row in run.rounds:
+            found.setdefault(row.round, []).append((along(row), value(row)))
+    points, band = list[tuple[float, float | None]](), list[tuple[float, float, float]]()
+    for _, pairs in sorted(found.items()):
+        known, x = [v for _, v in pairs if v is not None], statistics.fmean(x for x, _ in pairs)
+        if len(pairs) < len(runs):
+            continue
+        mean = statistics.fmean(known) if len(known) == len(runs) else None
+        points.append((x, mean))
+        if mean is not None and len(known) > 1:
+            spread = statistics.stdev(known)
+            band.append((x, mean - spread, mean + spread))
+    return Curve(group.label, points, group.look, charts.thinned_band(band))

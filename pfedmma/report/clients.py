@@ -5,21 +5,23 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from pfedmma.records.rows import IN_HM, TITLES, ClientResult
-from pfedmma.report import charts, client_curves
-from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
+from pfedmma.records.rows import COLUMNS, IN_HM, TITLES, ClientResult
+from pfedmma.report import bars, charts, client_curves
+from pfedmma.report.document import Block, Cell, Details, Figure, Section, Table, Text
 from pfedmma.report.runs import Report
 from pfedmma.system.console import percent
 
 MOST_ROWS = 60  # clients that are drawn one by one
 WORST = 5  # clients that are listed, of one run; 3 of each of several
 MOST_CLASSES = 8
+MOST_OPEN = 30  # lines of the table of all clients that are shown at once
 
 
 def section(runs: Sequence[Report]) -> Section:
     """Who gains and who loses against zero-shot, at the end and round by round."""
     shown = [run for run in runs if not run.is_reference and any(client.scores["local"] is not None for client in run.clients)]
-    curves = client_curves.figure([run for run in runs if not run.is_reference])
+    drawn = list({run.group: run for run in reversed(runs) if not run.is_reference}.values())[::-1]  # of each group the first run
+    curves = client_curves.figure(drawn)
     if not shown:
         if curves:  # of a run that is still going on
             return Section("clients", "Clients", [curves])
@@ -31,10 +33,15 @@ def section(runs: Sequence[Report]) -> Section:
     if len(compared) < len(shown):
         missing = ", ".join(run.label for run in shown if run not in compared)
         blocks.append(Text(f"The zero-shot accuracy of single clients is not recorded in {missing}: only what its clients reach is shown."))
-    blocks.append(Figure([_panel(run, shown) for run in shown]))
+    first = [run for run in shown if any(run is one for one in drawn)]
+    if len(first) < len(shown):
+        blocks.append(
+            Text(f"Drawn are the clients of {', '.join(run.label for run in first)}; the table of all clients has the other seeds.")
+        )
+    blocks.append(Figure([_panel(run, first) for run in first]))
     if curves:
         blocks.append(curves)
-    blocks.append(_worst(shown))
+    blocks += [_worst(first), _all(shown)]
     return Section("clients", "Clients", blocks)
 
 
@@ -59,18 +66,23 @@ def _panel(run: Report, shown: Sequence[Report]) -> tuple[str, charts.Element]:
     if len(clients) > MOST_ROWS:
         values = [v for client in clients if (v := client.gain("local") if known else client.scores["local"]) is not None]
         unit = "points of Local over zero-shot" if known else "Local, percent"
-        return f"{about}{len(values):,} clients by {unit}", charts.histogram(values, unit, known)
+        return f"{about}{len(values):,} clients by {unit}", bars.histogram(values, unit, known)
     rows = [_row(client) for client in reversed(clients)]
     span = [v for one in shown if len(one.clients) <= MOST_ROWS for client in one.clients for v in _ends(client) if v is not None]
     what = "Local of each client, from zero-shot (hollow) to the end (filled), by gain" if known else "Local of each client"
-    return about + what, charts.dumbbells(rows, span)
+    return about + what, bars.dumbbells(rows, span)
 
 
 def _row(client: ClientResult) -> tuple[str, float | None, float | None, str]:
     """A row of `charts.dumbbells`."""
     before, after = _ends(client)
-    tooltip = f"client {client.id}: Local {percent(after)}, zero-shot {percent(before)}; {_classes(client)}"
-    return f"{client.id} {client.domain or ''}".strip()[:15], before, after, tooltip
+    return f"{client.id} {client.domain or ''}".strip()[:15], before, after, described(client)
+
+
+def described(client: ClientResult) -> str:
+    """A client in a line."""
+    before, after = _ends(client)
+    return f"client {client.id}: Local {percent(after)}, zero-shot {percent(before)}; {_classes(client)}"
 
 
 def _ends(client: ClientResult) -> tuple[float | None, float | None]:
@@ -102,6 +114,25 @@ def _worst(shown: Sequence[Report]) -> Table:
     columns = [*["run"] * several, "client", "zero-shot Local", "Local", "gain", "training images", *["domain"] * domains, "classes"]
     caption = "Clients that gain least, or without a zero-shot accuracy have the lowest Local"
     return Table(caption, columns, rows, [i for i, name in enumerate(columns) if name in ("domain", "classes")])
+
+
+def _all(shown: Sequence[Report]) -> Details:
+    """Every client, to be looked up and sorted."""
+    several, domains = len(shown) > 1, any(client.domain for run in shown for client in run.clients)
+    tested = [name for name in COLUMNS[1:] if any(client.scores.get(name) is not None for run in shown for client in run.clients)]
+    rows: list[list[Cell | str]] = []
+    for run in shown:
+        for client in run.clients:
+            gain = client.gain("local")
+            numbers = [*map(percent, _ends(client)), "-" if gain is None else f"{gain:+.2f}"]
+            numbers += [percent(client.scores.get(name)) for name in tested]
+            held = [f"{client.train_samples:,}", f"{client.test_samples:,}", f"{len(client.classes):,}"]
+            rows.append([str(client.id), *[run.label] * several, *[client.domain or "-"] * domains, *numbers, *held])
+    columns = ["client", *["run"] * several, *["domain"] * domains, "zero-shot Local", "Local", "gain", *(TITLES[name] for name in tested)]
+    words = [i for i, name in enumerate(columns) if name in ("run", "domain")]
+    columns += ["training images", "test images", "classes"]
+    caption = f"All {len(rows):,} clients; a click on the head of a column sorts by it"
+    return Details(Table(caption, columns, rows, words, sortable=True), open=len(rows) <= MOST_OPEN)
 
 
 def _classes(client: ClientResult) -> str:

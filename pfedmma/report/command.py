@@ -1,7 +1,8 @@
 """Report on runs: ``python -m pfedmma.report RUN [RUN ...] [--html FILE] [--markdown FILE] [--wire FILE]``.
 
 A table at the terminal, and a page that opens in any browser: RUN/report.html for one run; for several, report.html in the folder that
-holds them, or here if they lie in different ones.
+holds them, or here if they lie in different ones. A folder of runs stands for all runs in it and below: its page leads to one for each of
+them. Runs that differ in their seed alone are one line, with its mean and interval.
 
 exit status: 0; 2 if there is nothing to report.
 """
@@ -12,34 +13,45 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedmma.records.rows import HEADLINE, TITLES, Accuracy
-from pfedmma.report import accuracy, clients, costs, html, markdown, new_clients, privacy, setting
-from pfedmma.report.document import Document
-from pfedmma.report.runs import Report, minus, read_all, same_setting
+from pfedmma.records.folder import RunFolder
+from pfedmma.records.rows import Accuracy
+from pfedmma.report import html, markdown, setting
+from pfedmma.report.page import compose
+from pfedmma.report.runs import Report, folders_below, read_all, same_setting
 from pfedmma.report.wire import Wire
 from pfedmma.run.display import accuracy_table
-from pfedmma.system.console import megabytes, percent, show
+from pfedmma.system.console import megabytes, show
 from pfedmma.system.errors import ArgumentParser, UserError
 from pfedmma.system.files import write_atomically
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    runs = read_all(args.runs)
+    folders = [folder for given in args.runs for folder in expand(given)]
+    runs = read_all(folders)
     wire = Wire.from_file(args.wire) if args.wire else None
     show_tables(runs)
-    document = compose(runs, wire)
+    path = args.html or default_path(args.runs, runs)
+    if len(folders) > len(args.runs) and not args.no_html:
+        for run in runs:
+            write(run.path / setting.PAGE, html.render(compose([run], None)))
+    document = compose(runs, wire, path)
     if args.markdown:
         write(args.markdown, markdown.render(document))
     if not args.no_html:
-        path = args.html or default_path(runs)
         write(path, html.render(document))
         print(f"report: {path}", flush=True)
 
 
+def expand(given: str) -> list[Path]:
+    """The run in this folder, or else all runs below it; a folder with neither is left for the reader to refuse."""
+    folder = RunFolder(given)
+    return [folder.path] if folder.holds_a_run else folders_below(folder.path) or [folder.path]
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m pfedmma.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs; one that is still going on is shown as far as it is")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, still going on or not, or a folder of runs")
     parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page")
     parser.add_argument("--no-html", action="store_true", help="write no page")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
@@ -47,12 +59,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def default_path(runs: Sequence[Report]) -> Path:
-    """Where the page of these runs lies if nothing else is said."""
-    if len(runs) == 1:
-        return runs[0].path / "report.html"
+def default_path(given: Sequence[str], runs: Sequence[Report]) -> Path:
+    """Where the page of these runs, which were given so, lies if nothing else is said."""
+    if len(given) == 1:
+        return RunFolder(given[0]).path / setting.PAGE
     parents = {run.path.resolve().parent for run in runs}
-    return (runs[0].path.parent if len(parents) == 1 else Path()) / "report.html"
+    return (runs[0].path.parent if len(parents) == 1 else Path()) / setting.PAGE
 
 
 def write(path: Path, text: str) -> None:
@@ -74,42 +86,3 @@ def show_tables(runs: Sequence[Report]) -> None:
                 name = run.method if run.finished else f"{run.method}, {len(run.rounds)} rounds so far"
                 rows.append((name, run.accuracy, "-" if run.up is None else megabytes(run.up)))
         show(accuracy_table(title, rows))
-
-
-def compose(runs: Sequence[Report], wire: Wire | None) -> Document:
-    """The report of these runs."""
-    datasets = {run.dataset for run in runs}
-    about = f" on {runs[0].dataset}" if len(datasets) == 1 else ""
-    sections = (
-        setting.section(runs),
-        accuracy.final(runs),
-        accuracy.curves(runs),
-        clients.section(runs),
-        *new_clients.sections(runs),
-        costs.communication(runs, wire),
-        privacy.section(runs),
-        costs.times(runs),
-        setting.environment(runs),
-    )
-    return Document(f"{runs[0].method if len(runs) == 1 else f'{len(runs)} runs'}{about}", lead(runs), sections)
-
-
-def lead(runs: Sequence[Report]) -> str:
-    """The result in a sentence or two."""
-    going = [run.label for run in runs if not run.finished]
-    still = f" Still going on: {', '.join(going)}." if going else ""
-    if len(runs) > 1:
-        values = [f"{run.label} {percent(run.accuracy.score('hm'))}" for run in runs if run.accuracy]
-        return (f"HM in percent: {', '.join(values)}." if values else "Nothing was evaluated.") + still
-    run = runs[0]
-    sent = "" if run.up is None else f" {run.up:,.0f} B up a client and round."
-    if run.accuracy is None:
-        return f"Not evaluated.{sent}{still}"
-    known = [name for name in HEADLINE if run.accuracy.score(name) is not None]
-    said = ", ".join(f"{TITLES[name]} {_beside(run.accuracy, run.zero_shot, name)}" for name in known)
-    return f"{said}.{sent}{still}"
-
-
-def _beside(result: Accuracy, zero_shot: Accuracy | None, name: str) -> str:
-    gain = minus(result.score(name), zero_shot.score(name) if zero_shot else None)
-    return percent(result.score(name)) + ("" if gain is None else f" ({gain:+.2f} over zero-shot)")

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from pfedmma.records.rows import RoundRow
-from pfedmma.report import charts
+from pfedmma.report import bars, charts
 from pfedmma.report.charts import Curve
 from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
 from pfedmma.report.runs import Report, ratio, with_curves
@@ -23,12 +23,12 @@ def communication(runs: Sequence[Report], wire: Wire | None) -> Section:
     blocks: list[Block] = [_clients_bytes(runs), *_lost(runs), _against(runs)]
     drawn = with_curves(runs)
     others = [(name, each) for name, each in _alternatives(runs) if each > 0]
-    panels = [("Bytes up a client and round", charts.bars(_bars(runs)))]
+    panels = [("Bytes up a client and round", bars.bars(_bars(runs)))]
     if drawn:
-        references = [Curve(name, _cumulative(drawn[0][1].rounds, 2 * each), None) for name, each in others]
-        lines = [*references, *(Curve(run.label, _moved(run.rounds), i) for i, run in drawn)]
+        references = [Curve(name, _cumulative(drawn[0].rounds, 2 * each), None) for name, each in others]
+        lines = [*references, *(Curve(run.label, moved_by_round(run.rounds), run.look) for run in drawn)]
         panels.append(("Bytes up and down so far, all participants", charts.line_chart(lines, brief, logarithmic=True)))
-    blocks.append(Figure(panels, charts.key([(i, run.label) for i, run in drawn])))
+    blocks.append(Figure(panels, charts.key_of(drawn)))
     nothing = [run.label for run in runs if run.up == 0 and not run.is_reference]
     if nothing:
         blocks.append(Text(f"{', '.join(nothing)}: nothing travels, which a logarithmic axis cannot show."))
@@ -102,12 +102,13 @@ def _alternatives(runs: Sequence[Report]) -> list[tuple[str, float]]:
 
 
 def _bars(runs: Sequence[Report]) -> list[tuple[str, float, str, str]]:
-    own = [(run.label, run.up, exact(run.up), charts.colour(i)) for i, run in enumerate(runs) if run.up is not None]
+    own = dict.fromkeys((run.group, run.up, exact(run.up), charts.colour(run.look)) for run in runs if run.up is not None)
     others = [(name, each, exact(each), "other") for name, each in _alternatives(runs)]
     return sorted([*own, *others], key=lambda row: row[1])
 
 
-def _moved(rounds: Sequence[RoundRow]) -> list[tuple[float, float | None]]:
+def moved_by_round(rounds: Sequence[RoundRow]) -> list[tuple[float, float | None]]:
+    """(round, bytes that all participants have sent and received by then)."""
     each = [float(row.comm.uplink_bytes + row.comm.downlink_bytes) for row in rounds]
     return [(float(row.round), moved) for row, moved in zip(rounds, itertools.accumulate(each), strict=True)]
 
@@ -149,22 +150,24 @@ def times(runs: Sequence[Report]) -> Section:
     if not drawn:
         return Section("time", "Time", [Text("There is no metrics.jsonl, so there are no times of rounds.")])
     rows: list[list[Cell | str]] = []
-    stacks = []
-    for _, run in drawn:
+    spent: dict[str, list[dict[str, float]]] = {}
+    for run in drawn:
         parts = split(run.rounds[1:] or run.rounds)
         total = sum(parts.values())
         cells = [Cell(duration(value), f"{100 * value / total:.1f} %" if total else "") for value in parts.values()]
         speed = NONE if run.images_per_second is None else f"{run.images_per_second:,.0f}"
         rows.append([run.label, duration(total), *cells, speed])
-        stacks.append((run.label, f"{duration(total)} a round", list(parts.items())))
-    seconds = [Curve(run.label, [(float(row.round), row.seconds.get("total")) for row in run.rounds], i) for i, run in drawn]
+        spent.setdefault(run.group, []).append(parts)
+    means = {label: {name: statistics.fmean(each[name] for each in group) for name in PARTS} for label, group in spent.items()}
+    stacks = [(label, f"{duration(sum(parts.values()))} a round", list(parts.items())) for label, parts in means.items()]
+    seconds = [Curve(run.label, [(float(row.round), row.seconds.get("total")) for row in run.rounds], run.look) for run in drawn]
     panels = [
-        ("Where a round's seconds go, mean over rounds", charts.stacked(stacks)),
+        ("Where a round's seconds go, mean over rounds", bars.stacked(stacks)),
         ("Seconds of each round", charts.line_chart(seconds, lambda v: f"{v:.3g}")),
     ]
     caption = "Seconds of a round, mean over rounds without the first; compute and input together are training"
     table = Table(caption, ("run", "a round", *PARTS, "training images / s"), rows)
-    return Section("time", "Time", [table, Figure(panels, charts.key([(i, run.label) for i, run in drawn]))])
+    return Section("time", "Time", [table, Figure(panels, charts.key_of(drawn))])
 
 
 def split(rounds: Sequence[RoundRow]) -> dict[str, float]:

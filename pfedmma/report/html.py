@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
-from pfedmma.report.document import Block, Cell, Details, Document, Facts, Figure, Section, Table, Text
+from pfedmma.report.document import Block, Cell, Details, Document, Facts, Figure, Numbers, Section, Table, Text
 from pfedmma.report.markup import page, tag
+from pfedmma.report.script import SCRIPT
 from pfedmma.report.style import STYLE
 from pfedmma.version import VERSION
 
-# Even if something of a run's own slipped in unescaped, a browser would neither run nor fetch it.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+# Even if something of a run's own slipped in unescaped, a browser would neither run nor fetch it: it runs the script of this digest alone.
+_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'"
 
 
 def render(document: Document) -> str:
@@ -23,13 +28,15 @@ def render(document: Document) -> str:
         tag("title", document.title),
         tag("style", STYLE),
     )
+    about = [tag("p", document.about, class_="about")] if document.about else []
     links = (tag("li", tag("a", section.title, href=f"#{section.name}")) for section in document.sections)
     body = tag(
         "body",
-        tag("header", tag("h1", document.title), tag("p", document.lead)),
+        tag("header", tag("h1", document.title), tag("p", document.lead), *about),
         tag("nav", tag("ul", *links), aria_label="sections"),
         tag("main", *map(_section, document.sections)),
         tag("footer", tag("p", f"pfedmma {VERSION}, python -m pfedmma.report. Accuracies in percent; 1 MB is 10^6 bytes.")),
+        tag("script", SCRIPT),
     )
     return page(tag("html", head, body, lang="en"))
 
@@ -43,11 +50,22 @@ def _block(block: Block) -> Element:
         return tag("p", block.text)
     if isinstance(block, Facts):
         return _facts(block)
+    if isinstance(block, Numbers):
+        return _numbers(block)
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Details):
-        return tag("details", tag("summary", block.content.caption), _block(block.content))
+        state = {"open": "open"} if block.open else {}
+        return tag("details", tag("summary", block.content.caption), _block(block.content), **state)
     return _figure(block)
+
+
+def _numbers(block: Numbers) -> Element:
+    cards = tag("ul", class_="numbers")
+    for number in block.numbers:
+        beside = (tag("small", text) for text in number.beside)
+        cards.append(tag("li", tag("span", number.name), tag("strong", number.value), *beside))
+    return tag("figure", tag("figcaption", block.caption), cards)
 
 
 def _facts(facts: Facts) -> Element:
@@ -60,12 +78,12 @@ def _table(table: Table) -> Element:
     rows = (
         tag(
             "tr",
-            tag("th", _text(row[0]), scope="row", **_width(_text(row[0]))),
+            tag("th", _named(row[0]), scope="row", **_width(_text(row[0]))),
             *(_cell(cell, table, i) for i, cell in enumerate(row) if i),
         )
         for row in table.rows
     )
-    whole = tag("table", tag("thead", head), tag("tbody", *rows))
+    whole = tag("table", tag("thead", head), tag("tbody", *rows), **({"class_": "sortable"} if table.sortable else {}))
     # What is wider than the window scrolls inside a box, which the keyboard reaches too; the caption stays.
     return tag("figure", tag("figcaption", table.caption), tag("div", whole, class_="scroll", tabindex="0"))
 
@@ -88,6 +106,11 @@ def _cell(cell: Cell | str, table: Table, column: int) -> Element:
         if cell.best:
             element.set("class", "best")
     return element
+
+
+def _named(cell: Cell | str) -> Element | str:
+    """What heads a row, as a link where it has one."""
+    return tag("a", cell.text, href=quote(cell.link)) if isinstance(cell, Cell) and cell.link else _text(cell)
 
 
 def _text(cell: Cell | str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pfedmma.report.document import Block, Cell, Details, Document, Facts, Table, Text
+from pfedmma.report.document import Block, Cell, Details, Document, Facts, Numbers, Table, Text
 from pfedmma.system.markdown import bold, escape, table
 
 
 def render(document: Document) -> str:
     """The whole report."""
-    lines = [f"# {escape(document.title)}", "", escape(document.lead), ""]
+    lines = [f"# {escape(document.title)}", "", escape(document.lead), "", *([escape(document.about), ""] if document.about else [])]
     for section in document.sections:
         content = [line for block in section.blocks for line in _block(block)]
         lines += [f"## {section.title}", "", *content] if content else []
@@ -22,6 +22,9 @@ def _block(block: Block) -> list[str]:
         return _block(block.content)
     if isinstance(block, Facts):
         return _table(Table(block.caption, ("", ""), block.pairs, (1,)))
+    if isinstance(block, Numbers):
+        rows = [[number.name, number.value, "; ".join(number.beside)] for number in block.numbers]
+        return _table(Table(block.caption, ("", "percent", ""), rows, (2,)))
     return _table(block) if isinstance(block, Table) else []
 
 

@@ -26,6 +26,10 @@ def short(value: str | float) -> str:
 
 
 def page(root: Element) -> str:
-    """A whole HTML document, an element a line."""
+    """A whole HTML document, an element a line; a table's row is one, since there are many."""
     indent(root)
+    for row in root.iter("tr"):
+        row.text = None
+        for cell in row:
+            cell.tail = None
     return "<!doctype html>\n" + tostring(root, encoding="unicode", method="html") + "\n"

@@ -11,12 +11,12 @@ from pfedmma.report.document import Block, Cell, Figure, Section, Table, Text
 from pfedmma.report.runs import Report, minus, same_setting
 from pfedmma.system.console import megabytes, percent
 
-Met = tuple[int, str, NewClients]  # position of the run, which says its look; its label; what its new clients reach
+Met = tuple[Report, NewClients]  # what a run's new clients reach
 
 
 def sections(runs: Sequence[Report]) -> list[Section]:
     """One section, or none where no run has new clients."""
-    met = [(i, run.label, run.new_clients) for i, run in enumerate(runs) if run.new_clients]
+    met = [(run, run.new_clients) for run in runs if run.new_clients]
     if not met:
         return []
     blocks: list[Block] = [
@@ -27,9 +27,9 @@ def sections(runs: Sequence[Report]) -> list[Section]:
     ]
     for group in same_setting(runs):
         alike: dict[tuple[int, ...], list[Met]] = {}
-        for one in met:
-            if runs[one[0]] in group:
-                alike.setdefault(one[2].ids, []).append(one)
+        for run, new in met:
+            if any(run is one for one in group):
+                alike.setdefault(new.ids, []).append((run, new))
         for part in alike.values():
             blocks += _blocks(part)
     return [Section("new-clients", "New clients", [*blocks, _bytes(met)])]
@@ -37,15 +37,15 @@ def sections(runs: Sequence[Report]) -> list[Section]:
 
 def _blocks(met: Sequence[Met]) -> list[Block]:
     """Of runs with the same new clients, which share their zero-shot reference."""
-    reference, several = met[0][2].zero_shot, len(met) > 1
-    names = [name for name in HEADLINE if any(row.accuracy.score(name) is not None for _, _, new in met for row in new.rows)]
+    reference, several = met[0][1].zero_shot, len(met) > 1
+    names = [name for name in HEADLINE if any(row.accuracy.score(name) is not None for _, new in met for row in new.rows)]
     table: list[list[Cell | str]] = [["zero-shot", "", "", *(percent(reference.score(name)) for name in names)]]
-    for _, label, new in met:
+    for run, new in met:
         for row in new.rows:
-            table.append([label, row.shared, str(row.epochs), *(_beside(row.accuracy, reference, name) for name in names)])
-    caption = f"{len(met[0][2].ids)} new clients after so many epochs alone, percent; beside it the difference from zero-shot"
+            table.append([run.label, row.shared, str(row.epochs), *(_beside(row.accuracy, reference, name) for name in names)])
+    caption = f"{len(met[0][1].ids)} new clients after so many epochs alone, percent; beside it the difference from zero-shot"
     columns = ("run", "shared part", "epochs", *(TITLES[name] for name in names))
-    key = charts.key([(i, label) for i, label, _ in met]) if several else None
+    key = charts.key_of([run for run, _ in met]) if several else None
     return [Table(caption, columns, table, (1,)), Figure([panel for name in names for panel in _panels(met, reference, name)], key)]
 
 
@@ -53,10 +53,10 @@ def _panels(met: Sequence[Met], reference: Accuracy, name: str) -> list[tuple[st
     """A drawing of a score for each way of training."""
     level = reference.score(name)
     panels = []
-    for way in dict.fromkeys(row.shared for _, _, new in met for row in new.rows):
+    for way in dict.fromkeys(row.shared for _, new in met for row in new.rows):
         lines = [
-            Curve(label, [(float(row.epochs), row.accuracy.score(name)) for row in new.rows if row.shared == way], i)
-            for i, label, new in met
+            Curve(run.label, [(float(row.epochs), row.accuracy.score(name)) for row in new.rows if row.shared == way], run.look)
+            for run, new in met
         ]
         levels = [] if level is None else [("zero-shot", level)]
         panels.append((f"{TITLES[name]}, {way}", charts.line_chart(lines, lambda v: f"{v:.4g}", levels, along="epoch")))
@@ -70,8 +70,8 @@ def _beside(result: Accuracy, reference: Accuracy, name: str) -> Cell:
 
 def _bytes(met: Sequence[Met]) -> Table:
     rows = [
-        [label, what.replace("_", " "), megabytes(moved["uplink_bytes"]), megabytes(moved["downlink_bytes"])]
-        for _, label, new in met
+        [run.label, what.replace("_", " "), megabytes(moved["uplink_bytes"]), megabytes(moved["downlink_bytes"])]
+        for run, new in met
         for what, moved in new.bytes.items()
     ]
     return Table("Bytes of all of them together, beside those of the rounds", ("run", "for", "up", "down"), rows, (1,))

@@ -25,14 +25,11 @@ def section(runs: Sequence[Report]) -> Section:
         blocks.append(_epsilons(runs))
     if any(run.comm.key_exchange_bytes_modelled for run in runs):
         blocks.append(_keys(runs))
-    norms = [
-        Curve(run.label, [(float(row.round), row.shared_norm) for row in run.rounds], i)
-        for i, run in with_curves(runs)
-        if any(row.shared_norm is not None for row in run.rounds)
-    ]
+    drawn = [run for run in with_curves(runs) if any(row.shared_norm is not None for row in run.rounds)]
+    norms = [Curve(run.label, [(float(row.round), row.shared_norm) for row in run.rounds], run.look) for run in drawn]
     if norms:
         panels = [("Norm of what clients receive", charts.line_chart(norms, lambda value: f"{value:.3g}"))]
-        blocks.append(Figure(panels, charts.key([(curve.index, curve.label) for curve in norms if curve.index is not None])))
+        blocks.append(Figure(panels, charts.key_of(drawn)))
     return Section("privacy", "Privacy", blocks)
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pfedmma.comm.ledger import percentile
-from pfedmma.records import lost
+from pfedmma.records import lock, lost
 from pfedmma.records.communication import RunComm
 from pfedmma.records.folder import RunFolder
+from pfedmma.records.origin import Origin
 from pfedmma.records.rows import Accuracy, ClientResult, NewClients, RoundRow, RunSummary
 from pfedmma.records.selected import Selected
 from pfedmma.system import untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.fields import known_sum
 
+FINISHED, GOING_ON, INTERRUPTED = "finished", "going on", "interrupted"
+WHEN = "%Y-%m-%d %H:%M UTC"
+
 
 @dataclass(frozen=True)
 class Report:
-    """A run as it is reported. ``label`` tells it from the others of the page.
+    """A run as it is reported. ``label`` tells it from the others of the page; ``name`` is its method's, or its label in a comparison.
+
+    ``group``, ``look``: name of the runs that differ in their seed alone, and how their lines look. ``state``: finished, going on or
+    interrupted. ``written``: when the newest of its files was, UTC.
 
     ``up``, ``down``: bytes a client and round, None if unknown; ``comm``: the ledger's totals so far; ``alternatives``: name -> bytes each
     way, a client and round; ``config``: every setting by its dotted name.
@@ -40,6 +49,13 @@ class Report:
     config: dict[str, str]
     rounds: Sequence[RoundRow]
     label: str = ""
+    name: str = ""
+    group: str = ""
+    look: int = 0
+    state: str = FINISHED
+    written: str = ""
+    origin: Origin | None = None
+    version: str = ""
     world_size: int | None = None
     zero_shot: Accuracy | None = None
     clients: Sequence[ClientResult] = ()
@@ -57,19 +73,30 @@ class Report:
         """Whether it is zero-shot CLIP, which other runs are compared with."""
         return self.method == "zeroshot"
 
+    @property
+    def seconds(self) -> float | None:
+        """Of all rounds, evaluation included; None where they are not recorded."""
+        return sum(row.seconds.get("total") or row.spent("train", "wait", "exchange", "evaluate") for row in self.rounds) or None
 
-def read_all(paths: Sequence[str]) -> list[Report]:
+
+def read_all(paths: Sequence[str | Path]) -> list[Report]:
     """The runs in these folders, each with a label of its own.
 
     Raises:
         UserError: a folder holds no run, nothing to report yet, or a file that is not as training writes it.
     """
     runs = [read(RunFolder(path)) for path in paths]
+    return labelled(runs, [run.method for run in runs])
+
+
+def labelled(runs: Sequence[Report], names: Sequence[str]) -> list[Report]:
+    """The runs, whose methods are called ``names``, with labels that tell them apart."""
+    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     candidates = (
-        [run.method for run in runs],
-        [f"{run.method}, seed {run.seed}" for run in runs],
+        [run.name for run in runs],
+        [f"{run.name}, seed {run.seed}" for run in runs],
         [run.path.resolve().name for run in runs],
-        list(paths),
+        [str(run.path) for run in runs],
     )
     labels = next((labels for labels in candidates if len(set(labels)) == len(labels)), [f"run {i + 1}" for i in range(len(runs))])
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
@@ -81,14 +108,18 @@ def read(folder: RunFolder) -> Report:
     rounds = folder.read_metrics()
     if rounds and not folder.summary.exists():
         return _unfinished(folder, rounds)
-    return _finished(folder, folder.read_summary(), rounds)
+    return of_finished(folder, folder.read_summary(), rounds)
 
 
-def _finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]) -> Report:
+def of_finished(folder: RunFolder, summary: RunSummary, rounds: Sequence[RoundRow]) -> Report:
+    """The run in ``folder``, whose summary and rounds are read already."""
     here = {"precision": summary.precision, "device": summary.device}
     return Report(
         path=folder.path,
         finished=True,
+        written=_written(folder.summary),
+        origin=summary.origin,
+        version=summary.version,
         method=summary.method,
         dataset=summary.dataset,
         protocol=summary.protocol,
@@ -124,6 +155,8 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
     return Report(
         path=folder.path,
         finished=False,
+        state=GOING_ON if lock.in_use(folder.path) else INTERRUPTED,
+        written=_written(folder.metrics),
         method=names["method.name"],
         dataset=names["data.name"],
         protocol=names["data.protocol"],
@@ -138,6 +171,11 @@ def _unfinished(folder: RunFolder, rounds: Sequence[RoundRow]) -> Report:
         config=config,
         rounds=[row.tested_on(split) for row in rounds],
     )
+
+
+def _written(file: Path) -> str:
+    """When a file was; empty where it has been taken away."""
+    return time.strftime(WHEN, time.gmtime(file.stat().st_mtime)) if file.exists() else ""
 
 
 def _totals(rounds: Sequence[RoundRow]) -> RunComm:
@@ -194,9 +232,20 @@ def same_setting(runs: Sequence[Report]) -> list[list[Report]]:
     return list(groups.values())
 
 
-def with_curves(runs: Sequence[Report]) -> list[tuple[int, Report]]:
-    """(position, which says its look, run) of each run that has curves of its own: beside others, a zero-shot run is the reference."""
-    return [(i, run) for i, run in enumerate(runs) if run.rounds and (not run.is_reference or len(runs) == 1)]
+def with_curves(runs: Sequence[Report]) -> list[Report]:
+    """Each run that has curves of its own: beside others, a zero-shot run is the reference."""
+    return [run for run in runs if run.rounds and (not run.is_reference or len(runs) == 1)]
+
+
+def folders_below(folder: Path) -> list[Path]:
+    """The folders of runs in ``folder`` and below, in order of their names; nothing in a run's own folder is searched."""
+    found: list[Path] = []
+    for inside, below, files in os.walk(folder):
+        if "metrics.jsonl" in files or ("summary.json" in files and "config.yaml" in files):
+            found.append(Path(inside))
+            below.clear()
+        below[:] = sorted(name for name in below if not name.startswith("."))
+    return found
 
 
 def minus(a: float | None, b: float | None) -> float | None:

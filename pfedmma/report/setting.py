@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from pfedmma.report.document import Block, Details, Facts, Section, Table, Text
+from pfedmma.report.document import Block, Cell, Details, Facts, Section, Table, Text
 from pfedmma.report.runs import Report
+from pfedmma.system.console import percent
 
 UNKNOWN = "not recorded"
+PAGE = "report.html"
 # What a reader wants first -> the settings that say it.
 FIRST = {
     "clients": ("data.clients",),
@@ -20,8 +23,68 @@ FIRST = {
 SAID = ("seed", "data.name", "data.protocol", "method.name", "backbone.name", "backbone.precision", "federation.rounds")
 
 
+def about(runs: Sequence[Report]) -> str:
+    """Whether the runs are finished, when, how long they took, and by which code, in a line."""
+    if len(runs) == 1:
+        facts = made(runs[0])
+        said = [facts["state"], facts["date"], facts["duration"], f"revision {facts['revision']}" * (facts["revision"] != UNKNOWN)]
+    else:
+        states = [run.state for run in runs]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        whole = [run.seconds for run in runs if run.seconds is not None]
+        said = [f"{len(runs)} runs: {counts}", max(made(run)["date"] for run in runs), f"{spoken(sum(whole))} together" * bool(whole)]
+    return " \u00b7 ".join(part for part in said if part)
+
+
+def made(run: Report) -> dict[str, str]:
+    """How and when a run was made."""
+    origin, seconds = run.origin, run.seconds
+    date = origin.finished[:16].replace("T", " ") + " UTC" if origin and origin.finished else f"{run.written} (of its files)"
+    return {
+        "state": run.state,
+        "date": date,
+        "duration": f"{spoken(seconds)} in {len(run.rounds)} rounds" if seconds is not None else UNKNOWN,
+        "revision": origin.revision if origin and origin.revision else UNKNOWN,
+        "pfedmma": run.version or run.environment.get("pfedmma", UNKNOWN),
+        "command": origin.command if origin else UNKNOWN,
+        "folder": str(run.path),
+    }
+
+
+def spoken(seconds: float) -> str:
+    """A duration as a person says it."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def index(runs: Sequence[Report], page: Path | None) -> list[Section]:
+    """Of several runs a line for each, which leads to its own page where that lies below the folder of ``page``."""
+    if len(runs) == 1:
+        return []
+    rows: list[list[Cell | str]] = []
+    for run in runs:
+        facts, hm = made(run), run.accuracy.score("hm") if run.accuracy else None
+        told = [facts[name] for name in ("state", "date", "duration", "revision")]
+        rows.append(
+            [Cell(run.label, link=_link(run, page)), run.group, str(run.seed), percent(hm), *told, facts["folder"], facts["command"]]
+        )
+    columns = ("run", "method", "seed", "HM", "state", "date", "duration", "revision", "folder", "command")
+    return [Section("runs", "Runs", [Table("By what and when each run was made", columns, rows, (1, 4, 5, 6, 7, 8, 9), sortable=True)])]
+
+
+def _link(run: Report, page: Path | None) -> str:
+    """From a page to that of a run; empty where there is none below the page's folder."""
+    if page is None or not (own := run.path / PAGE).is_file():
+        return ""
+    path, home = own.resolve(), page.resolve().parent
+    return str(path.relative_to(home)) if path.is_relative_to(home) and path != page.resolve() else ""
+
+
 def section(runs: Sequence[Report]) -> Section:
-    """Shared settings once, and of several runs what differs."""
+    """Shared settings once, and of several runs what differs; of a single one, how and when it was made."""
     shared, different = sort_out([main_settings(run) for run in runs])
     labels = [run.label for run in runs]
     blocks: list[Block] = [Facts("The setting" if len(runs) == 1 else "What the runs share", list(shared.items()))]
@@ -31,6 +94,7 @@ def section(runs: Sequence[Report]) -> Section:
         blocks.append(Table("What differs", ("run", *told), rows, range(1, len(told) + 1)))
     elif different:
         blocks.append(Text(f"The runs differ in their {next(iter(different))}: {', '.join(labels)}."))
+    blocks += [Facts("How it was made", list(made(runs[0]).items()))] if len(runs) == 1 else []
     return Section("setting", "Setting", blocks)
 
 

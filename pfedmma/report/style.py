@@ -7,10 +7,10 @@ from pfedmma.system.series import COLOURS
 _PAGE = """
 :root {
   color-scheme: light dark;
-  --page: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4;
+  --page: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d8dee4; --shade: #1b1f2433;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343c46; }
+  :root { --page: #14181d; --ink: #e6e9ed; --soft: #9aa4af; --line: #343c46; --shade: #00000099; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
@@ -20,9 +20,25 @@ h1 { margin: 0; font-size: 28px; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { margin: 40px 0 12px; font-size: 21px; border-bottom: 1px solid var(--line); }
 p { margin: 8px 0; overflow-wrap: anywhere; }
 nav ul, .key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 12px 0; padding: 0; list-style: none; }
-nav a { color: var(--s0); }
+a { color: var(--s0); }
 footer { margin-top: 48px; padding-bottom: 24px; color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; }
+.about { color: var(--soft); font-size: 14px; }
+.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; }
+.numbers { margin: 8px 0; padding: 0; list-style: none; }
+.numbers li { display: flex; flex-direction: column; padding: 10px 14px; border: 1px solid var(--line); border-radius: 6px; }
+.numbers span { color: var(--soft); }
+.numbers strong { font-size: 34px; line-height: 1.15; font-variant-numeric: tabular-nums; }
+.numbers small { font-size: 13px; line-height: 1.45; }
+/* A shadow at the side where a table goes on; the page's colour, which scrolls along, hides it at the end. */
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--page) 30%, transparent) left / 40px 100% no-repeat local,
+  linear-gradient(to left, var(--page) 30%, transparent) right / 40px 100% no-repeat local,
+  linear-gradient(to right, var(--shade), transparent) left / 14px 100% no-repeat scroll,
+  linear-gradient(to left, var(--shade), transparent) right / 14px 100% no-repeat scroll; }
+.wider::before { content: "scroll sideways for more \\2192"; position: sticky; left: 0; color: var(--soft); font-size: 12px; }
+th button { all: unset; cursor: pointer; }
+th button:hover, th button:focus-visible { text-decoration: underline; }
+th[aria-sort=descending] button::after { content: " \\25be"; }
+th[aria-sort=ascending] button::after { content: " \\25b4"; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 10px 24px; margin: 12px 0; }
 dl .long { grid-column: span 2; }
 dt { color: var(--soft); font-size: 14px; }
@@ -50,6 +66,7 @@ summary { cursor: pointer; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 11.5px system-ui, sans-serif; fill: var(--ink); }
 svg text.note { fill: var(--soft); paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
+.band { stroke: none; opacity: 0.16; }
 .grid { stroke: var(--line); }
 .axis, .zero { stroke: var(--soft); }
 .line, .reference { fill: none; stroke-width: 2; }
@@ -64,7 +81,13 @@ rect.other { fill: var(--soft); }
 rect.gain, rect.loss, .filled { fill: var(--tone); }
 g.gain line, g.loss line { stroke: var(--tone); stroke-width: 2; }
 .hollow { fill: var(--page); stroke: var(--tone); stroke-width: 1.5; }
-@media print { details { display: block; } nav { display: none; } }
+@media (max-width: 640px) {
+  nav ul { flex-wrap: nowrap; overflow-x: auto; white-space: nowrap; }
+  .numbers { grid-template-columns: 1fr 1fr; gap: 8px; }
+  .numbers li { padding: 8px 10px; }
+  .numbers strong { font-size: 28px; }
+}
+@media print { details { display: block; } nav, .wider::before { display: none; } }
 """
 
 
@@ -74,7 +97,7 @@ def _colours(page: int) -> str:
 
 
 def _series() -> str:
-    rule = ".line.sN { stroke: var(--sN); } path.mark.sN, rect.sN { fill: var(--sN); }\n"
+    rule = ".line.sN { stroke: var(--sN); } .band.sN, path.mark.sN, rect.sN { fill: var(--sN); }\n"
     return "".join(rule.replace("sN", f"s{i}") for i in range(len(COLOURS)))
 
 

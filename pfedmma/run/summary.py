@@ -16,7 +16,8 @@ from pfedmma.methods import registry
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
 from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
-from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary, Throughput
+from pfedmma.records.origin import Throughput
+from pfedmma.records.rows import COLUMNS, IN_HM, ClientResult, NewClients, RoundRow, RunSummary
 from pfedmma.run.assembly import Run
 from pfedmma.system.fields import finite, known_sum
 from pfedmma.version import VERSION

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pfedmma.compare.done import Done
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
-from pfedmma.system.series import COLOURS, DASHES, MARKS
+from pfedmma.system import plots
+from pfedmma.system.plots import COLUMN, MARKERS, PAGE
+from pfedmma.system.series import COLOURS, DASHES, MARKS, OWN
 from tests.support.reported import round_, round_row, run_summary
 
 pytest.importorskip("matplotlib")
@@ -103,9 +107,11 @@ def test_every_score_has_its_panel_and_every_method_its_line(by_bytes: bool):
         assert points(found["zeroshot"]) == [(0.0, 5.0), (1.0, 5.0)]
         assert points(found["local"]) == ([(0.0, 14.0), (1.0, 14.0)] if by_bytes else [(2.0, 12.0), (4.0, 14.0)])
         assert plot.get_xscale() == ("log" if by_bytes else "linear")
-        assert ("bytes" in plot.get_xlabel()) == by_bytes
+        assert by_bytes or all(tick == int(tick) for tick in plot.get_xticks())
         assert len({line.get_color() for line in found.values()}) == 3
-    assert panels[0].get_ylabel() == "shapes, 16 shots"
+    figure = panels[0].figure
+    assert [plot.get_xlabel() for plot in panels] == ["", "", *["bytes of all clients" if by_bytes else "round"] * 2]
+    assert figure.get_suptitle() == "shapes, 16 shots"
 
 
 def test_each_panel_has_its_own_score():
@@ -157,94 +163,76 @@ def test_more_methods_than_colours_are_told_apart():
 
 
 def test_every_mark_and_stroke_of_a_series_can_be_drawn():
-    assert set(figures.MARKERS) == set(MARKS) and len(set(figures.MARKERS.values())) == len(MARKS)
-    runs = [done(f"method {k}", 0, {1: 1.0 + k, 2: 2.0 + k}) for k in range(len(DASHES))]
-    plot, *_ = figures.curves(runs, by_bytes=False).axes
+    assert set(MARKERS) == set(MARKS) and len(set(MARKERS.values())) == len(MARKS)
+    plot, *_ = figures.curves([done(name, 0, {1: 1.0, 2: 2.0}) for name in OWN[: len(DASHES)]], by_bytes=False).axes
     patterns = [line._unscaled_dash_pattern[1] for line in plot.get_lines()]
     assert [tuple(pattern or ()) for pattern in patterns] == list(DASHES)
 
 
-# The radar.
-
-
-def radar_axes(figure) -> list[str]:
-    return [label.get_text() for label in figure.axes[0].get_xticklabels()]
-
-
-def test_the_radar_of_one_setting_has_the_columns_of_a_short_table():
-    runs = [done("pfedmma", 0, {1: 40.0}), done("pfedmma", 1, {1: 60.0}), done("local", 0, {1: 30.0})]
-    assert runs[0].summary.accuracy is not None
-    runs[0].summary.accuracy.scores["novel"] = 20.0
-    figure = figures.radar(runs)
-    assert radar_axes(figure) == ["Local", "Base", "Novel", "HM", "CM"]
-    found = lines(figure.axes[0])
-    values = [y for _, y in points(found["pfedmma"])]
-    assert values == pytest.approx([50.0, 50.0, 40.0, 50.0, 50.0, 50.0])
-    assert [x for x, _ in points(found["local"])] == pytest.approx([*(2 * math.pi * k / 5 for k in range(5)), 0])
-    assert figure.axes[0].get_ylim()[0] < 30.0 and figure.axes[0].get_ylim()[1] > 50.0
-
-
-def test_with_three_settings_they_are_the_axes():
-    names = ("shapes", "cifar10", "dtd")
-    runs = [done("pfedmma", seed, {1: 10.0 * k + seed}, name) for k, name in enumerate(names, start=1) for seed in (0, 2)]
-    runs += [done("local", 0, {1: 7.0 * k}, name) for k, name in enumerate(names, start=1)]
-    runs += [done("partly", 0, {1: 99.0}, name) for name in names[:2]]
-    figure = figures.radar(runs)
-    assert radar_axes(figure) == [f"{name}, 16 shots" for name in names]
-    found = lines(figure.axes[0])
-    assert set(found) == {"pfedmma", "local"}  # a method that misses a setting has no shape
-    assert [y for _, y in points(found["pfedmma"])] == [11.0, 21.0, 31.0, 11.0]
-    assert [y for _, y in points(found["local"])] == [7.0, 14.0, 21.0, 7.0]
-    assert radar_axes(figures.radar([run for run in runs if run.plan.dataset != "dtd"])) == ["Local", "Base", "Novel", "HM", "CM"]
-
-
-def test_a_protocol_without_novel_classes_has_a_radar_too():
-    runs = [done("pfedmma", 0, {1: 40.0}), done("local", 0, {1: 30.0})]
-    for run in runs:
-        forget_novel(run)
-    figure = figures.radar(runs)
-    assert radar_axes(figure) == ["Local", "Base", "HM"]
-    assert [y for _, y in points(lines(figure.axes[0])["local"])] == pytest.approx([30.0] * 4)
+def test_a_method_looks_alike_whatever_it_is_compared_with():
+    few, more = ([done(name, 0, {1: 1.0, 2: 2.0}) for name in names] for names in (["local"], ["promptfl", "own", "local"]))
+    first, second = (lines(figures.curves(runs, by_bytes=False).axes[0])["local"] for runs in (few, more))
+    assert (first.get_color(), first.get_marker()) == (second.get_color(), second.get_marker()) == (COLOURS[1][0], "s")
 
 
 # Files.
 
-PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"
-NAMES = {f"{name}.{kind}" for name in ("radar", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf")}
+BEGIN = {".png": b"\x89PNG\r\n\x1a\n", ".pdf": b"%PDF-", ".svg": b"<?xml"}
+NAMES = {f"{name}{kind}" for name in ("accuracy", "accuracy_by_round", "accuracy_by_bytes") for kind in BEGIN}
 
 
 def test_the_files_are_pictures(tmp_path: Path):
-    (tmp_path / "radar.png").write_text("an earlier one")
+    (tmp_path / "accuracy.png").write_text("an earlier one")
+    figures.draw(RUNS, tmp_path, with_radar=True)
+    assert {path.name for path in tmp_path.iterdir()} == NAMES | {f"radar{kind}" for kind in BEGIN}
+    assert all(path.read_bytes().startswith(BEGIN[path.suffix]) for path in tmp_path.iterdir())
+
+
+def test_a_figure_fits_in_a_column_in_letters_of_8_points(tmp_path: Path):
     figures.draw(RUNS, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == NAMES
-    assert all(path.read_bytes().startswith(PNG if path.suffix == ".png" else PDF) for path in tmp_path.iterdir())
+    for name in ("accuracy", "accuracy_by_round", "accuracy_by_bytes"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.size[0] == round(300 * COLUMN) and picture.info["dpi"][0] == pytest.approx(300, abs=1)
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert {"8px", "7px"} >= set(re.findall(r"font-size: (\d+px)", text)) >= {"8px"} and ">pfedmma<" in text
+    with plots.paper():
+        assert figures.curves([*RUNS, done("local", 0, {1: 1.0}, "dtd")], by_bytes=False).get_figwidth() == PAGE
 
 
 def test_the_same_runs_give_the_same_files(tmp_path: Path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        figures.draw(RUNS, tmp_path / name)
-    assert (tmp_path / "a" / "radar.pdf").read_bytes() == (tmp_path / "b" / "radar.pdf").read_bytes()
+        with plots.paper():
+            plots.write_all([figures.curves(RUNS, by_bytes=False)], tmp_path / name, "same")
+    for kind in BEGIN:
+        assert (tmp_path / "a" / f"same{kind}").read_bytes() == (tmp_path / "b" / f"same{kind}").read_bytes()
+
+
+def written(runs: list[Done], out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """{name: how many figures} of what `figures.draw` would write."""
+    found: dict[str, int] = {}
+    monkeypatch.setattr(figures, "write_all", lambda drawn, out, name: found.update({name: len(drawn)}))
+    figures.draw(runs, out)
+    return found
 
 
 def test_many_settings_go_on_in_another_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(figures, "ROWS", 1)
-    runs = [done("pfedmma", 0, {1: 1.0, 2: 2.0}, name) for name in ("shapes", "dtd", "cifar10")]
-    figures.draw(runs, tmp_path)
-    more = {f"accuracy_by_{axis}_{number}.png" for axis in ("round", "bytes") for number in (2, 3)}
-    assert {path.name for path in tmp_path.iterdir()} == NAMES | more
-    assert (tmp_path / "accuracy_by_round.pdf").read_bytes().count(b"/Type /Page ") == 3
+    runs = [done("pfedmma", 0, {1: 1.0, 2: 2.0}, name) for name in ("shapes", "dtd")]
+    assert written(runs, tmp_path, monkeypatch) == {"accuracy": 3, "accuracy_by_round": 2, "accuracy_by_bytes": 2}  # and the average
+    plots.write_all([plots.new_figure(1.0, 1.0)] * 2, tmp_path, "two")
+    assert {path.name for path in tmp_path.iterdir()} == {"two.png", "two.svg", "two_2.png", "two_2.svg", "two.pdf"}
+    assert (tmp_path / "two.pdf").read_bytes().count(b"/Type /Page ") == 2
 
 
-@pytest.mark.parametrize("label", ["$x", "$\\frac$", "a $5 b $6", "_hidden"])
-def test_a_label_is_no_formula(label: str, tmp_path: Path):
-    runs = [done(label, 0, {1: 1.0, 2: 2.0}, name) for name in ("shapes", "dtd", "cifar10")]
-    for run in runs:
-        object.__setattr__(run.plan, "dataset", label + run.plan.dataset)
+def test_a_label_is_no_formula(tmp_path: Path):
+    runs = [done(label, 0, {1: 1.0, 2: 2.0}, f"{label}shapes") for label in ("$x", "$\\frac$", "a $5 b $6", "_hidden")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figures.draw(runs, tmp_path)
+        figures.draw([dataclasses.replace(run, plan=dataclasses.replace(run.plan, dataset="$ $\\frac$")) for run in runs], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == NAMES
+    text = (tmp_path / "accuracy_by_round.svg").read_text()
+    assert all(f">{label}<" in text for label in ("$x", "a $5 b $6", "_hidden"))
 
 
 @pytest.mark.parametrize(
@@ -271,16 +259,15 @@ def test_differences_to_a_baseline_stand_at_the_images_of_a_client():
         for seed, value in enumerate(values)
     ]
     compared = [part for part in all_against(runs) if "average" not in part.label]
-    plots = figures.differences(runs, compared).axes
-    assert [plot.get_title() for plot in plots] == [f"{name}, points" for name in ("Local", "Base", "Novel", "HM")]
-    (drawn,) = plots[0].containers  # ours; the baseline is the line at zero
+    panels = figures.differences(runs, compared).axes
+    assert [plot.get_title() for plot in panels] == [f"{name}, points" for name in ("Local", "Base", "Novel", "HM")]
+    (drawn,) = panels[0].containers  # ours; the baseline is the line at zero
     line, _, (bars,) = drawn.lines
     assert line.get_xydata().tolist() == [[8.0, 2.0], [64.0, 2.0]]
     # Gaps 1 and 3: by hand, t with one degree of freedom leaves 2.5 % above 12.7062.
     assert bars.get_segments()[0][:, 1].tolist() == pytest.approx([2.0 - 12.7062, 2.0 + 12.7062], rel=1e-4)
 
 
-def test_one_setting_has_no_figure_of_differences(tmp_path: Path):
+def test_one_setting_has_no_figure_of_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs = [dataclasses.replace(run, plan=dataclasses.replace(run.plan, baseline="local")) for run in RUNS]
-    figures.draw(runs, tmp_path)
-    assert not list(tmp_path.glob("differences*"))
+    assert "differences" not in written(runs, tmp_path, monkeypatch)

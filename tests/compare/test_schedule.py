@@ -19,9 +19,11 @@ from pfedmma.compare import figures, run_log, schedule
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.schedule import Slots
 from pfedmma.config import schema as configuration
+from pfedmma.records import origin
 from pfedmma.system.errors import UserError
 from tests.support import small
 from tests.support.programs import python
+from tests.support.reported import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "caltech101-2-shot-{}-seed0"
@@ -59,7 +61,8 @@ def here(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(subprocess, "Popen", no_process)
-    monkeypatch.setattr(figures, "draw", lambda runs, out: None)  # seconds each, and no subject here but in what `grid` has left
+    monkeypatch.setattr(origin, "revision", lambda folder: "")  # asks git, which is a process
+    monkeypatch.setattr(figures, "draw", lambda runs, out, radar: None)  # seconds each, and no subject here but in what `grid` has left
     return tmp_path / "copy"
 
 
@@ -121,11 +124,22 @@ def runs_csv(folder: str = "runs/compare/mine") -> dict[str, dict[str, str]]:
 
 def test_tables_and_figures_are_there(here: Path):
     out = here / "runs" / "compare" / "mine"
-    names = {"table.md", "table.tex", "table.csv", "runs.csv"}
-    names |= {f"{name}.{kind}" for name in ("radar", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf")}
+    names = {"table.md", "table.tex", "table.csv", "runs.csv", "report.html"}
+    names |= {f"{name}.{kind}" for name in ("accuracy", "accuracy_by_round", "accuracy_by_bytes") for kind in ("png", "pdf", "svg")}
     assert {path.name for path in out.iterdir()} == names | {"plans", PFEDMMA, PROMPTFL}
     assert {path.name for path in (out / "plans").iterdir()} == {f"{run}.{kind}" for run in (PFEDMMA, PROMPTFL) for kind in ("yaml", "log")}
     assert "round 2/2" in (out / "plans" / f"{PFEDMMA}.log").read_text()
+
+
+def test_the_page_has_all_runs_and_the_radar_is_drawn_where_it_is_asked_for(here: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(figures, "draw", lambda runs, out, radar: asked.append(radar))
+    for more in ([], ["--radar"]):
+        main(["mine.yaml", "--table-only", *more])
+    assert asked == [False, True]
+    page = Page.from_file(here / "runs" / "compare" / "mine" / "report.html")
+    hm = f"{summary(PFEDMMA)['accuracy']['hm']:.2f}"
+    assert {"result", "runs"} <= page.sections() and {"pfedmma", "promptfl", hm} <= set(page.texts)
 
 
 def test_they_agree_with_the_summaries(here: Path):

@@ -79,7 +79,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(Process, name, empty)
     monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(figures, "draw", lambda runs, out: None)  # seconds each, and no subject here
+    monkeypatch.setattr(figures, "draw", lambda runs, out, radar: None)  # seconds each, and no subject here
     return Process.started
 
 

@@ -66,10 +66,10 @@ def test_the_page_has_epsilon_and_the_norm_by_round(tmp_path: Path) -> None:
     page, text = tmp_path / "page.html", tmp_path / "page.md"
     main([*map(str, runs), "--html", str(page), "--markdown", str(text)])
     markdown = text.read_text(encoding="utf-8")
-    assert "| with | 1.0 | 1.095 | 3 | 12.6 | unbounded | 1e-05 |" in markdown
-    assert "| without | - | - | - | - | - | - |" in markdown
+    assert "| pfedmma, clip 1.0 | 1.0 | 1.095 | 3 | 12.6 | unbounded | 1e-05 |" in markdown
+    assert "| pfedmma | - | - | - | - | - | - |" in markdown
     seen = Page.from_file(page)
-    assert "privacy" in seen.sections() and "with, round 2: 10" in seen.texts
+    assert "privacy" in seen.sections() and "pfedmma, clip 1.0, round 2: 10" in seen.texts
 
 
 def test_without_noise_there_is_no_epsilon(tmp_path: Path) -> None:

@@ -97,5 +97,8 @@ def test_the_page_of_a_real_run(run: Path):
         assert f"{summary['accuracy'][name]:.2f}" in page.text and f"{summary['accuracy'][name]:.2f}" in text
     last = small.metrics(run)[-1]
     assert f"pfedmma, round 2: {last['loss']:.4g}" in page.texts and f"pfedmma, round 2: {last['accuracy']['hm']:.4g}" in page.texts
-    assert sum(value in ("gain", "loss") for name, value in page.attributes if name == "class") == 7  # a row a client
+    assert sum(value in ("gain", "loss") for name, value in page.attributes if name == "class") == 14  # a bar and a row for each
+    made = summary["origin"]
+    assert made["command"].startswith("python -m pfedmma.train ") and f"run_dir={run}" in made["command"]
+    assert made["started"] <= made["finished"] and made["command"] in page.text and "(of its files)" not in page.text
     assert summary["versions"]["torch"] in page.text and "method.dim" in page.text and "163,200 B" in page.text

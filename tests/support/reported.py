@@ -76,6 +76,12 @@ def summary(method: str = "pfedmma", clients: int = 4, rounds: int = 3, up: int 
     return made | changes
 
 
+def origin(**changes: str) -> dict[str, str]:
+    """``origin`` of a summary."""
+    made = {"command": "python -m pfedmma.train seed=0", "revision": "0123456789ab"}
+    return made | {"started": "2026-11-26T10:00:00Z", "finished": "2026-11-26T10:40:05Z"} | changes
+
+
 def round_row(number: int, clients: int = 4, evaluated: dict[str, Any] | None = None, **changes: Any) -> RoundRow:
     return RoundRow.from_fields(Fields(round_(number, clients, evaluated) | changes, "a round"))
 
@@ -106,6 +112,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.texts: list[str] = []
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -124,7 +131,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style" and data.strip():
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style" and data.strip():
             self.texts.append(" ".join(data.split()))
 
     @property

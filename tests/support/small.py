@@ -55,8 +55,8 @@ def summary(run_dir: Path) -> dict[str, Any]:
 
 
 def timeless(value: Any) -> Any:
-    """Metrics or a summary without what the clock put there."""
-    clock = {"seconds", "time_us", "time_us_p50", "time_us_p95", "algbw_gb_per_s", "busbw_gb_per_s", "throughput"}
+    """Metrics or a summary without what the clock put there, and by which command."""
+    clock = {"seconds", "time_us", "time_us_p50", "time_us_p95", "algbw_gb_per_s", "busbw_gb_per_s", "throughput", "origin"}
     if isinstance(value, dict):
         return {key: timeless(item) for key, item in value.items() if key not in clock}
     return [timeless(item) for item in value] if isinstance(value, list) else value

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 
+from pfedmma.methods import registry
 from pfedmma.report import charts
 from pfedmma.report.style import STYLE
-from pfedmma.system.series import COLOURS, DASHES, MARKS, look
+from pfedmma.system.series import COLOURS, DASHES, DIFFERENT, MARKS, OWN, look, positions
 
 
 def test_the_first_series_differ_also_without_colour() -> None:
@@ -26,3 +27,20 @@ def test_the_page_has_every_mark_stroke_and_colour() -> None:
     for i, (on_white, on_dark) in enumerate(COLOURS):
         assert f"--s{i}: {on_white};" in white and f"--s{i}: {on_dark};" in dark
         assert f".line.s{i} {{ stroke: var(--s{i}); }}" in STYLE and f"rect.s{i} {{ fill: var(--s{i}); }}" in STYLE
+
+
+def test_a_name_has_its_look_in_whatever_company() -> None:
+    assert positions(["local", "pfedmma"]) == positions(["pfedmma", "local"])[::-1] == [OWN.index("local"), OWN.index("pfedmma")]
+    alone = positions(["a new one"])
+    assert positions(["zeroshot", "a new one", "fedavg_mma"])[1:2] == alone and alone[0] >= len(OWN)
+    assert positions(["pfedmma, seed 1", "pfedmma"])[1] == OWN.index("pfedmma")
+
+
+def test_no_two_series_share_a_look() -> None:
+    names = [*registry.NAMES, *registry.NAMES[:3], "a", "b"]
+    found = positions(names)
+    assert len(set(found)) == len(names) and positions(names) == found
+    assert found[names.index("pfedmma")] == OWN.index("pfedmma")
+    assert len(set(positions([f"method {k}" for k in range(DIFFERENT)]))) == DIFFERENT
+    assert len(set(positions(["one"] * (DIFFERENT + 2)))) == DIFFERENT + 2
+    assert len({look(place).on_white for place in positions(OWN[:7])}) == 7
