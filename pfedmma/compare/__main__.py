@@ -1,8 +1,9 @@
 """Run a grid of methods, data sets, shots and seeds, and tabulate it: ``python -m pfedmma.compare FILE [FILE ...] [key=value ...]``.
 
-Finished runs are not done again and interrupted ones go on, so the same command continues after anything. Settings on the command line
-go to every run. `pfedmma.compare.grid` says what a compare file holds; configs/compare/ has some. Where a file chooses on validation
-data, `--dry-run` prints the candidates; once they are done, the chosen runs.
+FILE is a path, or the name of a file of the package, such as embedded; `pfedmma.compare.grid` says what one holds. Finished runs are not
+done again and interrupted ones go on, so the same command continues after anything. Settings on the command line go to every run; one with
+several values, such as method.dim=8,32 or seed=0,1,2, makes or extends the grid. Where a file chooses on validation data, `--dry-run`
+prints the candidates; once they are done, the chosen runs.
 
 exit status: 0; 2 if a run failed, or there is nothing to run or to show; 130 if it is interrupted: the same command continues.
 """
@@ -20,6 +21,7 @@ from pfedmma.compare import against, grid, new_clients, schedule, selection, tab
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
+from pfedmma.config import shipped
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.arguments import positive
 from pfedmma.system.console import show
@@ -29,10 +31,10 @@ from pfedmma.system.files import write_atomically
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    files = [Path(item) for item in args.items if "=" not in item]
+    files = [shipped.located(item, comparisons=True) for item in args.items if "=" not in item]
     overrides = [item for item in args.items if "=" in item]
     if not files:
-        raise UserError("no compare file is given; write for example python -m pfedmma.compare configs/compare/embedded.yaml")
+        raise UserError("no compare file is given; write for example python -m pfedmma.compare embedded")
     out = args.out or grid.ROOT / "+".join(file.stem for file in files)
     if len(files) == 1:
         plans = grid.read(files[0], overrides, out)

@@ -2,7 +2,7 @@
 
 A compare file is YAML::
 
-    config: ../demo.yaml             # optional: a config file that every run starts from; relative to the compare file
+    config: ../demo.yaml             # optional: where every run starts from; relative to this file, or one of the package by name: demo
     settings: {data: {clients: 10}}  # optional: for every run, on top of it
     methods: [pfedmma, promptfl]     # names, or a mapping of labels to further settings
     datasets: [shapes]               # likewise; optional
@@ -34,6 +34,7 @@ from typing import Any
 
 from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations
 from pfedmma.config import schema as configuration
+from pfedmma.config import shipped
 from pfedmma.config.schema import Config
 from pfedmma.methods.registry import entry_of
 from pfedmma.system import options, untrusted
@@ -232,7 +233,13 @@ def _started(file: Path, key: str, tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(start, str):
         where = "config" if key == "settings" else f"{key}.config"
         raise UserError(f"{file}: '{where}' must be the path of a config file, not '{shown(start)}'")
-    return options.merged(options.read_settings(file.parent / start), tree) if start else tree
+    if not start:
+        return tree
+    try:
+        path = shipped.located(start, beside=file.parent)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return options.merged(options.read_settings(path), tree)
 
 
 def _as_written(file: Path) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def parser_with_settings(name: str, about: str | None, example: str, epilog: str
     parser.add_argument(
         "-h", "--help", action=Help, nargs="?", default=argparse.SUPPRESS, dest=argparse.SUPPRESS, metavar="SECTION", help=what
     )
-    order = "a YAML file; a later one takes precedence, and settings on the command line over all"
+    order = "a YAML file, or the name of one of the package such as demo; a later one takes precedence, and key=value over all"
     parser.add_argument("--config", action="append", default=[], metavar="FILE", help=order)
     parser.add_argument("settings", nargs="*", metavar="key=value", help=f"for example {example}")
     return parser
