@@ -42,7 +42,11 @@ from pfedmma.system.signals import Interruption
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, build, run."""
-    config = parse(argv)
+    carry_out(parse(argv))
+
+
+def carry_out(config: Config) -> None:
+    """Train, test and keep what the settings ask for. All ranks enter."""
     folder = RunFolder(config.run_dir)
     if not config.resume:
         folder.refuse_overwriting()

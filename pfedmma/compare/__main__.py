@@ -40,17 +40,25 @@ def main(argv: list[str] | None = None) -> None:
         plans = grid.read(files[0], overrides, out)
     else:
         plans = [plan for file in files for plan in grid.read(file, overrides, args.out and args.out / file.stem, group=file.stem)]
-    grid.refuse_shared_folders(plans)
-    schedule.require_one_setting_a_run([*plans, *(plan.on_test() for plan in plans if plan.is_candidate)])
     if args.dry_run:
+        refuse_what_cannot_be(plans)
         for plan in [*plans, *_chosen(plans)]:
             if not schedule.settled(plan):
                 schedule.write_plan(plan)
                 print(shlex.join(schedule.command(plan, args.ranks)))
-        return
+    else:
+        carry_out(plans, None if args.table_only else schedule.Slots(args.jobs, args.ranks), out)
+
+
+def carry_out(plans: Sequence[Plan], slots: schedule.Slots | None, out: Path) -> list[Done]:
+    """Do what is not done, unless there are no ``slots``; show and write the tables of all that is, which are returned.
+
+    Raises:
+        UserError: the runs cannot be; one of them failed, after the tables; or there is nothing to show.
+    """
+    refuse_what_cannot_be(plans)
     failed, started = [], len(plans)
-    if not args.table_only:
-        slots = schedule.Slots(args.jobs, args.ranks)
+    if slots is not None:
         failed = schedule.run_all(plans, slots)
         if chosen := _chosen(plans):
             print("what is chosen on the validation split, on the test split:", flush=True)
@@ -65,6 +73,13 @@ def main(argv: list[str] | None = None) -> None:
     selection.require_some(choices)
     if not done:
         raise UserError("none of the runs is finished yet; leave --table-only out to do them")
+    return done
+
+
+def refuse_what_cannot_be(plans: Sequence[Plan]) -> None:
+    """Raise a `UserError` where two runs, or a run and an earlier one of other settings, would share a folder."""
+    grid.refuse_shared_folders(plans)
+    schedule.require_one_setting_a_run([*plans, *(plan.on_test() for plan in plans if plan.is_candidate)])
 
 
 def _chosen(plans: Sequence[Plan]) -> list[Plan]:

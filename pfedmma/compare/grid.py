@@ -13,7 +13,8 @@ A compare file is YAML::
     baseline: local                  # optional: the method that all others are tested against; without it, each against the best other
 
 A label that does not set ``method.name`` (``data.name``) is itself the name. Its settings may name a ``config`` file of its own, from
-which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line.
+which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line. There a setting with
+several values, method.dim=8,32 or seed=0,1,2, is one of the grid, or takes the place of the file's seeds, shots, methods or datasets.
 
 Without ``select`` a combination of the grid is a part of the setting in which methods are compared. With ``select: val`` the combinations
 are a method's candidates: they run on the validation split, and the best of each method runs on the test split
@@ -32,7 +33,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations
+from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations, extended, several
 from pfedmma.config import schema as configuration
 from pfedmma.config import shipped
 from pfedmma.config.schema import Config
@@ -52,7 +53,7 @@ class Plan:
 
     ``group``: the compare file, where there are several; runs of different files are not compared with each other. ``combination``: of
     the grid's values. ``candidates``: among how many combinations one is chosen for the method, 0 where nothing is chosen.
-    ``baseline``: the method that the others are tested against.
+    ``baseline``: the method that the others are tested against. ``grid``: the names of the settings in its combination.
     """
 
     method: str
@@ -62,6 +63,7 @@ class Plan:
     combination: str = ""
     candidates: int = 0
     baseline: str = ""
+    grid: tuple[str, ...] = ()
 
     @property
     def setting(self) -> str:
@@ -115,6 +117,8 @@ class Asked:
         for key in tree:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
+        varied, overrides = several(overrides)
+        tree = extended(file, tree, varied)
         common = _started(file, "settings", {"config": tree.get("config")} | _mapping(file, "settings", tree.get("settings") or {}))
         data_name = _section(file, common, "data").get("name", "shapes")
         asked = cls(
@@ -182,10 +186,10 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
         if candidates:
             varied["evaluation"] = {"split": "val"}
         layers = (asked.datasets[dataset], asked.methods[method], options.dotted(dict(combination.values)), varied)
-        config = _resolved(file, reduce(options.merged, layers, asked.common), overrides)
+        config = _resolved(file, reduce(options.merged, layers, asked.common), asked.overrides)
         if candidates and config.evaluation.every == 0:
             raise UserError(f"{file}: select: val chooses by the HM of evaluations; evaluation.every=0 has none")
-        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline))
+        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline, tuple(combination.values)))
     try:
         refuse_shared_folders(plans)
     except UserError as error:
