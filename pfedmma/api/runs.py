@@ -87,6 +87,12 @@ class FinishedRun:
         export(RunFolder(self.folder), client, Path(out))
         return Path(out)
 
+    def export_all(self, out: str | Path) -> list[Path]:
+        """As `export`, of all clients: files in the folder ``out``, by client."""
+        from pfedmma.export import export_all
+
+        return export_all(RunFolder(self.folder), Path(out))[0]
+
 
 def run(
     data: str | None = None,

@@ -55,8 +55,8 @@ class Table(Mapping[str, np.ndarray]):
 
 def _array(values: Sequence[Any]) -> np.ndarray:
     known = [value for value in values if value is not None]
-    if known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
-        whole = len(known) == len(values) and all(isinstance(value, int) for value in known)
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
+        whole = bool(values) and len(known) == len(values) and all(isinstance(value, int) for value in known)
         return np.array([np.nan if value is None else value for value in values], np.int64 if whole else np.float64)
     found = np.empty(len(values), object)
     found[:] = values

@@ -58,6 +58,7 @@ def test_columns_keep_their_kind() -> None:
     assert table["n"].dtype == np.int64 and table["x"].dtype == np.float64 and math.isnan(table["x"][1])
     assert table["text"].tolist() == ["a", "b"] and table["mixed"].tolist() == [None, (1, 2)]
     assert (list(table), len(table), table.rows) == (["n", "x", "text", "mixed"], 4, 2)
+    assert np.isnan(Table({"none": [None, None]})["none"]).all()
     assert repr(table) == "<2 rows of n, x, text, mixed>" and Table({}).rows == 0
 
 

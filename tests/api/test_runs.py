@@ -88,6 +88,7 @@ def test_a_client_is_exported(made: FinishedRun, tmp_path: Path) -> None:
     clip = schema_clip()
     model = pfedmma.load_client(clip, made.export(3, tmp_path / "client3.safetensors"))
     assert model.classifier(["red circle", "blue star"]) is not None
+    assert [path.name for path in made.export_all(tmp_path / "all")] == [f"client{client}.safetensors" for client in range(7)]
     with pytest.raises(UserError, match=r"clients 0 \.\. 6, not 7"):
         made.export(7, tmp_path / "none.safetensors")
 
