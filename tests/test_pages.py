@@ -12,6 +12,7 @@ import pytest
 
 from pfedmma.compare import grid
 from pfedmma.config import schema as configuration
+from pfedmma.config import shipped
 from pfedmma.system.options import described
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,9 +85,9 @@ def test_settings_of_commands_can_be_set(page: Path) -> None:
         _, words = environment(words)
         given = settings(words)
         if "pfedmma.compare" in words:
-            assert grid.read(ROOT / words[words.index("pfedmma.compare") + 1], given)
+            assert grid.read(shipped.located(words[words.index("pfedmma.compare") + 1], comparisons=True, beside=ROOT), given)
         else:
-            configuration.load([ROOT / file for file in values(words, "--config")], given)
+            configuration.load([shipped.located(file, beside=ROOT) for file in values(words, "--config")], given)
 
 
 @A_PAGE

@@ -1,4 +1,4 @@
-"""What the commands do, for notebooks and scripts: `run`, `compare`, `load_run`. API.md beside this file shows how."""
+"""What the commands do, for notebooks and scripts: `run`, `compare`, `load_run`. the README.md beside this file shows how."""
 
 from pfedmma.api.comparisons import Comparison as Comparison
 from pfedmma.api.comparisons import compare as compare
