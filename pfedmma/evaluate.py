@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 from pfedmma.comm.world import World, open_world
+from pfedmma.config import completers
 from pfedmma.config import schema as configuration
 from pfedmma.config.schema import Config
 from pfedmma.records.checkpoint.read import not_kept, say_reported
@@ -23,6 +24,7 @@ from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_t
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.arguments import positive
+from pfedmma.system.completion import completed_by
 from pfedmma.system.console import ProgressBar, show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import to_json
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="python -m pfedmma.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    completed_by(parser.add_argument("settings", nargs="*", metavar="key=value"), completers.settings)
     args = parser.parse_intermixed_args(argv)
     folder = RunFolder(args.run)
     folder.require_run()

@@ -21,9 +21,10 @@ from pfedmma.compare import against, grid, new_clients, schedule, selection, tab
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import Done
-from pfedmma.config import shipped
+from pfedmma.config import completers, shipped
 from pfedmma.records.folder import RunFolder
 from pfedmma.system.arguments import positive
+from pfedmma.system.completion import completed_by
 from pfedmma.system.console import show
 from pfedmma.system.errors import ArgumentParser, UserError, run_main
 from pfedmma.system.files import write_atomically
@@ -88,7 +89,8 @@ def _chosen(plans: Sequence[Plan]) -> list[Plan]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(prog="python -m pfedmma.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("items", nargs="*", metavar="FILE or key=value", help="compare files, and settings for every run")
+    items = parser.add_argument("items", nargs="*", metavar="FILE or key=value", help="compare files, and settings for every run")
+    completed_by(items, completers.compare_items)
     parser.add_argument("--out", type=Path, help="folder of the runs and tables (default runs/compare/<name of the file>)")
     parser.add_argument("--jobs", type=positive, default=1, help="how many runs at once (default 1)")
     parser.add_argument("--ranks", type=positive, default=1, help="processes of each run (default 1; one a GPU where there are GPUs)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,19 @@ def test_clients_are_arrays_of_clients(made: FinishedRun) -> None:
     assert clients["local_percent"].tolist() == [row["local"] for row in wanted]
     assert clients["zero_shot_base_percent"].tolist() == [row["zero_shot"]["base"] for row in wanted]
     assert list(clients["classes"][6]) == wanted[6]["classes"] and clients["training_images_per_client"].tolist() == [18] * 6 + [12]
+
+
+def test_every_column_is_explained(made: FinishedRun, compared: Comparison) -> None:
+    """On the page of the calls, or among the columns of the CSV files; and what the page names is there."""
+    page = (ROOT / "pfedmma" / "api" / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page[page.index("| column |") :].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    known = {*made.metrics, *made.clients}
+    assert named <= known | {"local_std_percent"}
+    rest = known - named - {name for name in known if name.endswith(("_percent", "_seconds"))}
+    assert rest == set()
+    settings = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in settings for name in {*compared.runs} if not name.endswith("_percent"))
 
 
 def test_the_same_call_again_trains_nothing(made: FinishedRun, monkeypatch: pytest.MonkeyPatch) -> None:
