@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import setuptools
 
 from pfedmma.version import VERSION
 from tests.support import small
+
+setuptools = pytest.importorskip("setuptools")  # as an environment of Python 3.12 or later need not have it
 
 ROOT = Path(__file__).resolve().parents[2]
 TREES = ("pfedmma", "configs", "launch", "tests", "benchmarks", ".ci")
