@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """All commands under one name: ``pfedmma COMMAND ...`` does what ``python -m pfedmma.COMMAND ...`` does.
 
 exit status: that of the command, see its --help; 2 if there is no such command.
@@ -5,6 +6,7 @@ exit status: that of the command, see its --help; 2 if there is no such command.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
 import pkgutil
@@ -12,25 +14,46 @@ import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from pfedmma.system import completion
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.version import VERSION
 
 USAGE = "usage: pfedmma COMMAND ...    the same as python -m pfedmma.COMMAND ...\n       pfedmma --version"
-MORE = "pfedmma COMMAND --help explains one; pfedmma train --help data. some settings."
+MORE = """pfedmma COMMAND --help explains one; pfedmma train --help data. some settings.
+eval "$(register-python-argcomplete pfedmma)" completes by TAB (argcomplete)."""
 
 
 def main() -> None:
     """Run the command that the first argument names; without one, list all."""
+    if completion.asked():
+        complete()
     name, *rest = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print(listed(), flush=True)
     elif name == "--version":
         print(f"pfedmma {VERSION}", flush=True)
     else:
-        module = module_of(name)
-        sys.argv[1:] = rest
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        start(module_of(name), rest)
+
+
+def start(module: str, arguments: list[str]) -> None:
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def complete() -> NoReturn:
+    """Answer the shell that asks what could stand next, and end: a command, or what the command that stands there takes."""
+    known = dict(commands())
+    if name := completion.command_among(known):
+        start(module_of(name), [])
+    parser = argparse.ArgumentParser(add_help=False)
+    for option in ("--help", "--version"):
+        parser.add_argument(option, action="store_true")
+    completion.completed_by(parser.add_argument("command"), lambda **asked: known)
+    completion.answer_if_asked(parser)
+    sys.exit(1)
 
 
 def script() -> None:

@@ -11,6 +11,7 @@ exit status: 0; 2 if there is nothing to evaluate.
 from __future__ import annotations
 
 from pfedmma.comm.world import World, open_world
+from pfedmma.config import completers
 from pfedmma.config import schema as configuration
 from pfedmma.config.arguments import parser_with_help
 from pfedmma.config.schema import Config
@@ -22,6 +23,7 @@ from pfedmma.run.display import accuracy_table, diagnostics_table, new_clients_t
 from pfedmma.run.resume import restore
 from pfedmma.run.summary import per_client
 from pfedmma.system.arguments import positive
+from pfedmma.system.completion import completed_by
 from pfedmma.system.console import ProgressBar, show
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import to_json
@@ -32,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = parser_with_help("evaluate", __doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="for example evaluation.split=val")
+    settings = parser.add_argument("settings", nargs="*", metavar="key=value", help="for example evaluation.split=val")
+    completed_by(settings, completers.settings)
     args = parser.parse_intermixed_args(argv)
     folder = RunFolder(args.run)
     folder.require_run()

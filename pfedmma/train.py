@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -46,7 +46,12 @@ from pfedmma.system.signals import Interruption
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, build, run."""
-    config = parse(argv)
+    given = sys.argv[1:] if argv is None else argv
+    carry_out(parse(given), given)
+
+
+def carry_out(config: Config, given: Sequence[str] = ()) -> None:
+    """Train, test and keep what the settings ask for; ``given``: how they stood on the command line. All ranks enter."""
     folder = RunFolder(config.run_dir)
     if not config.resume:
         folder.refuse_overwriting()
@@ -54,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     require_trackers(config.trackers)
     with Interruption() as interruption, shortage_named():
         world = open_world(config.distributed)
-        origin = Origin.now("pfedmma.train", sys.argv[1:] if argv is None else argv) if world.is_main else None
+        origin = Origin.now("pfedmma.train", given) if world.is_main else None
         if not (config.resume and shown_before(config, folder, world)):
             with owned_by_rank_0(folder, config, world):
                 run = assemble(config, world, interruption)
@@ -101,7 +106,7 @@ def owned_by_rank_0(folder: RunFolder, config: Config, world: World) -> Iterator
         yield
 
 
-def parse(argv: list[str] | None) -> Config:
+def parse(argv: Sequence[str]) -> Config:
     """The configuration that the command line asks for."""
     example = "federation.rounds=10 data.name=caltech101"
     parser = parser_with_settings("train", __doc__, example, epilog=f"settings:\n\n{explained()}")

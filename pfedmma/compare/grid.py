@@ -2,7 +2,7 @@
 
 A compare file is YAML::
 
-    config: ../demo.yaml             # optional: a config file that every run starts from; relative to the compare file
+    config: ../demo.yaml             # optional: where every run starts from; relative to this file, or one of the package by name: demo
     settings: {data: {clients: 10}}  # optional: for every run, on top of it
     methods: [pfedmma, promptfl]     # names, or a mapping of labels to further settings
     datasets: [shapes]               # likewise; optional
@@ -13,7 +13,8 @@ A compare file is YAML::
     baseline: local                  # optional: the method that all others are tested against; without it, each against the best other
 
 A label that does not set ``method.name`` (``data.name``) is itself the name. Its settings may name a ``config`` file of its own, from
-which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line.
+which they start. Later layers take precedence: config, settings, dataset, method, what is varied, the command line. There a setting with
+several values, method.dim=8,32 or seed=0,1,2, is one of the grid, or takes the place of the file's seeds, shots, methods or datasets.
 
 Without ``select`` a combination of the grid is a part of the setting in which methods are compared. With ``select: val`` the combinations
 are a method's candidates: they run on the validation split, and the best of each method runs on the test split
@@ -32,8 +33,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations
+from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations, extended, several
 from pfedmma.config import schema as configuration
+from pfedmma.config import shipped
 from pfedmma.config.schema import Config
 from pfedmma.methods.registry import entry_of
 from pfedmma.system import options, untrusted
@@ -51,7 +53,7 @@ class Plan:
 
     ``group``: the compare file, where there are several; runs of different files are not compared with each other. ``combination``: of
     the grid's values. ``candidates``: among how many combinations one is chosen for the method, 0 where nothing is chosen.
-    ``baseline``: the method that the others are tested against.
+    ``baseline``: the method that the others are tested against. ``grid``: the names of the settings in its combination.
     """
 
     method: str
@@ -61,6 +63,7 @@ class Plan:
     combination: str = ""
     candidates: int = 0
     baseline: str = ""
+    grid: tuple[str, ...] = ()
 
     @property
     def setting(self) -> str:
@@ -114,6 +117,8 @@ class Asked:
         for key in tree:
             if key not in KEYS:
                 raise UserError(f"{file}: unknown key '{shown(key)}'; a compare file has {', '.join(KEYS)}")
+        varied, overrides = several(overrides)
+        tree = extended(file, tree, varied)
         common = _started(file, "settings", {"config": tree.get("config")} | _mapping(file, "settings", tree.get("settings") or {}))
         data_name = _section(file, common, "data").get("name", "shapes")
         asked = cls(
@@ -181,10 +186,10 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
         if candidates:
             varied["evaluation"] = {"split": "val"}
         layers = (asked.datasets[dataset], asked.methods[method], options.dotted(dict(combination.values)), varied)
-        config = _resolved(file, reduce(options.merged, layers, asked.common), overrides)
+        config = _resolved(file, reduce(options.merged, layers, asked.common), asked.overrides)
         if candidates and config.evaluation.every == 0:
             raise UserError(f"{file}: select: val chooses by the HM of evaluations; evaluation.every=0 has none")
-        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline))
+        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline, tuple(combination.values)))
     try:
         refuse_shared_folders(plans)
     except UserError as error:
@@ -232,7 +237,13 @@ def _started(file: Path, key: str, tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(start, str):
         where = "config" if key == "settings" else f"{key}.config"
         raise UserError(f"{file}: '{where}' must be the path of a config file, not '{shown(start)}'")
-    return options.merged(options.read_settings(file.parent / start), tree) if start else tree
+    if not start:
+        return tree
+    try:
+        path = shipped.located(start, beside=file.parent)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return options.merged(options.read_settings(path), tree)
 
 
 def _as_written(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from pfedmma.compare.done import Done, columns
 from pfedmma.compare.selection import Choice
 from pfedmma.compare.table import NOTE, Sheet, parts
+from pfedmma.config.identity import settings
 from pfedmma.records.columns import DOWN, DOWN_OF_RUN, SECONDS, TRAINED, UP, UP_OF_RUN, percent
 from pfedmma.system import latex as tex
 from pfedmma.system import markdown as md
@@ -41,7 +42,11 @@ def latex(sheets: Sequence[Sheet]) -> str:
 
 
 def table_csv(runs: Sequence[Done]) -> str:
-    """One line for each part and method, and for what is published of it, which has no seeds."""
+    return as_csv(table_lines(runs))
+
+
+def table_lines(runs: Sequence[Done]) -> list[list[Any]]:
+    """Names of columns; one line for each part and method, and for what is published of it, which has no seeds."""
     named = columns(runs)
     lines: list[list[Any]] = [
         ["table", "method", "seeds"]
@@ -52,17 +57,30 @@ def table_csv(runs: Sequence[Done]) -> str:
         for row in part.rows:
             values = [values.get(column) for column in named for values in (row.mean, row.std)]
             lines.append([part.title, row.method, row.seeds or None, *values, row.up, row.down, row.trained, row.seconds])
-    return as_csv(lines)
+    return lines
 
 
 def runs_csv(runs: Sequence[Done]) -> str:
-    """One line for each run."""
+    return as_csv(run_lines(runs))
+
+
+def run_lines(runs: Sequence[Done]) -> list[list[Any]]:
+    """Names of columns; one line for each run, in which each setting of the grid has a column of its own."""
     named = columns(runs)
-    head = ["method", "dataset", "shots", "combination", "seed", *map(percent, named)]
+    varied = list(dict.fromkeys(name for run in runs for name in run.plan.grid))
+    head = ["method", "dataset", "shots", "combination", *varied, "seed", *map(percent, named)]
     lines: list[list[Any]] = [[*head, UP, DOWN, UP_OF_RUN, DOWN_OF_RUN, TRAINED, SECONDS, "run"]]
     for run in runs:
         plan, summary = run.plan, run.summary
-        what = [plan.method, plan.dataset, plan.config.data.shots, plan.combination, plan.config.seed]
+        own = settings(plan.config)
+        what = [
+            plan.method,
+            plan.dataset,
+            plan.config.data.shots,
+            plan.combination,
+            *(_one_cell(own.get(name)) for name in varied),
+            plan.config.seed,
+        ]
         moved = [
             summary.bytes_per_client_round,
             summary.bytes_down_per_client_round,
@@ -70,7 +88,12 @@ def runs_csv(runs: Sequence[Done]) -> str:
             summary.comm.downlink_bytes,
         ]
         lines.append([*what, *map(run.score, named), *moved, summary.trained_parameters, run.seconds, plan.name])
-    return as_csv(lines)
+    return lines
+
+
+def _one_cell(value: Any) -> Any:
+    """The value of a setting; a list as it is written in a combination."""
+    return "+".join(map(str, value)) if isinstance(value, list) else value
 
 
 def candidates_csv(choices: Sequence[Choice]) -> str:

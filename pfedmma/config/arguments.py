@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from pfedmma.config import completers
 from pfedmma.config.table import explained
+from pfedmma.system.completion import completed_by
 from pfedmma.system.errors import ArgumentParser
 
 ABOUT_SECTIONS = "settings: --help SECTION. explains those of a section, for example --help data."
@@ -48,7 +50,8 @@ def parser_with_settings(name: str, about: str | None, example: str, epilog: str
         name: of the command. about: its docstring. example: of settings.
     """
     parser = parser_with_help(name, about, epilog)
-    order = "a YAML file; a later one takes precedence, and settings on the command line over all"
-    parser.add_argument("--config", action="append", default=[], metavar="FILE", help=order)
-    parser.add_argument("settings", nargs="*", metavar="key=value", help=f"for example {example}")
+    order = "a YAML file, or the name of one of the package such as demo; a later one takes precedence, and key=value over all"
+    files = parser.add_argument("--config", action="append", default=[], metavar="FILE", help=order)
+    completed_by(files, completers.config_files)
+    completed_by(parser.add_argument("settings", nargs="*", metavar="key=value", help=f"for example {example}"), completers.settings)
     return parser

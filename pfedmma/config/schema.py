@@ -17,7 +17,7 @@ import yaml
 from pfedmma.accuracy.evaluator import EvaluationConfig
 from pfedmma.clip.loading import BackboneConfig
 from pfedmma.comm.world import DistributedConfig
-from pfedmma.config import plugins
+from pfedmma.config import plugins, shipped
 from pfedmma.data.loading import DataConfig
 from pfedmma.engine.federation import FederationConfig
 from pfedmma.methods.registry import MethodConfig, entry_of
@@ -80,12 +80,15 @@ class Config:
 def load(file: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults < the method's own defaults < ``file``, or several of them in order < ``overrides`` ("section.key=value").
 
+    Args:
+        file: paths, or names of files that come with the package (`pfedmma.config.shipped`).
+
     Raises:
         UserError: unreadable file, unknown key (names the nearest one), value of the wrong type or out of range.
     """
     tree: dict[str, Any] = {}
     for path in [file] if isinstance(file, (str, Path)) else file or ():
-        tree = merged(tree, read_settings(Path(path)))
+        tree = merged(tree, read_settings(shipped.located(path)))
     return resolve(tree, overrides)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from pfedmma.config import schema
 from pfedmma.config.schema import Config
 from pfedmma.methods import registry
 from pfedmma.records.checkpoint.manifest import Classes
-from pfedmma.records.checkpoint.read import Answer, chosen, client_answer
+from pfedmma.records.checkpoint.read import Answer, chosen, client_answers
 from pfedmma.records.folder import RunFolder
 from pfedmma.run.start import start_of
 from pfedmma.run.weights import refuse_other_weights
@@ -40,16 +40,23 @@ class KeptClient:
         Raises:
             UserError: no run, no such client, no good checkpoint.
         """
+        return next(cls.each_from_run(folder, [client], round_))
+
+    @classmethod
+    def each_from_run(cls, folder: RunFolder, clients: Sequence[int] | None = None, round_: int | None = None) -> Iterator[KeptClient]:
+        """As `from_run`, for several clients, by default all, in one pass over the checkpoint; one at a time is in memory."""
         folder.require_run()
         config = schema.load_run(folder.path)
-        if not 0 <= client < config.data.clients:
-            raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
+        wanted = range(config.data.clients) if clients is None else clients
+        for client in wanted:
+            if not 0 <= client < config.data.clients:
+                raise UserError(f"--client: {folder.path} has clients 0 .. {config.data.clients - 1}, not {client}")
         manifest = chosen(folder.checkpoints, round_)
         if manifest is None:
             raise UserError(f"{folder.path} has no good checkpoint to take the client from; train with checkpoint.every greater than 0")
-        kept = client_answer(folder.checkpoints, manifest, client)
         progress = manifest.progress
-        return cls(config, manifest.round, client, kept, progress.template, progress.classes, progress.backbone)
+        for client, kept in client_answers(folder.checkpoints, manifest, wanted):
+            yield cls(config, manifest.round, client, kept, progress.template, progress.classes, progress.backbone)
 
     def load_backbone(self, folder: RunFolder, device: torch.device) -> Backbone:
         """The run's frozen backbone. Raises a `UserError` if it cannot be had, or has other weights now."""

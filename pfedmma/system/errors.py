@@ -11,7 +11,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from pfedmma.system import completion
 
 
 class UserError(ValueError):
@@ -23,7 +25,15 @@ class RankFailure(UserError):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser that ends like everything else: one line."""
+    """An argument parser that ends like everything else: one line. The shell that asks what could stand next gets its answer."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        completion.answer_if_asked(self)
+        return super().parse_args(args, namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        completion.answer_if_asked(self)
+        return super().parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help shows what there is")

@@ -348,6 +348,58 @@ def test_the_command_line_may_not_set_what_the_file_varies(plans, setting: str):
         plans("methods: [pfedmma]\ngrid: {method.dim: [8, 16]}\nselect: val\n", setting)
 
 
+GRID_OF_TWO = "methods: {pfedmma: , wide: {method.name: pfedmma, method.dim: 64}}\ngrid: {method.scale: [0.1, 1]}\nseeds: [7]\n"
+
+
+def test_several_values_on_the_command_line_are_a_grid(plans):
+    found = plans("methods: [pfedmma]\n", "method.dim=8,32", "optimizer.lr=[0.1, 1e-2]", "federation.rounds=3")
+    assert [(p.config.method.dim, p.config.optimizer.lr) for p in found] == [(8, 0.1), (8, 0.01), (32, 0.1), (32, 0.01)]
+    assert {p.config.federation.rounds for p in found} == {3} and found[0].grid == ("method.dim", "optimizer.lr")
+    assert found[3].name == "shapes-pfedmma-method.dim-32-optimizer.lr-1e-2-seed0"
+    words = plans("methods: [pfedmma]\n", "optimizer.name=sgd,adam", "method.rescale=true,false")
+    assert [(p.config.optimizer.name, p.config.method.rescale) for p in words][::3] == [("sgd", True), ("adam", False)]
+
+
+def test_they_extend_the_grid_of_the_file_and_take_the_place_of_its_lists(plans):
+    found = plans(GRID_OF_TWO, "optimizer.lr=0.1,0.2", "seed=0,1", "data.shots=1,2")
+    assert len(found) == 2 * 2 * 2 * 2 * 2 and {p.config.seed for p in found} == {0, 1} and {p.config.data.shots for p in found} == {1, 2}
+    assert {p.combination for p in found} >= {"method.scale=0.1, optimizer.lr=0.2"}
+    found = plans(GRID_OF_TWO, "method.name=wide,local", "data.name=shapes,dtd", "data.root=x")
+    assert [(p.method, p.config.method.name, p.config.method.dim) for p in found[::2]] == [
+        ("wide", "pfedmma", 64),
+        ("local", "local", 32),
+    ] * 2
+    assert {p.dataset for p in found} == {"shapes", "dtd"}
+
+
+def test_candidates_may_come_from_the_command_line(plans):
+    found = plans("methods: [pfedmma]\nselect: val\n", "method.dim=8,32")
+    assert [(p.config.method.dim, p.is_candidate, p.candidates) for p in found] == [(8, True, 2), (32, True, 2)]
+
+
+def test_what_is_one_value_stays_one(plans):
+    """A list where the setting is one, a text with spaces, what no result depends on."""
+    (only,) = plans("methods: [pfedmma]\n", "method.exchange=shared,visual.down", "data.template=a {}, small", "run_dir=a,b")
+    assert only.config.method.exchange == ("shared", "visual.down") and only.config.data.template == "a {}, small"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("method.scale=1,2", r"mine\.yaml: 'method\.scale' is set by 'grid' and by the command line; leave it out of one"),
+        ("method.dim=8,32", r"'method\.dim' is set by 'grid' and by methods\.wide"),
+        ("method.dimm=8,32", r"unknown setting 'method\.dimm'; did you mean 'method\.dim'"),
+        ("optimizer.lr=1,1.0", r"grid\.optimizer\.lr has 1\.0 twice"),
+        ("seed=0,a", "'seeds' must be a list of whole numbers"),
+        ("optimizer.lr=[1, [", "is no list of values|a number is expected"),
+        ("optimizer.lr=[}]", "is no list of values"),
+    ],
+)
+def test_bad_lists_on_the_command_line(plans, given: str, says: str):
+    with pytest.raises(UserError, match=says):
+        plans(GRID_OF_TWO, given)
+
+
 def test_several_files_are_groups_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "below").mkdir()

@@ -84,6 +84,14 @@ def test_the_runs_csv_reads_back_to_the_numbers():
         assert whole == (10 * UP, 10 * DOWN, 2.75)
 
 
+def test_settings_of_a_grid_are_columns_of_the_runs_csv():
+    tree = {"method": {"dim": 8, "exchange": ["shared", "visual.down"]}}
+    runs = [done("ours", 0, (50.0, 40.0, 60.0), combination="...", tree=tree, grid=("method.dim", "method.exchange")), *ONE]
+    lines = list(csv.DictReader(io.StringIO(written.runs_csv(runs))))
+    assert [(line["method.dim"], line["method.exchange"]) for line in lines[:2]] == [("8", "shared+visual.down"), ("32", "")]
+    assert "method.dim" not in written.runs_csv(ONE)
+
+
 def test_the_terminal_shows_labels_as_they_are():
     shown = Console(width=160, record=True, file=io.StringIO())
     sheet = table.Sheet("title [bold] [/x]", table.HEAD, table.sheets(WILD)[0].rows, [])

@@ -257,6 +257,38 @@ def test_what_can_be_filled_in_is_a_template(folder: Path, template: str, tiny_c
     assert load_client(tiny_clip, folder / "promptfl.safetensors", template).template == template
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_all_clients_are_files_as_each_alone(folder: Path, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "clients"
+    export([str(folder / method), "--client", "all", "--out", str(out)])
+    assert f"4 clients after round 2: {out / 'client0.safetensors'} .. client3.safetensors" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [f"client{client}.safetensors" for client in range(4)]
+    (tensors, said), (alone, said_alone) = map(
+        tensor_files.open_tensors, (out / f"client{CLIENT}.safetensors", folder / f"{method}.safetensors")
+    )
+    assert said == said_alone and tensors.keys() == alone.keys() and all(torch.equal(tensors[name], alone[name]) for name in alone)
+    another, _ = tensor_files.open_tensors(out / "client0.safetensors")
+    apart = any(not torch.equal(tensors[name], another[name]) for name in alone)
+    assert apart == (method != "promptfl")  # whose clients all answer with the server's prompt
+
+
+@pytest.mark.parametrize(
+    ("client", "out", "says"),
+    [
+        ("all", "taken", "--out: cannot make the folder .*taken: File exists; choose another one"),
+        ("all", "none/there", "--out: cannot make the folder .*: No such file or directory"),
+        ("some", "x", "'some' is neither a client's id nor all"),
+        ("4", "x", r"--client: .* has clients 0 \.\. 3, not 4"),
+        ("-1", "x", r"--client: .* has clients 0 \.\. 3, not -1"),
+    ],
+)
+def test_what_cannot_be_exported(folder: Path, client: str, out: str, says: str, tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=says):
+        export([str(folder / "promptfl"), f"--client={client}", "--out", str(tmp_path / out)])
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
 def test_zeroshot_has_nothing_to_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     small.few_images(monkeypatch)
     train.main(small.settings(tmp_path / "run", "method.name=zeroshot", "federation.rounds=1"))

@@ -17,8 +17,8 @@ UP, DOWN, TRAINED = 1_500, 2_500_000, 40_800
 def done(method: str, seed: int, accuracy: tuple[float | None, ...] | None, dataset: str = "shapes", shots: int = 16, **more: Any) -> Done:
     """A run that ended with these Local, Base and Novel, and with what follows from them as in a real summary.
 
-    ``more``: ``tree``: further settings; ``extra``: further scores; ``combination``, ``candidates``, ``baseline``: of a plan; ``selected``;
-    ``seconds``.
+    ``more``: ``tree``: further settings; ``extra``: further scores; ``combination``, ``candidates``, ``baseline``, ``grid``: of a plan;
+    ``selected``; ``seconds``.
     """
     tree = {"seed": seed, "run_dir": f"runs/{dataset}-{method}-{seed}", "data": {"shots": shots}}
     tree |= more.pop("tree", {})
@@ -43,9 +43,8 @@ def done(method: str, seed: int, accuracy: tuple[float | None, ...] | None, data
     seconds = more.get("seconds", (9.0, 1.0, 2.0))
     parts = [{"train": s, "wait": 0.25, "exchange": 0.5, "evaluate": 100.0, "total": 200.0} for s in seconds]
     rounds = [round_row(number, seconds=part) for number, part in enumerate(parts, start=1)]
-    plan = Plan(
-        method, dataset, configuration.resolve(tree), "", more.get("combination", ""), more.get("candidates", 0), more.get("baseline", "")
-    )
+    own = {name: more[name] for name in ("combination", "candidates", "baseline", "grid") if name in more}
+    plan = Plan(method, dataset, configuration.resolve(tree), **own)
     return Done(plan, made, rounds)
 
 

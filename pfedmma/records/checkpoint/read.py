@@ -1,12 +1,13 @@
 """Reading checkpoints: the newest whole one, and its tensors as plain values.
 
-`pfedmma.run.resume` puts them into the parts of a run; `client_answer` gives what one client answers with, without any.
+`pfedmma.run.resume` puts them into the parts of a run; `client_answers` gives what clients answer with, without any.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -157,33 +158,67 @@ class Answer(NamedTuple):
 
 
 def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
-    """What a client answers with. One that never trained has what all begin with.
+    """That of one of `client_answers`."""
+    return next(client_answers(root, manifest, [client]))[1]
+
+
+def client_answers(root: Path, manifest: Manifest, clients: Iterable[int]) -> Iterator[tuple[int, Answer]]:
+    """What each of ``clients`` answers with, in the order of the files; one client at a time is in memory.
+
+    The last are those that never trained: they have what all begin with.
 
     Raises:
         UserError: a file cannot be read, or the tensors do not fit the manifest.
     """
-    folder, layout = folder_of(root, manifest.round), manifest.layout
-    own = slice(0 if manifest.progress.answers == OWN else layout.exchanged_size, layout.trained_size)
-    widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": own.stop - own.start}
-    pooled = layout.columns.get(POOL, slice(0, 0))
-    found: dict[str, Tensor] = {}
-    others: dict[str, Tensor] = {}
-    for row in read_rows(root, manifest, {client}):
-        name = row.kind.removeprefix(_SERVERS)
-        if row.kind in widths:
-            if len(row.tensor) != widths[row.kind]:
-                raise misfit(folder, row.kind)
-            found[row.kind] = row.tensor
-        elif row.kind.startswith(_SERVERS) and is_entry(name):
-            if len(row.tensor) != pooled.stop - pooled.start or POOL not in layout.columns:
-                raise misfit(folder, row.kind)
-            others[name] = row.tensor
-    if "initial" not in found or "server.shared" not in found:
-        raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
-    flat = torch.cat([found["server.shared"], found["initial"][layout.exchanged_size :]])
-    if "private" in found:
-        flat[own] = found["private"]
-    progress = manifest.progress
-    pool = Pool.from_state(others).others(layout, [client], found["server.shared"], progress.reads, as_read=progress.answers == OWN)
-    read = {} if pool is None else {name: tensor[0] for name, tensor in pool.tensors.items()}
-    return Answer(layout.views(flat), read, "private" in found)
+    server = _ServerPart.from_checkpoint(root, manifest)
+    waiting = dict.fromkeys(clients)
+    for row in read_rows(root, manifest, tuple(waiting)):
+        if row.client is not None and row.kind == "private":
+            if len(row.tensor) != server.own.stop - server.own.start:
+                raise misfit(folder_of(root, manifest.round), row.kind)
+            waiting.pop(row.client, None)
+            yield row.client, server.answer(row.client, row.tensor)
+    for client in waiting:
+        yield client, server.answer(client, None)
+
+
+@dataclass(frozen=True)
+class _ServerPart:
+    """What the server's file adds to each client's answer. ``own``: the columns of a client's private tensors."""
+
+    manifest: Manifest
+    own: slice
+    shared: Tensor
+    initial: Tensor
+    pool: Pool
+
+    @classmethod
+    def from_checkpoint(cls, root: Path, manifest: Manifest) -> _ServerPart:
+        folder, layout = folder_of(root, manifest.round), manifest.layout
+        own = slice(0 if manifest.progress.answers == OWN else layout.exchanged_size, layout.trained_size)
+        widths = {"initial": layout.size, "server.shared": layout.exchanged_size}
+        pooled = layout.columns.get(POOL, slice(0, 0))
+        found: dict[str, Tensor] = {}
+        others: dict[str, Tensor] = {}
+        for row in read_rows(root, manifest, ()):
+            name = row.kind.removeprefix(_SERVERS)
+            if row.kind in widths:
+                if len(row.tensor) != widths[row.kind]:
+                    raise misfit(folder, row.kind)
+                found[row.kind] = row.tensor
+            elif row.kind.startswith(_SERVERS) and is_entry(name):
+                if len(row.tensor) != pooled.stop - pooled.start or POOL not in layout.columns:
+                    raise misfit(folder, row.kind)
+                others[name] = row.tensor
+        if found.keys() != widths.keys():
+            raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
+        return cls(manifest, own, found["server.shared"], found["initial"], Pool.from_state(others))
+
+    def answer(self, client: int, private: Tensor | None) -> Answer:
+        layout, progress = self.manifest.layout, self.manifest.progress
+        flat = torch.cat([self.shared, self.initial[layout.exchanged_size :]])
+        if private is not None:
+            flat[self.own] = private
+        pool = self.pool.others(layout, [client], self.shared, progress.reads, as_read=progress.answers == OWN)
+        read = {} if pool is None else {name: tensor[0] for name, tensor in pool.tensors.items()}
+        return Answer(layout.views(flat), read, private is not None)
