@@ -1,9 +1,9 @@
 """The communication ledger: four numbers that are never mixed.
 
 1. ``payload_bytes``: what is handed to each collective, by purpose.
-2. ``uplink_bytes`` / ``downlink_bytes``: participants x bytes of the exchanged tensors (down also what they read of other clients),
-   the figure of the papers; it does not depend on the number of ranks. ``wasted_bytes`` are those of the uplink whose upload was lost,
-   where uploads can be.
+2. ``uplink_bytes`` / ``downlink_bytes``: participants x bytes of the exchanged tensors (down also what they read of other clients; where
+   they pick rows, see `Engine.received`), the figure of the papers; it does not depend on the number of ranks. ``wasted_bytes`` are those
+   of the uplink whose upload was lost, where uploads can be.
 3. ``ring_bytes_per_rank``: 2 (n-1)/n x payload, a model of what a ring all-reduce moves per rank.
 4. time in microseconds, with algorithm and bus bandwidth as nccl-tests define them.
 
@@ -77,16 +77,17 @@ class Ledger:
         self.current = {}
 
     def close_round(
-        self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0, lost: int | None = None
+        self, shared_parameters: int, participants: int, wire_bytes: int, received_parameters: int | None = None, lost: int | None = None
     ) -> dict[str, Any]:
         """The ``comm`` object of this round's metrics.
 
-        ``wire_bytes`` is the size of one exchanged number (4 in fp32); ``read_parameters`` are those of other clients that all
-        participants together were sent; ``lost``: participants whose upload was for nothing, None where none can be.
+        ``wire_bytes`` is the size of one exchanged number (4 in fp32); ``received_parameters``: what all participants together were sent,
+        those of other clients included, None where each was sent what it sends; ``lost``: participants whose upload was for nothing, None
+        where none can be.
         """
         entry = self.current.get(EXCHANGE, Entry())
         up = participants * shared_parameters * wire_bytes
-        down = up + read_parameters * wire_bytes
+        down = up if received_parameters is None else received_parameters * wire_bytes
         self.uplink_bytes += up
         self.downlink_bytes += down
         wasted = {} if lost is None else {"wasted_bytes": lost * shared_parameters * wire_bytes}

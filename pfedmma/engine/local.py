@@ -101,7 +101,8 @@ class LocalTraining:
 
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
         """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
-        first, columns = self.first_trained, slice(self.first_trained, self.layout.trained_size)
+        first = max(self.first_trained, self.layout.trained.start)
+        columns = slice(first, self.layout.trained.stop)
         own = params[:, columns]
         leaves = self.leaves(columns, own)
         state_now = {**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}
