@@ -82,6 +82,7 @@ class LocalTraining:
         work = self.batches.work
         if state is None:
             state = optim.initial_state(work.optimizer, len(params), self.layout.trained_size, params.device)
+        state = optim.in_round(work.optimizer, state, round_)
         counts = torch.tensor([steps(client, work) for client in clients])
         losses = torch.zeros(int(counts.max()), len(clients), device=params.device)
         counts = self.batches.staging.put(counts)

@@ -101,6 +101,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     Raises:
         UserError: anything in ``config`` that cannot be had here.
     """
+    refuse_rounds_without_rate(config)
     if world.device.type == "cpu":
         keep_freed_memory()
     backbone = clip.load(config.backbone, config.seed, world.device)
@@ -137,6 +138,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     )
     engine.account = account_of(engine, config, bounded)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
+
+
+def refuse_rounds_without_rate(config: Config) -> None:
+    """Raise a `UserError` if the learning rate is 0 before the last round."""
+    rounds, until = config.federation.rounds, config.optimizer.cosine_rounds
+    if 0 < until < rounds:
+        raise UserError(
+            f"optimizer.cosine_rounds: after {until} rounds the learning rate is 0, and federation.rounds is {rounds}; set at least as many"
+        )
 
 
 def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:
