@@ -6,7 +6,7 @@ Shape legend: C participants that train on this rank, K clients, X exchanged par
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.comm.assignment import Assignment
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
@@ -135,17 +136,22 @@ class Engine:
         picked.write_back(self.members, arrived.counted)
         self.world.wait("rows")  # another rank may test these clients, or train them next
 
-    def received(self, round_: int, arrived: Arrived, read: int) -> int:
-        """How many numbers the participants of a round are sent, together; ``read``: those of other clients.
+    def moved(self, round_: int, arrived: Arrived, read: int) -> Moved:
+        """How many numbers the participants of a round send and are sent, together; ``read``: those of other clients.
 
-        Each gets what is exchanged. Where participants pick rows, those get it whose upload counts, after the round; and before it, to pick
-        by, those whose upload did not count when the server last made it.
+        Each gets what it sends. Where participants pick rows, those get it whose upload counts, after the round; and before it, to pick by,
+        those whose upload did not count when the server last made it.
         """
-        exchanged = self.training.layout.exchanged_size
+
+        def numbers(ids: Iterable[int]) -> int:
+            return sum(map(self.states.exchanged_size, ids))
+
+        sent = numbers(arrived.cohort)
+        lost = numbers(arrived.lost) if self.federation.loses_uploads else None
         if not self.training.layout.picked:
-            return exchanged * len(arrived.cohort) + read
+            return Moved(sent, sent + read, lost)
         behind = self.without_the_last_mean(round_, arrived.cohort)
-        return exchanged * (len(arrived.counted) + len(behind))
+        return Moved(sent, numbers(arrived.counted) + numbers(behind), lost)
 
     def without_the_last_mean(self, round_: int, cohort: Sequence[int]) -> set[int]:
         """Those of a round's participants whose upload was not in the last sum before it; nobody where there was none."""
@@ -180,8 +186,7 @@ class Engine:
         simulated = arrived.seconds if federation.simulates_time else None
         samples = sum(len(self.clients[i].train) for i in cohort)
         wire_bytes, exchanged = WIRE_DTYPES[self.server.rules.wire].itemsize, self.training.layout.exchanged_size
-        received = self.received(round_, arrived, read)
-        comm = self.world.ledger.close_round(exchanged, len(cohort), wire_bytes, received, None if lost is None else lost.count)
+        comm = self.world.ledger.close_round(exchanged, self.moved(round_, arrived, read), wire_bytes)
         keys = None if self.server.rules.keys is None else len(cohort) * self.server.rules.keys(len(cohort))
         moved = RoundComm(**comm, key_exchange_bytes_modelled=keys)
         row = RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), moved, lost=lost, simulated_seconds=simulated)

@@ -26,6 +26,7 @@ from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import BackboneConfig
 from pfedmma.clip.loading import load as load_backbone
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import World
 from pfedmma.config import schema
 from pfedmma.data.partition.camera import camera
@@ -121,7 +122,7 @@ def test_sizes_at_vit_b_16(vit_b_16: Backbone, name: str) -> None:
     pooled = layout.columns.get(POOL, slice(0, 0))
     server.pool.rows = {client: torch.zeros(pooled.stop - pooled.start) for client in range(12)}  # everyone has sent something
     received = layout.exchanged_size + server.read_parameters([3])
-    comm = server.world.ledger.close_round(layout.exchanged_size, 1, 4, received)
+    comm = server.world.ledger.close_round(layout.exchanged_size, Moved(layout.exchanged_size, received), 4)
     assert sum(math.prod(shape) for shape in method.shapes.values()) == layout.size
     assert Row(layout.trained_count, comm["uplink_bytes"], comm["downlink_bytes"]) == TABLE[name]
     assert received == method.received(11)
