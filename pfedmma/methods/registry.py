@@ -51,8 +51,7 @@ class MethodConfig(Open):
     dim: int = setting(32, "width r of an adapter")
     dims: tuple[str, ...] = setting(
         (),
-        "widths of adapters where clients differ, each with its share of them, as {8: 0.5, 32: 0.5} or 8:0.5,32:0.5; the widest takes the "
-        "place of dim; empty: all have dim",
+        "widths of adapters where clients differ, each with its share of them, as {8: 0.5, 32: 0.5} or 8:0.5,32:0.5; empty: all have dim",
     )
     scale: float = setting(0.001, "factor alpha of an adapter's output")
     activation: str = setting("relu", "activation of an adapter: relu or gelu")

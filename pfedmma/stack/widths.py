@@ -25,7 +25,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Widths:
-    """``of``: each client's width. ``masks``: of each width, 1 where a client of it has a number, else 0 [P]; ``sent``: how many it sends."""
+    """``of``: each client's width. ``masks``: of each width, 1 where a client has a number, else 0 [P]; ``sent``: how many it sends."""
 
     of: Mapping[int, int]
     masks: Mapping[int, Tensor]

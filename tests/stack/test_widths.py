@@ -76,12 +76,16 @@ def test_settings_that_cannot_be(given: list[str], words: str) -> None:
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [("server.robust=median", "wants the same numbers of all"), ("privacy.clip=1", "want the same numbers of all clients")],
+    [
+        ("server.robust=median", "wants the same numbers"),
+        ("privacy.clip=1", "want the same numbers"),
+        ("evaluation.new_clients_start=mean", "wants them alike in all"),
+    ],
 )
 def test_what_needs_the_same_numbers_of_all_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, words: str) -> None:
     small.few_images(monkeypatch)
     with pytest.raises(UserError, match=rf"method\.dims: .*{words}"):
-        main(small.settings(tmp_path / "run", "method.dims=3:0.5,8:0.5", given))
+        main(small.settings(tmp_path / "run", "method.dims=3:0.5,8:0.5", "data.new_clients=0.3", given))
     assert not (tmp_path / "run").exists()
 
 
