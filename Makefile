@@ -44,6 +44,7 @@ benchmark: $(INSTALLED) ## the time of an exchange between two ranks
 benchmarks: benchmark ## all benchmarks that need neither files, root nor a GPU; minutes each (benchmarks/README.md)
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/local_training.py
 	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/local_training.py --evaluation --clients 10
+	env -u OMP_NUM_THREADS $(BIN)/python benchmarks/methods.py
 	$(BIN)/python benchmarks/round_time.py
 	$(BIN)/python benchmarks/scaling.py overhead linear registered ranks long
 	$(BIN)/python benchmarks/long_run.py

@@ -39,11 +39,13 @@ class Setting:
 
 
 class OneRank(LocalStep):
-    """A frozen CLIP, a method, and clients on a device."""
+    """A frozen CLIP, a method, and clients on a device; ``backbone``: the CLIP where there is one, else it is made."""
 
-    def __init__(self, setting: Setting, device: torch.device) -> None:
-        clip = create_model(BackboneConfig(setting.model, "none"), seed=0).to(device)
-        self.backbone = (TokensOnHost if device.type == "meta" else Backbone).freeze(clip, setting.model, setting.precision)
+    def __init__(self, setting: Setting, device: torch.device, backbone: Backbone | None = None) -> None:
+        if backbone is None:
+            clip = create_model(BackboneConfig(setting.model, "none"), seed=0).to(device)
+            backbone = (TokensOnHost if device.type == "meta" else Backbone).freeze(clip, setting.model, setting.precision)
+        self.backbone = backbone
         method = registry.build(MethodConfig(setting.method), self.backbone)
         names = class_names(2 * setting.classes)
         optimizer = OptimizerConfig(**registry.entry_of(setting.method).optimizer)

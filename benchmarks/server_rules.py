@@ -16,6 +16,7 @@ import torch
 from machine import machine, publish
 from rich.table import Table
 
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import World
 from pfedmma.server.draws import Draws
 from pfedmma.server.privacy import CLIENTS, Asked, Bounded
@@ -109,7 +110,7 @@ def measured(way: Way, exchanged: str, participants: int, rounds: int) -> dict:
         start = time.perf_counter()
         server.round(Uploads(round_, ids, [1] * participants, ids, rows))
         best = min(best, time.perf_counter() - start)
-    payload = world.ledger.close_round(size, participants, 4)["payload_bytes"]
+    payload = world.ledger.close_round(size, Moved(participants * size, participants * size), 4)["payload_bytes"]
     keys = key_bytes(participants) if way.secure else 0
     return {
         "exchanged": exchanged, "participants": participants, "server": way.name, "seconds": best, "payload_bytes": payload,

@@ -110,6 +110,8 @@ def write(folder: RunFolder, kept: KeptClient, out: Path, backbone: Callable[[],
     made_for = MadeFor(kept.config.backbone.name, FrozenWeights.from_json(kept.backbone), kept.template, classes)
     if entry_of(method.name).adapters:
         options = {"scale": method.scale, "activation": method.activation, "rescale": method.rescale}
+        if method.dims:  # its own width alone
+            tensors = {name: tensors[name][tuple(map(slice, shape))] for name, shape in kept.own_shapes.items()}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         adapter_file.write(out, tensors, AdapterSpec.from_shapes(shapes, **options), made_for)
     else:

@@ -1,9 +1,9 @@
 """The communication ledger: four numbers that are never mixed.
 
 1. ``payload_bytes``: what is handed to each collective, by purpose.
-2. ``uplink_bytes`` / ``downlink_bytes``: participants x bytes of the exchanged tensors (down also what they read of other clients),
-   the figure of the papers; it does not depend on the number of ranks. ``wasted_bytes`` are those of the uplink whose upload was lost,
-   where uploads can be.
+2. ``uplink_bytes`` / ``downlink_bytes``: what participants send and receive, the figure of the papers: exchanged tensors of each, as wide
+   as the client is (down also what they read of other clients; where they pick rows, see `Engine.moved`); it does not depend on the
+   number of ranks. ``wasted_bytes`` are those of the uplink whose upload was lost, where uploads can be.
 3. ``ring_bytes_per_rank``: 2 (n-1)/n x payload, a model of what a ring all-reduce moves per rank.
 4. time in microseconds, with algorithm and bus bandwidth as nccl-tests define them.
 
@@ -15,7 +15,7 @@ One megabyte is 10^6 bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,17 @@ def bandwidths(payload: float, seconds: float, ranks: int) -> tuple[float, float
     """(algbw, busbw) in GB/s: payload / time, and that times 2 (n-1)/n for an all-reduce."""
     algorithm = payload / seconds / 1e9 if seconds > 0 else 0.0
     return algorithm, algorithm * 2.0 * (ranks - 1) / ranks
+
+
+class Moved(NamedTuple):
+    """Numbers that all participants of a round together have ``sent`` and ``received``; those of other clients that they read included.
+
+    ``lost``: of those sent for nothing; None where none can be.
+    """
+
+    sent: int
+    received: int
+    lost: int | None = None
 
 
 @dataclass
@@ -76,21 +87,17 @@ class Ledger:
         """Begin a round's book; what was entered since the last round (start-up, checkpoints) stands in the totals alone."""
         self.current = {}
 
-    def close_round(
-        self, shared_parameters: int, participants: int, wire_bytes: int, read_parameters: int = 0, lost: int | None = None
-    ) -> dict[str, Any]:
+    def close_round(self, shared_parameters: int, moved: Moved, wire_bytes: int) -> dict[str, Any]:
         """The ``comm`` object of this round's metrics.
 
-        ``wire_bytes`` is the size of one exchanged number (4 in fp32); ``read_parameters`` are those of other clients that all
-        participants together were sent; ``lost``: participants whose upload was for nothing, None where none can be.
+        ``shared_parameters``: that a client sends, the widest one; ``wire_bytes``: the size of one exchanged number (4 in fp32).
         """
         entry = self.current.get(EXCHANGE, Entry())
-        up = participants * shared_parameters * wire_bytes
-        down = up + read_parameters * wire_bytes
+        up, down = moved.sent * wire_bytes, moved.received * wire_bytes
         self.uplink_bytes += up
         self.downlink_bytes += down
-        wasted = {} if lost is None else {"wasted_bytes": lost * shared_parameters * wire_bytes}
-        if lost is not None:
+        wasted = {} if moved.lost is None else {"wasted_bytes": moved.lost * wire_bytes}
+        if moved.lost is not None:
             self.wasted_bytes = (self.wasted_bytes or 0) + wasted["wasted_bytes"]
         return {
             "shared_parameters": shared_parameters,

@@ -2,7 +2,8 @@
 
 With a method whose clients read each other's tensors, nobody has anything to read in round 1; from then on every other client is taken to
 have sent something, which holds under full participation and is the most there can be under any other. Nobody is taken to drop out; under
-Poisson sampling the numbers are the mean over rounds.
+Poisson sampling the numbers are the mean over rounds. Where clients differ in width, they are those of the widest; where participants pick
+rows, all are taken to have been in the last mean.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Line:
             "participants_per_round": rounds.each,
             "rounds": rounds.count,
             "ranks": self.ranks,
-            columns.TRAINED: layout.trained_size,
+            columns.TRAINED: layout.trained_count,
             columns.EXCHANGED: layout.exchanged_size,
             columns.UP: exchange.up,
             columns.DOWN: exchange.down,

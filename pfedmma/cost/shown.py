@@ -68,7 +68,7 @@ def _names(lines: Sequence[Line]) -> list[Column]:
 
 
 _MOVED: list[Column] = [
-    ("trained\nnumbers", lambda line: f"{line.exchange.method.layout.trained_size:,}"),
+    ("trained\nnumbers", lambda line: f"{line.exchange.method.layout.trained_count:,}"),
     ("exchanged\nnumbers", lambda line: f"{line.exchange.method.layout.exchanged_size:,}"),
     ("up, bytes\na round", lambda line: f"{line.exchange.up:,}"),
     ("down, bytes\na round", lambda line: f"{line.exchange.down:,}"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from pfedmma.engine.local import LocalTraining
 from pfedmma.methods.base import Method
 from pfedmma.methods.forward import Forward
 from pfedmma.stack.layout import Layout
-from pfedmma.stack.optim import LossScale, OptimizerConfig, initial_state
+from pfedmma.stack.optim import LossScale, OptimizerConfig, OptimizerState, initial_state
 from pfedmma.stack.rules import POOL, Given, Others
 from pfedmma.system.errors import UserError
 
@@ -74,6 +74,15 @@ def blank_pixels(names: tuple[str, ...], images: int, preprocess: Preprocess, de
     return Pixels(Source("blank", names, {"train": split, "test": split}), preprocess, "none", device)
 
 
+class Inputs(NamedTuple):
+    """What a step of k clients takes, besides what stays fixed: ``params`` [k,P], the optimizer's ``state``, a ``batch``."""
+
+    params: Tensor
+    state: OptimizerState
+    batch: Batch
+    scale: LossScale
+
+
 class LocalStep:
     """Clients of a ``method`` that train with ``batch`` images a step on prompts of the classes ``names``, on the method's device."""
 
@@ -95,16 +104,22 @@ class LocalStep:
 
     def step(self, clients: int) -> Callable[[], Tensor]:
         """`LocalTraining.step` of so many clients in one pass; gives their losses."""
-        training, size, backbone = self.training, (clients, self.batch), self.method.backbone
-        params = self.noise(clients, self.layout.size)
-        state = initial_state(self.optimizer, clients, self.layout.trained_size, self.device)
-        fixed = training.forward.fixed(self.layout.views(params), self.given(clients))
+        training, given = self.training, self.inputs(clients)
+        fixed = training.forward.fixed(self.layout.views(given.params), self.given(clients))
+        return lambda: training.step(given.params, given.state, fixed, given.batch, given.scale)
+
+    def inputs(self, clients: int) -> Inputs:
+        """Of a step of so many clients."""
+        size, backbone = (clients, self.batch), self.method.backbone
         images = torch.randn(clients * self.batch, 3, *2 * (backbone.preprocess.size,), device=self.device)
         labels = torch.zeros(size, dtype=torch.long, device=self.device)
         weights = torch.full(size, 1.0 / self.batch, device=self.device)
-        batch = Batch(images, labels, weights, torch.arange(clients, device=self.device))
-        scale = LossScale(clients, self.device, enabled=backbone.precision == "fp16")
-        return lambda: training.step(params, state, fixed, batch, scale)
+        return Inputs(
+            self.noise(clients, self.layout.size),
+            initial_state(self.optimizer, clients, self.layout.trained_size, self.device),
+            Batch(images, labels, weights, torch.arange(clients, device=self.device)),
+            LossScale(clients, self.device, enabled=backbone.precision == "fp16"),
+        )
 
     def given(self, clients: int) -> Given:
         """What the clients know besides their tensors, where the method makes use of it."""

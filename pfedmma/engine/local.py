@@ -82,6 +82,7 @@ class LocalTraining:
         work = self.batches.work
         if state is None:
             state = optim.initial_state(work.optimizer, len(params), self.layout.trained_size, params.device)
+        state = optim.in_round(work.optimizer, state, round_)
         counts = torch.tensor([steps(client, work) for client in clients])
         losses = torch.zeros(int(counts.max()), len(clients), device=params.device)
         counts = self.batches.staging.put(counts)
@@ -101,7 +102,8 @@ class LocalTraining:
 
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
         """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
-        first, columns = self.first_trained, slice(self.first_trained, self.layout.trained_size)
+        first = max(self.first_trained, self.layout.trained.start)
+        columns = slice(first, self.layout.trained.stop)
         own = params[:, columns]
         leaves = self.leaves(columns, own)
         state_now = {**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}

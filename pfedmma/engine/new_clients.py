@@ -118,7 +118,7 @@ class Group:
 def starting(engine: Engine, ids: Sequence[int]) -> ClientStates:
     """The state in which new clients start, after what they receive is counted. All ranks enter."""
     server, ledger, wire = engine.server, engine.world.ledger, WIRE_DTYPES[engine.server.rules.wire].itemsize
-    received = len(ids) * engine.training.layout.exchanged_size + server.read_parameters(ids)
+    received = sum(map(engine.states.exchanged_size, ids)) + server.read_parameters(ids)
     ledger.move(RECEIVED, uplink_bytes=0, downlink_bytes=received * wire)
     private = mean_private(engine, len(ids)) if engine.evaluation.config.new_clients_start == "mean" else None
     return engine.states.for_newcomers(_budget(engine, 1), private)

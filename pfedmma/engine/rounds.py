@@ -6,7 +6,7 @@ Shape legend: C participants that train on this rank, K clients, X exchanged par
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pfedmma.comm.assignment import Assignment
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
@@ -23,6 +24,7 @@ from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.federation import FederationConfig
 from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.picked import PickedRows
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.lost import Lost
 from pfedmma.records.rows import Accuracy, RoundRow
@@ -89,7 +91,7 @@ class Engine:
                 loss, interrupted = self.collect(cohort, own, trained.losses)  # waits for the slowest rank: the exchange is timed alone
                 arrived = self.arrived(round_, cohort)
                 clock.lap("wait")
-                self.server.round(self.uploads(round_, arrived, own, trained.uploads))
+                self.exchange(round_, arrived, own, trained.uploads)
                 clock.lap("exchange")
                 tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
                 clock.lap("evaluate")
@@ -124,6 +126,41 @@ class Engine:
             rows = torch.stack([rows[row] for row in here]) if here else rows[:0]
         return Uploads(round_, arrived.counted, samples, [own[row].id for row in here], rows, arrived.lost)
 
+    def exchange(self, round_: int, arrived: Arrived, own: Sequence[Client], rows: Tensor) -> None:
+        """Let the server make its next state of what the participants send; ``rows`` [C, X]: as in `uploads`. All ranks enter."""
+        if not self.training.layout.picked:
+            return self.server.round(self.uploads(round_, arrived, own, rows))
+        ids = [client.id for client in own]
+        picked = PickedRows.after_training(self.training.method, self.members, ids, round_, self.seed)
+        self.server.round(self.uploads(round_, arrived, own, picked.sent(self.members)))
+        picked.write_back(self.members, arrived.counted)
+        self.world.wait("rows")  # another rank may test these clients, or train them next
+
+    def moved(self, round_: int, arrived: Arrived, read: int) -> Moved:
+        """How many numbers the participants of a round send and are sent, together; ``read``: those of other clients.
+
+        Each gets what it sends. Where participants pick rows, those get it whose upload counts, after the round; and before it, to pick by,
+        those whose upload did not count when the server last made it.
+        """
+
+        def numbers(ids: Iterable[int]) -> int:
+            return sum(map(self.states.exchanged_size, ids))
+
+        sent = numbers(arrived.cohort)
+        lost = numbers(arrived.lost) if self.federation.loses_uploads else None
+        if not self.training.layout.picked:
+            return Moved(sent, sent + read, lost)
+        behind = self.without_the_last_mean(round_, arrived.cohort)
+        return Moved(sent, numbers(arrived.counted) + numbers(behind), lost)
+
+    def without_the_last_mean(self, round_: int, cohort: Sequence[int]) -> set[int]:
+        """Those of a round's participants whose upload was not in the last sum before it; nobody where there was none."""
+        for before in range(round_ - 1, 0, -1):
+            counted = self.arrived(before, self.cohort(before)).counted
+            if counted:
+                return set(cohort) - set(counted)
+        return set()
+
     def collect(self, cohort: Sequence[int], own: Sequence[Client], losses: Tensor) -> tuple[float | None, bool]:
         """The weighted mean of all participants' losses, None of nobody, and whether any rank was asked to end; ``losses`` [C]: of ``own``.
 
@@ -149,7 +186,7 @@ class Engine:
         simulated = arrived.seconds if federation.simulates_time else None
         samples = sum(len(self.clients[i].train) for i in cohort)
         wire_bytes, exchanged = WIRE_DTYPES[self.server.rules.wire].itemsize, self.training.layout.exchanged_size
-        comm = self.world.ledger.close_round(exchanged, len(cohort), wire_bytes, read, None if lost is None else lost.count)
+        comm = self.world.ledger.close_round(exchanged, self.moved(round_, arrived, read), wire_bytes)
         keys = None if self.server.rules.keys is None else len(cohort) * self.server.rules.keys(len(cohort))
         moved = RoundComm(**comm, key_exchange_bytes_modelled=keys)
         row = RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), moved, lost=lost, simulated_seconds=simulated)

@@ -9,7 +9,7 @@ Shape legend: C clients, B images a client, K classes, D embedding, E other clie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ class Method:
     """A method on a frozen backbone; this one is the frozen CLIP.
 
     Four answers say what is trained and what travels: ``shapes``, ``exchange``, ``frozen`` and ``reads``. Names outside ``exchange`` and
-    ``frozen`` are private and never reach a collective.
+    ``frozen`` are private and never reach a collective, but for the rows of them that are `picked`.
     """
 
     backbone: Backbone
@@ -54,9 +54,17 @@ class Method:
         return ()
 
     @property
+    def picked(self) -> Mapping[str, str]:
+        """Exchanged tensor [s,...] -> the private one [G,...] of which a participant sends s rows, chosen by `pick` after training.
+
+        What is exchanged is not trained then, and nobody but the participants gets the server's: in place of the rows that they sent.
+        """
+        return {}
+
+    @property
     def layout(self) -> Layout:
         """One client's tensors as a vector."""
-        return Layout(self.shapes, self.exchange, self.frozen)
+        return Layout(self.shapes, self.exchange, self.frozen, self.picked)
 
     @property
     def reads(self) -> int:
@@ -67,6 +75,14 @@ class Method:
         """Parameters that a client is sent in a round, where so many ``others`` have something to read."""
         pooled = self.layout.columns.get(POOL, slice(0, 0))
         return self.layout.exchanged_size + min(self.reads, others) * (pooled.stop - pooled.start)
+
+    def pick(self, state: State, keys: Sequence[int]) -> dict[str, Tensor]:
+        """Which rows each client sends: {name in `picked`: [C,s] int64}, in the order in which the server averages them.
+
+        ``state``: after training, beside what the server had before it. ``keys``: a number of each client and round, to draw by with
+        `pfedmma.rng`.
+        """
+        raise NotImplementedError("a method that has `picked` says how")
 
     @property
     def answers(self) -> str:

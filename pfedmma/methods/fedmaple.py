@@ -27,7 +27,8 @@ from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
-from pfedmma.methods.adapters.context import STD, word_ids, worded_stem
+from pfedmma.methods.adapters.context import STD, leading_words, worded_stem
+from pfedmma.methods.adapters.image_tokens import appended, features_without, for_each
 from pfedmma.methods.base import Entry, Method, count, per_client
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import MEAN, State
@@ -64,15 +65,17 @@ class FedMaPLe(Method):
                 f"method.fedmaple.depth: {backbone.name} has only {least} blocks in its shallower tower, fewer than {settings.depth}"
             )
         method = cls(backbone, settings, settings.depth or min(9, least))
-        tokens = len(word_ids(backbone, method.words))
-        if settings.context > tokens:
-            raise UserError(f"method.fedmaple.context: '{method.words}' has only {tokens} tokens, fewer than {settings.context}")
+        method.replaced_words()  # or there are too few of them
         return method
 
     @property
     def words(self) -> str:
         """What stands before the class name; like in class names, "_" is read as a space."""
         return self.settings.words.replace("_", " ")
+
+    def replaced_words(self) -> list[int]:
+        """Token ids of the words that are learned."""
+        return leading_words(self.backbone, self.words, self.settings.context, "method.fedmaple.context")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,8 +93,7 @@ class FedMaPLe(Method):
     def initial(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Words, N(0, 0.02^2), and linear layers as torch makes them: one of its own for block 1, one in common for all further blocks."""
         width = self.backbone.text.width
-        words = word_ids(self.backbone, self.words)[: self.settings.context]
-        tensors = {"context": self.backbone.text.token_embedding[words].cpu()}
+        tensors = {"context": self.backbone.text.token_embedding[self.replaced_words()].cpu()}
         first, further = (initial_linear("", width, self.backbone.visual.width, generator) for _ in range(2))
         for number in range(self.depth):
             if number > 0:
@@ -134,15 +136,11 @@ class FedMaPLe(Method):
                 return x
             own = self.projected(state, block - 1)
             if block == 1:
-                # MaPLe appends them before ln_pre. That norm works on each token alone and the stem's tokens have been through
-                # it, so appending normed tokens to normed ones is the same.
-                return torch.cat([x, for_each(tower.norm_pre(own), x)], dim=1)
+                return appended(tower, own, x)
             return torch.cat([x[:, :-n], for_each(own, x)], dim=1)
 
-        x = tower.finish(stem, Places(tokens=tokens))
-        if stem.pool is None:  # the average is over the patches, as without prompts
-            x = x[:, :-n]
-        return F.normalize(per_client(state, tower.features(x).float()), dim=-1)
+        x = features_without(tower, tower.finish(stem, Places(tokens=tokens)), stem.pool, n)
+        return F.normalize(per_client(state, x.float()), dim=-1)
 
     def projected(self, state: State, number: int) -> Tensor:
         """The learned tokens of block ``number`` + 1 as tokens of the image tower [C,n,Wv], in fp32 as the tokens around them."""
@@ -152,11 +150,6 @@ class FedMaPLe(Method):
 def learned(number: int) -> str:
     """The name of the text tokens that enter block ``number`` + 1."""
     return f"deep.{number}" if number else "context"
-
-
-def for_each(own: Tensor, x: Tensor) -> Tensor:
-    """Each client's tokens [C,n,W] beside each of its sequences: [C*N,T,W] -> [C*N,n,W]."""
-    return own.unsqueeze(1).expand(-1, len(x) // len(own), -1, -1).flatten(0, 1)
 
 
 ENTRIES = (Entry("fedmaple", FedMaPLe.from_settings, FedMaPLeConfig),)

@@ -18,9 +18,9 @@ base test set, of the novel one, or those given to `predict`. So all clients are
 that of all methods here: its context is made of all base names, and it is to be told from all base classes. The paper's local test gives
 the network the client's own names, and lets it choose among them: an easier question.
 
-Deliberately unlike the public code: the learning rate is constant (there a cosine over 500 rounds); the network is fp32 (there fp16); it
-has one attention block, the first of which its ``depth_ctx`` greater than 1 would overwrite; images are augmented as the run says (there
-not at all). With own names, features of other classes are computed and not read.
+Deliberately unlike the public code: the learning rate is constant, and ``optimizer.cosine_rounds=500`` lets it fall as there; the network
+is fp32 (there fp16); it has one attention block, the first of which its ``depth_ctx`` greater than 1 would overwrite; images are augmented
+as the run says (there not at all). With own names, features of other classes are computed and not read.
 
 Shape legend: C clients, B images a client, K classes, H heads, n context tokens, W text width, D embedding.
 """

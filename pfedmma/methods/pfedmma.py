@@ -6,6 +6,9 @@ everything (McMahan et al. 2017, arXiv 1602.05629); ``local`` exchanges nothing.
 What S does is told by controls: ``method.freeze=shared`` leaves it as it begins, neither trained nor sent, the same for all clients;
 ``method.shared_scale`` multiplies the weights with which it begins; ``method.shared_lr`` is a learning rate of its own.
 
+Clients may differ in width (``method.dims``). S is then as wide as the widest client's; a narrower one has the leading block of each
+tensor, of which S's is what it receives and sends, and each number is averaged over those who have it.
+
 A client answers with the server's S and its own other tensors, as in the released code, which tests all clients after averaging.
 
 Deliberately unlike the released code: the optimizer state is each client's own; text features are computed from the client's current
@@ -88,7 +91,7 @@ class MultiModalAdapters(Method):
         if blocks > depth:
             raise UserError(f"method.blocks: {backbone.name} has only {depth} blocks in its shallower tower, fewer than {blocks}")
         spec = AdapterSpec.for_backbone(
-            backbone, blocks, config.towers, dim=config.dim, scale=config.scale, activation=config.activation, rescale=config.rescale
+            backbone, blocks, config.towers, dim=config.widest, scale=config.scale, activation=config.activation, rescale=config.rescale
         )
         _refuse_contradictions(config, spec)
         what = config.exchange or PRESETS.get(config.name, PRESETS["pfedmma"])

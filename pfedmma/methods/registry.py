@@ -20,6 +20,7 @@ from pfedmma.clip.backbone import Backbone
 from pfedmma.methods.adapters.multimodal import ACTIVATIONS, TOWERS
 from pfedmma.methods.base import Entry, Method
 from pfedmma.stack.start import ALIKE, CHOICES
+from pfedmma.stack.widths import shares_of
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import Open, setting, shown
@@ -48,6 +49,10 @@ class MethodConfig(Open):
 
     name: str = setting("pfedmma", "the method: pfedmma, local, fedavg_mma, zeroshot, one with a section below, or a registered one")
     dim: int = setting(32, "width r of an adapter")
+    dims: tuple[str, ...] = setting(
+        (),
+        "widths of adapters where clients differ, each with its share of them, as {8: 0.5, 32: 0.5} or 8:0.5,32:0.5; empty: all have dim",
+    )
     scale: float = setting(0.001, "factor alpha of an adapter's output")
     activation: str = setting("relu", "activation of an adapter: relu or gelu")
     rescale: bool = setting(True, "gradients of an adapter's weights as if alpha were 1, as in the released code; false: as in the paper")
@@ -70,6 +75,9 @@ class MethodConfig(Open):
     def __post_init__(self) -> None:
         entry = entry_of(self.name)
         checks.between("dim", self.dim, 1, 4096)
+        shares = shares_of(self.dims)
+        if shares and self.dim not in (MethodConfig.dim, max(shares)):
+            raise UserError(f"dims: the widest is {max(shares)}, and dim is {self.dim}; leave dim out")
         checks.at_least("scale", self.scale, 0)
         checks.one_of("activation", self.activation, ACTIVATIONS)
         checks.at_least("blocks", self.blocks, 0)
@@ -80,7 +88,7 @@ class MethodConfig(Open):
         checks.at_least("shared_lr", self.shared_lr, 0)
         checks.one_of("private_init", self.private_init, CHOICES)
         if not entry.adapters:
-            self._refuse("freeze", "shared_scale", "shared_lr")
+            self._refuse("dims", "freeze", "shared_scale", "shared_lr")
         if self.own is None and entry.settings is not None:
             object.__setattr__(self, "own", entry.settings())
         assert type(self.own) is (entry.settings or type(None)), f"own: settings of {self.name} are wanted"
@@ -90,6 +98,16 @@ class MethodConfig(Open):
         for name in names:
             if getattr(self, name) != getattr(MethodConfig, name):
                 raise UserError(f"{name}: is about the adapters, which {self.name} does not have; leave it out, or choose another method")
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The share of clients of each width, where they are not all as wide; else nothing."""
+        return shares_of(self.dims)
+
+    @property
+    def widest(self) -> int:
+        """Width of the widest client's adapters."""
+        return max(self.shares, default=self.dim)
 
     @classmethod
     def sections(cls) -> dict[str, type]:

@@ -42,7 +42,7 @@ from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
-from pfedmma.run.start import start_of
+from pfedmma.run.start import start_of, widths_of
 from pfedmma.server.rules import SHARED, ServerRules
 from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
@@ -101,6 +101,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     Raises:
         UserError: anything in ``config`` that cannot be had here.
     """
+    refuse_rounds_without_rate(config)
     if world.device.type == "cpu":
         keep_freed_memory()
     backbone = clip.load(config.backbone, config.seed, world.device)
@@ -114,7 +115,8 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     method = registry.build(config.method, backbone)
     participants = federated.participants
     bounded = bounds(config, len(participants))
-    members = new_members(method, config, world, rules=server_rules(method, config, bounded, len(participants)))
+    rules = server_rules(method, config, bounded, len(participants), widths_of(method, config, world.device))
+    members = new_members(method, config, world, rules=rules)
     members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
@@ -137,6 +139,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     )
     engine.account = account_of(engine, config, bounded)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
+
+
+def refuse_rounds_without_rate(config: Config) -> None:
+    """Raise a `UserError` if the learning rate is 0 before the last round."""
+    rounds, until = config.federation.rounds, config.optimizer.cosine_rounds
+    if 0 < until < rounds:
+        raise UserError(
+            f"optimizer.cosine_rounds: after {until} rounds the learning rate is 0, and federation.rounds is {rounds}; set at least as many"
+        )
 
 
 def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:
@@ -205,6 +216,7 @@ def new_members(method: Method, config: Config, world: World, answers: str = "",
     """
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers)
+    widths = widths_of(method, config, world.device)
+    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers, widths)
     initial = {SHARED: start.common[: layout.exchanged_size]}
     return Members(states, Server(layout, initial, world, rules or plain_rules(method, config)))

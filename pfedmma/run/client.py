@@ -15,9 +15,10 @@ from pfedmma.methods import registry
 from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.checkpoint.read import Answer, chosen, client_answers
 from pfedmma.records.folder import RunFolder
-from pfedmma.run.start import start_of
+from pfedmma.run.start import own_shapes, start_of
 from pfedmma.run.weights import refuse_other_weights
 from pfedmma.stack.start import ALIKE
+from pfedmma.stack.widths import Shapes, leading
 from pfedmma.system.errors import UserError
 
 
@@ -69,6 +70,17 @@ class KeptClient:
 
         That is so for a client that has not trained, if it begins with private tensors of its own: they follow from the seed.
         """
+        found = self._found(backbone)
+        if not self.config.method.dims:
+            return found
+        return found._replace(tensors=leading(found.tensors, self.own_shapes))
+
+    @property
+    def own_shapes(self) -> Shapes:
+        """The shapes of its tensors, where clients are not all as wide; `answer` gives them as wide as the widest, with zeros."""
+        return own_shapes(self.kept.tensors, self.config, self.client)
+
+    def _found(self, backbone: Callable[[], Backbone]) -> Answer:
         if self.kept.trained or self.config.method.private_init == ALIKE:
             return self.kept
         method = registry.build(self.config.method, backbone())

@@ -13,9 +13,11 @@ from pfedmma.engine.rounds import Engine
 from pfedmma.methods.base import Method
 from pfedmma.server import accountant
 from pfedmma.server.account import Account
+from pfedmma.server.mixed_widths import ByThoseWhoHaveIt
 from pfedmma.server.privacy import CLIENTS, Asked, Bounded
 from pfedmma.server.rules import ServerRules
-from pfedmma.server.settings import bounded_from, refuse, rules_from
+from pfedmma.server.settings import NO, bounded_from, refuse, rules_from
+from pfedmma.stack.widths import Widths
 from pfedmma.system.errors import UserError
 
 NOISE = "noise_multiplier"  # entry of the server's state [1]: the noise that epsilon was made with
@@ -56,14 +58,30 @@ def sampling(config: Config) -> float:
     return config.federation.participation if config.federation.sampling == POISSON else 1.0
 
 
-def server_rules(method: Method, config: Config, bounded: Bounded | None, participants: int) -> ServerRules:
+def server_rules(method: Method, config: Config, bounded: Bounded | None, participants: int, widths: Widths | None = None) -> ServerRules:
     """The server's rules. Raises a `UserError` where settings do not go together; says which to change."""
+    if widths is not None:
+        return _of_mixed_widths(method, config, widths)
     plain, layout = plain_rules(method, config), method.layout
     refuse(config.server, config.privacy, plain, layout, asked(config, participants))
     rules = rules_from(config.server, config.privacy.secure_sum, bounded, plain, layout.exchanged_size)
     if bounded is None or not config.privacy.epsilon:
         return rules
     return replace(rules, begin={**rules.begin, NOISE: torch.tensor([bounded.multiplier])})
+
+
+def _of_mixed_widths(method: Method, config: Config, widths: Widths) -> ServerRules:
+    """Each number is the mean of those who have it, so what needs all of them to have it is refused."""
+    if config.privacy.clip or config.privacy.secure_sum:
+        raise UserError("method.dims: clipping, noise and secure sums want the same numbers of all clients; leave privacy.* out, or dims")
+    if config.data.new_clients and config.evaluation.new_clients_start == "mean":
+        raise UserError("method.dims: the mean of private tensors wants them alike in all; leave dims or evaluation.new_clients_start out")
+    if config.server.robust != NO:
+        raise UserError(
+            f"method.dims: {config.server.robust} wants the same numbers of all clients; use server.robust=no, or leave dims out"
+        )
+    rules = rules_from(config.server, False, None, plain_rules(method, config), method.layout.exchanged_size)
+    return replace(rules, transforms=(ByThoseWhoHaveIt(widths),))
 
 
 def account_of(engine: Engine, config: Config, bounded: Bounded | None) -> Account | None:

@@ -44,7 +44,7 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
         accuracy=engine.evaluation.reported[0],
         zero_shot=zero_shot.accuracy,
         per_client=per_client(run, zero_shot),
-        trained_parameters=layout.trained_size,
+        trained_parameters=layout.trained_count,
         shared_parameters=layout.exchanged_size,
         bytes_per_client_round=layout.exchanged_size * wire_bytes,
         bytes_down_per_client_round=received * wire_bytes,

@@ -23,13 +23,15 @@ from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
 from pfedmma.stack.rules import OWN, SERVERS
 from pfedmma.stack.shared_rows import WHAT, SharedRows, create_rows
 from pfedmma.stack.start import Start
+from pfedmma.stack.widths import Widths
 
 
 class ClientStates:
     """Own state by client id.
 
     ``own``: id -> [T - X], or [T] where clients answer with their own exchanged tensors (``answers``, see `pfedmma.stack.rules`).
-    ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``.
+    ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``. ``widths_of``: of clients that are not
+    all as wide.
     """
 
     def __init__(
@@ -40,7 +42,9 @@ class ClientStates:
         device: torch.device,
         budget: Budget | None = None,
         answers: str = SERVERS,
+        widths_of: Widths | None = None,
     ) -> None:
+        self.widths_of = widths_of
         self.layout, self.device, self.optimizer, self.answers = layout, device, optimizer, answers
         self.initial = start.common.to(device)  # [P]
         self._drawn = start.private
@@ -84,11 +88,15 @@ class ClientStates:
             common = self.initial.clone()
             common[self.layout.private] = private
             start = Start(common)
-        return ClientStates(self.layout, start, replace(self.optimizer, state="reset"), self.device, budget, OWN)
+        return ClientStates(self.layout, start, replace(self.optimizer, state="reset"), self.device, budget, OWN, self.widths_of)
 
     def has_own(self, client: int) -> bool:
         """Whether a client's parameters may differ from those of another one that never trained."""
-        return self._drawn is not None or (client in self.own and self.own.width > 0)
+        return self._drawn is not None or self.widths_of is not None or (client in self.own and self.own.width > 0)
+
+    def exchanged_size(self, client: int) -> int:
+        """How many numbers the client sends in a round."""
+        return self.layout.exchanged_size if self.widths_of is None else self.widths_of.exchanged(client)
 
     def gather(self, ids: Sequence[int], shared: Tensor) -> Tensor:
         """The clients' parameters as one stack [C, P]: own private ones, and the server's ``shared`` [X]. A copy."""
@@ -129,6 +137,8 @@ class ClientStates:
         else:
             for row, kept in zip(private, self._private_rows(ids), strict=True):
                 row.copy_(kept)
+        if self.widths_of is not None:
+            self.widths_of.cut(stack, ids)
         return stack
 
     def _private_rows(self, ids: Sequence[int]) -> list[Tensor]:

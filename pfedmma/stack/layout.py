@@ -18,13 +18,23 @@ class Layout:
     A rank's clients are one matrix [C, P]. The exchanged tensors come first, rule by rule, then the private ones, then those that are
     ``frozen``: each kind is one slice, an optimizer step is one element-wise operation on the first T columns, and each named tensor
     [C, *shape] is a view. ``columns``: rule -> the slice of its tensors; ``private``: the slice of what is trained and never sent.
+
+    ``picked``: exchanged tensor -> the private one of which it holds some rows. Then all that is exchanged is such rows, and ``trained``
+    is what is private; else it is all of the first T columns.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], exchanged: Mapping[str, str], frozen: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        exchanged: Mapping[str, str],
+        frozen: Collection[str] = (),
+        picked: Mapping[str, str] | None = None,
+    ) -> None:
         unknown = sorted({*exchanged, *frozen} - set(shapes))
         assert not unknown, f"exchange or frozen names no tensor: {unknown}"
         assert not exchanged.keys() & set(frozen), "what is frozen is the same for all, so it is not exchanged"
-        self.exchange = dict(exchanged)
+        assert not picked or picked.keys() == exchanged.keys(), "rows are picked for all that is exchanged, or for nothing"
+        self.exchange, self.picked = dict(exchanged), dict(picked or {})
         self.frozen = tuple(name for name in shapes if name in frozen)
         rules = dict.fromkeys(exchanged.values())
         names = [n for rule in rules for n in shapes if exchanged.get(n) == rule]
@@ -44,6 +54,7 @@ class Layout:
         self.exchanged_size = start
         self.trained_size = self.size - sum(math.prod(self.shapes[name]) for name in self.frozen)
         self.private = slice(self.exchanged_size, self.trained_size)
+        self.trained = self.private if self.picked else slice(0, self.trained_size)
 
     def __eq__(self, other: object) -> bool:
         """Whether a vector of one means the same in the other."""
@@ -51,6 +62,11 @@ class Layout:
             return NotImplemented
         mine, theirs = ((list(each.shapes.items()), each.exchange, each.frozen) for each in (self, other))
         return mine == theirs
+
+    @property
+    def trained_count(self) -> int:
+        """How many numbers a client trains."""
+        return self.trained.stop - self.trained.start
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """[C, P] -> {name: [C, *shape]} (or [P] -> {name: [*shape]}), all views of ``flat``."""

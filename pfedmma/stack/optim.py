@@ -6,6 +6,7 @@ Adam's bias correction) is kept per client.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from pfedmma.system import checks
 from pfedmma.system.options import setting
 
-OptimizerState = dict[str, Tensor]  # each [C, P], "step" [C, 1]
+OptimizerState = dict[str, Tensor]  # each [C, P]; "step" and, where rates fall, "rate" [C, 1]
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class OptimizerConfig:
         "reset",
         "reset (every round starts with a fresh optimizer) or persist (a client keeps its own between its rounds)",
     )
+    cosine_rounds: int = setting(
+        0, "rounds over which learning rates fall to 0 along half a cosine, a step a round; 0: they stay as they are"
+    )
 
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, ("sgd", "adam", "adamw"))
         checks.one_of("state", self.state, ("reset", "persist"))
-        for name in ("lr", "weight_decay", "clip"):
+        for name in ("lr", "weight_decay", "clip", "cosine_rounds"):
             checks.at_least(name, getattr(self, name), 0)
         for name in ("momentum", "beta1", "beta2"):
             checks.below_one(name, getattr(self, name))
@@ -51,9 +55,21 @@ def initial_state(config: OptimizerConfig, clients: int, size: int, device: torc
     return state | {"step": torch.zeros(clients, 1, device=device)}
 
 
+def rate_factor(config: OptimizerConfig, round_: int) -> float:
+    """By what learning rates are multiplied in a round, from 1 on; clients that train when all rounds are over (0) have full ones."""
+    if not (config.cosine_rounds and round_):
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (round_ - 1) / config.cosine_rounds)))
+
+
+def in_round(config: OptimizerConfig, state: OptimizerState, round_: int) -> OptimizerState:
+    """The same state, with the round's factor of learning rates in "rate" [C, 1] where it may not be 1."""
+    return state | {"rate": torch.full_like(state["step"], rate_factor(config, round_))} if config.cosine_rounds else state
+
+
 def columns(state: OptimizerState, first: int) -> OptimizerState:
     """The state of the parameters from column ``first`` on, as views."""
-    return {name: tensor if name == "step" else tensor[:, first:] for name, tensor in state.items()}
+    return {name: tensor if name in ("step", "rate") else tensor[:, first:] for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -63,6 +79,8 @@ def step(config: OptimizerConfig, params: Tensor, grads: Tensor, state: Optimize
     ``rates`` [P]: a learning rate for each parameter in place of ``config.lr``.
     """
     rates = torch.full((), config.lr, device=params.device) if rates is None else rates
+    if "rate" in state:
+        rates = rates * state["rate"]
     if config.clip > 0:
         norms = grads.norm(dim=1, keepdim=True)
         grads = grads * (config.clip / (norms + 1e-6)).clamp(max=1.0)

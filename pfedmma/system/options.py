@@ -278,6 +278,8 @@ def converted(value: Any, kind: Any, name: str) -> Any:
                 raise UserError(f"{name}: a number that float32 holds is expected, not '{shown(value)}'")
             return float(value)
     elif typing.get_origin(kind) is tuple:
+        if isinstance(value, dict) and all(str(key).isdecimal() for key in value):  # {8: 0.5} is 8:0.5
+            value = [f"{key}:{item}" for key, item in value.items()]
         if isinstance(value, str):  # one item, or several with commas between them
             value = [Raw(item.strip()) for item in value.split(",") if item.strip()]
         if value is None:

@@ -26,7 +26,7 @@ from tests.support import stacks
 TESTED = 23  # base test images
 # Those whose logits are scaled cosines.
 COSINES = ("zeroshot", "pfedmma", "fedclip", "promptfl", "fedpgp", "fedmaple", "fedlora", "clipadapter", "fedpha", "fedtpg")
-OTHERS = ("fedotp", "promptfolio", "pfedmoap")
+OTHERS = ("fedotp", "promptfolio", "pfedmoap", "fedmgp")
 
 
 def new_evaluator(method: Method, seeing: bool = True) -> Evaluator:
@@ -71,7 +71,7 @@ def test_means_over_clients_of_what_each_model_says(tiny_clip: nn.Module, name: 
     from_logits = sum(one["alignment_margin"] for one in each) / len(each)
     # Experts have a part in the logits of pFedMoAP, and none in what its own prompt says; PromptFolio's class features are no unit vectors.
     assert (found.alignment_margin == pytest.approx(from_logits, rel=1e-4, abs=1e-6)) == (name not in ("pfedmoap", "promptfolio"))
-    assert (found.modality_gap is None) == (name == "fedotp")
+    assert (found.modality_gap is None) == (name in ("fedotp", "fedmgp"))
     assert (found.shared_cka is None) == (name != "pfedmma")
 
 

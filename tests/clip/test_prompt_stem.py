@@ -151,7 +151,7 @@ def test_parts_change_no_result(tiny_clip: nn.Module, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one part", "parts"])
-@pytest.mark.parametrize("name", ["pfedmma", "promptfl", "fedmaple", "fedlora", "fedotp", "fedpgp"])
+@pytest.mark.parametrize("name", ["pfedmma", "promptfl", "fedmaple", "fedmgp", "fedlora", "fedotp", "fedpgp"])
 def test_a_pass_that_is_computed_again_changes_no_result(
     tiny_clip: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str, several: bool
 ) -> None:

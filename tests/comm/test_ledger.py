@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pfedmma.comm.ledger import EXCHANGE, Ledger, bandwidths, percentile, ring_bytes
+from pfedmma.comm.ledger import EXCHANGE, Ledger, Moved, bandwidths, percentile, ring_bytes
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_round() -> None:
     ledger = Ledger(ranks=4)
     ledger.enter("metrics", 8, 0.001)
     ledger.enter(EXCHANGE, 33_792, 0.002)
-    comm = ledger.close_round(shared_parameters=8_448, participants=10, wire_bytes=4)
+    comm = ledger.close_round(8_448, Moved(84_480, 84_480), 4)
     assert comm == {
         "shared_parameters": 8_448,
         "payload_bytes": 33_792,
@@ -73,14 +73,14 @@ def test_a_round() -> None:
 
 
 def test_client_bytes_do_not_depend_on_the_ranks() -> None:
-    rows = [Ledger(ranks).close_round(shared_parameters=8_448, participants=3, wire_bytes=2) for ranks in (1, 2, 8)]
+    rows = [Ledger(ranks).close_round(8_448, Moved(25_344, 25_344), 2) for ranks in (1, 2, 8)]
     assert {(row["uplink_bytes"], row["downlink_bytes"]) for row in rows} == {(3 * 8_448 * 2, 3 * 8_448 * 2)}
 
 
 def test_a_round_without_exchange() -> None:
     ledger = Ledger(ranks=2)
     ledger.enter("metrics", 8, 0.5)
-    comm = ledger.close_round(shared_parameters=0, participants=10, wire_bytes=4)
+    comm = ledger.close_round(0, Moved(0, 0), 4)
     numbers = ("payload_bytes", "uplink_bytes", "downlink_bytes", "ring_bytes_per_rank", "collectives", "time_us")
     assert [comm[name] for name in numbers] == [0] * 6
 
@@ -92,7 +92,7 @@ def test_rounds_are_counted_apart_and_totals_together() -> None:
         ledger.open_round()
         ledger.enter("metrics", 8, 1.0)
         ledger.enter(EXCHANGE, 400, microseconds / 1e6)
-        row = ledger.close_round(shared_parameters=100, participants=participants, wire_bytes=4)
+        row = ledger.close_round(100, Moved(participants * 100, participants * 100), 4)
         assert (row["payload_bytes"], row["collectives"]) == (400, 1)
         assert row["time_us"] == pytest.approx(microseconds)
         assert row["uplink_bytes"] == participants * 400
@@ -123,12 +123,12 @@ def test_restore_goes_on_counting() -> None:
         ledger.open_round()
         ledger.enter("metrics", 8, 0.25)
         ledger.enter(EXCHANGE, 400, 100e-6)
-        ledger.close_round(shared_parameters=100, participants=3, wire_bytes=4)
+        ledger.close_round(100, Moved(300, 300), 4)
 
     def second(ledger: Ledger) -> None:
         ledger.open_round()
         ledger.enter(EXCHANGE, 400, 300e-6)
-        ledger.close_round(shared_parameters=100, participants=1, wire_bytes=4)
+        ledger.close_round(100, Moved(100, 100), 4)
 
     unbroken = Ledger(ranks=2)
     first(unbroken)
@@ -145,18 +145,18 @@ def test_restore_goes_on_counting() -> None:
 def test_what_is_lost_was_sent_for_nothing() -> None:
     """Ten clients send 400 bytes each; nothing comes of three of them, then of none. Totals go on after a pause."""
     ledger = Ledger(ranks=2)
-    first = ledger.close_round(shared_parameters=100, participants=10, wire_bytes=4, lost=3)
+    first = ledger.close_round(100, Moved(1_000, 1_000, 300), 4)
     assert (first["uplink_bytes"], first["wasted_bytes"], first["downlink_bytes"]) == (4_000, 1_200, 4_000)
     resumed = Ledger(ranks=2)
     resumed.restore(json.loads(json.dumps(ledger.state())))
-    assert resumed.close_round(shared_parameters=100, participants=10, wire_bytes=4, lost=0)["wasted_bytes"] == 0
-    assert resumed.close_round(shared_parameters=100, participants=2, wire_bytes=4, lost=2)["wasted_bytes"] == 800
+    assert resumed.close_round(100, Moved(1_000, 1_000, 0), 4)["wasted_bytes"] == 0
+    assert resumed.close_round(100, Moved(200, 200, 200), 4)["wasted_bytes"] == 800
     assert (resumed.totals()["wasted_bytes"], resumed.totals()["uplink_bytes"]) == (2_000, 8_800)
 
 
 def test_where_nothing_can_be_lost_nothing_says_so() -> None:
     ledger = Ledger(ranks=2)
-    said = [ledger.close_round(shared_parameters=100, participants=10, wire_bytes=4), ledger.totals(), ledger.state()]
+    said = [ledger.close_round(100, Moved(1_000, 1_000), 4), ledger.totals(), ledger.state()]
     assert not any("wasted_bytes" in part for part in said)
 
 

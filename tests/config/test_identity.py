@@ -38,7 +38,7 @@ def values_of(item: Described) -> list[str]:
         return [str(item.type(item.default + 1)), str(item.default / 2), "0.5", "1"]
     if item.type is bool:
         return [str(not item.default)]
-    return [*re.findall(r"\w+", item.meaning), "2"]
+    return [*re.findall(r"\w+", item.meaning), *re.findall(r"\d+:[\d.:,]+\d", item.meaning), "2"]
 
 
 def changed(item: Described) -> Config:

@@ -22,6 +22,7 @@ from pfedmma.engine.batches import StagedBatch, by_steps, steps
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.methods.fedmaple import FedMaPLe
+from pfedmma.methods.fedmgp import FedMGP
 from pfedmma.methods.forward import Forward
 from pfedmma.methods.registry import NAMES
 from pfedmma.stack.optim import OptimizerConfig
@@ -53,8 +54,9 @@ def meta_clip(tiny_clip: nn.Module) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def without_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FedMaPLe begins as the embeddings of words, which are read from the device once, when a run starts."""
-    monkeypatch.setattr(FedMaPLe, "initial", lambda method, generator: {name: torch.zeros(shape) for name, shape in method.shapes.items()})
+    """FedMaPLe and FedMGP begin as the embeddings of words, which are read from the device once, when a run starts."""
+    for kind in (FedMaPLe, FedMGP):
+        monkeypatch.setattr(kind, "initial", lambda method, generator: {name: torch.zeros(shape) for name, shape in method.shapes.items()})
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

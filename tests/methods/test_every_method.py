@@ -26,6 +26,7 @@ from pfedmma.accuracy.evaluator import Evaluator
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.loading import BackboneConfig
 from pfedmma.clip.loading import load as load_backbone
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import World
 from pfedmma.config import schema
 from pfedmma.data.partition.camera import camera
@@ -91,6 +92,7 @@ TABLE = {
     "fedpha": Row(2 * 16 * 512, 32_768, 32_768),
     "fedtpg": Row(4_206_080, 16_824_320, 16_824_320),
     "clipadapter": Row(2 * 128 * 512, 524_288, 524_288),
+    "fedmgp": Row(5 * 2 * 512 + 5 * 2 * 768, 20_480, 20_480),
 }
 
 
@@ -115,13 +117,15 @@ def new_server(method: Method, layout: Layout, initial: Tensor) -> Server:
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_at_vit_b_16(vit_b_16: Backbone, name: str) -> None:
     method = registry.build(MethodConfig(name), vit_b_16)
-    layout = Layout(method.shapes, method.exchange)
+    layout = method.layout
     server = new_server(method, layout, torch.zeros(layout.size))
     pooled = layout.columns.get(POOL, slice(0, 0))
     server.pool.rows = {client: torch.zeros(pooled.stop - pooled.start) for client in range(12)}  # everyone has sent something
-    comm = server.world.ledger.close_round(layout.exchanged_size, 1, 4, server.read_parameters([3]))
+    received = layout.exchanged_size + server.read_parameters([3])
+    comm = server.world.ledger.close_round(layout.exchanged_size, Moved(layout.exchanged_size, received), 4)
     assert sum(math.prod(shape) for shape in method.shapes.values()) == layout.size
-    assert Row(layout.size, comm["uplink_bytes"], comm["downlink_bytes"]) == TABLE[name]
+    assert Row(layout.trained_count, comm["uplink_bytes"], comm["downlink_bytes"]) == TABLE[name]
+    assert received == method.received(11)
     assert registry.entry_of(name).trains == (layout.size > 0)
 
 
@@ -273,6 +277,7 @@ NO_LIMIT = {
     "fedotp": "it compares patches, of which CLIP says nothing, instead of the pooled feature",
     "fedtpg": "its one network gives tokens without words' order; that they can be those of X X X X is tested beside its mathematics",
     "fedmaple": "its tokens in the image tower are there whatever they hold, and are attended to",
+    "fedmgp": "its tokens in the image tower are there whatever they hold, and are attended to",
 }
 CASES = [(name, limit) for name, limits in LIMITS.items() for limit in limits]
 
@@ -335,13 +340,15 @@ NEVER = {"pfedmoap": r"^gating\.[kvo]\.bias$", "fedtpg": r"^k\.bias$"}
 
 
 def gradients(training: LocalTraining, initial: Tensor) -> dict[str, float]:
-    """Each tensor's gradient in one step from ``initial`` [P], as a share of the largest tensor's."""
+    """The gradient of each trained tensor in one step from ``initial`` [P], as a share of the largest tensor's."""
     client = new_clients()[2]
     states, server = new_members(training, initial, private=False)
     params, state = states.gather([client.id], server.shared), states.gather_optimizer([client.id])
     training.train([client], params, state, 1, Given(server.others([client.id])))
     assert state["step"].item() == 1
-    norms = {name: float(view.norm()) for name, view in training.layout.views(state["momentum"][0]).items()}
+    columns = training.layout.trained
+    trained = training.layout.part(columns, state["momentum"][0, columns])
+    norms = {name: float(view.norm()) for name, view in trained.items()}
     return {name: norm / max(norms.values()) for name, norm in norms.items()}
 
 
@@ -436,18 +443,22 @@ def test_a_run_changes_what_the_method_trains_and_no_more(straight: Straight) ->
 def test_a_run_counts_its_bytes(straight: Straight) -> None:
     exchanged, pooled = exchanged_numbers(straight.method)
     stored: set[int] = set()
+    last: set[int] = set()
     for row in small.metrics(straight.folder):
         read = sum(min(straight.method.reads, len(stored - {client})) for client in row["clients"])
         stored |= set(row["clients"])
+        behind = set(row["clients"]) - last if last and straight.method.picked else set()
+        last = set(row["clients"])
         comm = row["comm"]
         assert comm["shared_parameters"] == exchanged
         assert comm["uplink_bytes"] == 4 * painted.PARTICIPANTS * exchanged
-        assert comm["downlink_bytes"] == 4 * (painted.PARTICIPANTS * exchanged + read * pooled)
+        assert comm["downlink_bytes"] == 4 * ((painted.PARTICIPANTS + len(behind)) * exchanged + read * pooled)
         assert comm["payload_bytes"] == 4 * (exchanged + painted.PARTICIPANTS * pooled)
         assert comm["collectives"] == (1 if exchanged else 0)
     summary = small.summary(straight.folder)
     assert summary["method"] == straight.name
-    assert summary["trained_parameters"] == sum(math.prod(shape) for shape in straight.method.shapes.values())
+    trained = {name: shape for name, shape in straight.method.shapes.items() if name not in straight.method.picked}
+    assert summary["trained_parameters"] == sum(map(math.prod, trained.values()))
     assert summary["shared_parameters"] == exchanged
     assert summary["bytes_per_client_round"] == 4 * exchanged
     assert summary["bytes_down_per_client_round"] == 4 * (exchanged + min(straight.method.reads, painted.CLIENTS - 1) * pooled)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import World
 from pfedmma.server.privacy import Asked, PrivacyConfig
 from pfedmma.server.robust import MOST_GATHERED
@@ -81,7 +82,7 @@ def test_the_gather_is_in_the_ledger() -> None:
     """Five uploads of three numbers instead of one sum of them."""
     world = World(0, 1, CPU)
     server_of(rules("median"), world).round(uploads_of(ROWS))
-    assert world.ledger.close_round(SIZE, 5, 4)["payload_bytes"] == 5 * 3 * 4
+    assert world.ledger.close_round(SIZE, Moved(5 * SIZE, 5 * SIZE), 4)["payload_bytes"] == 5 * 3 * 4
 
 
 def test_a_gather_that_is_too_large_is_refused_before_anything_is_trained() -> None:

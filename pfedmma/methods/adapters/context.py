@@ -53,6 +53,14 @@ def word_ids(backbone: Backbone, words: str) -> list[int]:
     return backbone.tokenizer.encode(words)
 
 
+def leading_words(backbone: Backbone, words: str, tokens: int, where: str) -> list[int]:
+    """Token ids of the first ``tokens`` of ``words``. Raises a `UserError` about the setting ``where`` if there are fewer."""
+    ids = word_ids(backbone, words)
+    if tokens > len(ids):
+        raise UserError(f"{where}: '{words}' has only {len(ids)} tokens, fewer than {tokens}")
+    return ids[:tokens]
+
+
 def initial_context(backbone: Backbone, length: int, words: str, generator: torch.Generator) -> Tensor:
     """[L,W]: the embeddings of ``words``, or N(0, 0.02^2) without."""
     if words:
