@@ -41,6 +41,7 @@ from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
+from pfedmma.run.local import refuse_local, with_controls
 from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
 from pfedmma.run.start import start_of
 from pfedmma.server.rules import SHARED, ServerRules
@@ -114,11 +115,14 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     method = registry.build(config.method, backbone)
     participants = federated.participants
     bounded = bounds(config, len(participants))
-    members = new_members(method, config, world, rules=server_rules(method, config, bounded, len(participants)))
+    refuse_local(method, config)
+    images = sum(len(federated.clients[i].train) for i in participants)
+    rules = with_controls(server_rules(method, config, bounded, len(participants)), config, method.layout, (len(participants), images))
+    members = new_members(method, config, world, rules=rules)
     members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
-    training = new_training(method, federated, pixels, config, world, width.now)
+    plain = new_training(method, federated, pixels, config, world, width.now)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, assignment, config.seed, validator)
@@ -127,7 +131,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         assignment,
         federated.clients,
         participants,
-        training,
+        config.local.applied(plain),
         evaluation,
         members,
         config.federation,
@@ -136,6 +140,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         interruption or Interruption(),
     )
     engine.account = account_of(engine, config, bounded)
+    engine.fine_tuning = config.local.fine_tuning(plain)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
@@ -205,6 +210,7 @@ def new_members(method: Method, config: Config, world: World, answers: str = "",
     """
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers)
+    answers = answers or config.local.answers(method.answers)
+    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers, config.local.controls)
     initial = {SHARED: start.common[: layout.exchanged_size]}
     return Members(states, Server(layout, initial, world, rules or plain_rules(method, config)))

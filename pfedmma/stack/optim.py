@@ -51,9 +51,9 @@ def initial_state(config: OptimizerConfig, clients: int, size: int, device: torc
     return state | {"step": torch.zeros(clients, 1, device=device)}
 
 
-def columns(state: OptimizerState, first: int) -> OptimizerState:
-    """The state of the parameters from column ``first`` on, as views."""
-    return {name: tensor if name == "step" else tensor[:, first:] for name, tensor in state.items()}
+def part(state: OptimizerState, columns: slice) -> OptimizerState:
+    """The state of the parameters in ``columns``, as views."""
+    return {name: tensor if name == "step" else tensor[:, columns] for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -92,6 +92,10 @@ class LossScale:
 
     def scaled(self, losses: Tensor) -> Tensor:
         return losses * self.factor[: len(losses)] if self.enabled else losses
+
+    def scaled_rows(self, added: Tensor) -> Tensor:
+        """What is added to the gradients of scaled losses [k, n], scaled like them."""
+        return added * self.factor[: len(added), None] if self.enabled else added
 
     def guarded_step(
         self, config: OptimizerConfig, params: Tensor, grads: Tensor, state: OptimizerState, rates: Tensor | None = None

@@ -16,8 +16,11 @@ State = Mapping[str, Tensor]
 # weighted mean, and each participant's own tensor is kept by the server, where other clients read it.
 MEAN, UNIFORM, POOL = RULES = ("mean", "uniform", "pool")
 
-# What a client answers with in place of exchanged tensors, when it is tested, exported or asked: the server's, or its own last local ones.
-SERVERS, OWN = ANSWERS = ("server", "own")
+# What a client answers with when it is tested, exported or asked, in place of exchanged tensors: the server's, or its own last local ones;
+# or in place of all that it trains: a model of its own that no round averages (of a client that has none yet, the server's tensors).
+SERVERS, OWN, PERSONAL = ANSWERS = ("server", "own", "personal")
+
+CONTROL = "control"  # SCAFFOLD's control variates, of a client and of the server [X]
 
 
 class Others(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.batches import Batch, LocalWork, by_steps, plan, steps
+from pfedmma.engine.batches import Batch, LocalWork, Stack, by_steps, plan, steps
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.stack.optim import LossScale, OptimizerConfig
@@ -195,7 +195,7 @@ def test_padding_influences_nothing(tiny_clip) -> None:
     """Clients of 3 and 1 images in one batch: what stands in the two padding places has no effect on loss or step."""
     training, members = start(tiny_clip, SGD)
     pair, batches = (new_clients()[1], new_clients()[0]), training.batches
-    batch = batches.on_device(pair, batches.stage(pair, [torch.arange(3), torch.arange(1)], round_=1, number=0))
+    batch = batches.on_device(pair, batches.stage(Stack(pair, 1), [torch.arange(3), torch.arange(1)], 0))
     assert batch.weights.tolist() == [pytest.approx([1 / 3, 1 / 3, 1 / 3]), [1.0, 0.0, 0.0]]
     pixels, labels = batch.images.clone(), batch.labels.clone()
     pixels[4:] = 50.0 * torch.randn(2, 3, 32, 32, generator=rng.generator(0, "poison"))

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, read_manifest, rounds, verify
 from pfedmma.stack.pool import Pool, is_entry
-from pfedmma.stack.rules import OWN, POOL
+from pfedmma.stack.rules import CONTROL, OWN, PERSONAL, POOL
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
+OF_CLIENTS = ("private", PERSONAL, CONTROL)
 _SERVERS = "server."
 TEXTS = "text."
 
@@ -86,7 +87,7 @@ def say_damaged(round_: int, error: Damaged) -> None:
 class Row(NamedTuple):
     """A tensor of a checkpoint. ``client``: whose it is, None for the server's file.
 
-    ``kind``: ``initial``, ``server.<name>`` or ``text.<test set>``; of clients ``private`` or ``optimizer.<name>``.
+    ``kind``: ``initial``, ``server.<name>`` or ``text.<test set>``; of clients ``optimizer.<name>`` or one of `OF_CLIENTS`.
     """
 
     client: int | None
@@ -129,7 +130,7 @@ def _owner(folder: Path, name: str) -> tuple[int | None, str]:
             raise UserError(f"the checkpoint {folder} holds a tensor of its server which cannot be: {error}") from None
         return None, name
     client, _, kind = name.partition(".")
-    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind == "private" or kind.startswith("optimizer.")):
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind in OF_CLIENTS or kind.startswith("optimizer.")):
         raise UserError(f"the checkpoint {folder} holds a tensor '{name[:60]}', which is of no client")
     return int(client), kind
 
@@ -165,6 +166,7 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
     folder, layout = folder_of(root, manifest.round), manifest.layout
     own = slice(0 if manifest.progress.answers == OWN else layout.exchanged_size, layout.trained_size)
     widths = {"initial": layout.size, "server.shared": layout.exchanged_size, "private": own.stop - own.start}
+    widths |= {PERSONAL: layout.trained_size} if manifest.progress.answers == PERSONAL else {}
     pooled = layout.columns.get(POOL, slice(0, 0))
     found: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
@@ -183,7 +185,9 @@ def client_answer(root: Path, manifest: Manifest, client: int) -> Answer:
     flat = torch.cat([found["server.shared"], found["initial"][layout.exchanged_size :]])
     if "private" in found:
         flat[own] = found["private"]
+    if PERSONAL in found:
+        flat[: layout.trained_size] = found[PERSONAL]
     progress = manifest.progress
     pool = Pool.from_state(others).others(layout, [client], found["server.shared"], progress.reads, as_read=progress.answers == OWN)
     read = {} if pool is None else {name: tensor[0] for name, tensor in pool.tensors.items()}
-    return Answer(layout.views(flat), read, "private" in found)
+    return Answer(layout.views(flat), read, "private" in found or PERSONAL in found)
