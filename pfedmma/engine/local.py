@@ -50,9 +50,9 @@ class LocalTraining:
     """Everything that local training reads; it changes only the stack it is given.
 
     ``phases``: one after another, no column in two of them; empty: the ``columns``, in all epochs. ``columns``: of the stack, those that
-    a step trains; None: all that are not frozen. ``correction``: of the gradient of exchanged tensors. ``personal``: how strongly a personal
-    model that each client trains as well is pulled to what was received (Ditto); None: there is none. ``answers_only``: what training
-    leaves is a client's answer, and nothing else. ``after_step`` sees every step. ``graphs``: of steps on a GPU.
+    a step trains; None: all that are not frozen. ``correction``: of the gradient of exchanged tensors. ``personal``: how strongly the
+    personal model that each client trains as well is pulled to what was received (Ditto); None: there is none. ``answers_only``: what
+    training leaves is a client's answer, and nothing else. ``after_step`` sees every step. ``graphs``: of steps on a GPU.
     """
 
     layout: Layout

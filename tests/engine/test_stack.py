@@ -90,7 +90,7 @@ def assert_stacked_is_alone(training: LocalTraining, stacked: Members, single: M
     clients = new_clients()
     before = gathered(stacked)
     for round_ in range(1, rounds + 1):
-        uploads, losses, _ = train_cohort(training, clients, stacked, round_, PassWidth(clients_per_pass))
+        uploads, losses, *_ = train_cohort(training, clients, stacked, round_, PassWidth(clients_per_pass))
         results = [alone(training, client, single, round_) for client in clients]
         assert_close(losses, torch.stack([loss for _, loss in results]), "losses")
         for client, (own, _) in enumerate(results):
@@ -218,7 +218,7 @@ def test_lower_precision_ends_near_fp32(tiny_clip, precision: str, tolerance: fl
     for name in ("fp32", precision):
         training, members = start(tiny_clip, SGD, name)
         before = gathered(members)
-        uploads, losses, _ = train_cohort(training, new_clients(), members, 1, PassWidth(5))
+        uploads, losses, *_ = train_cohort(training, new_clients(), members, 1, PassWidth(5))
         assert uploads.dtype == losses.dtype == torch.float32
         assert {tensor.dtype for tensor in members.states.own.values()} == {torch.float32}
         private = torch.stack([members.states.own[i] for i in ALL])
