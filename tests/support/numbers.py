@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from pfedmma.clip.backbone import Prompts
+from pfedmma.clip.stems import Features, Stem, StemCache
 from pfedmma.comm.world import World
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.batches import by_steps, plan
+from pfedmma.engine.batches import plan
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import AFTER_THE_ROUNDS, LocalTraining
 from pfedmma.engine.local_settings import LocalConfig
@@ -33,7 +35,7 @@ IMAGES = sum(stacks.SIZES)
 
 
 class Numbers(Method):
-    """s and p."""
+    """s and p; of images and prompts nothing is read."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -43,6 +45,12 @@ class Numbers(Method):
     def exchange(self) -> Mapping[str, str]:
         return {"s": MEAN}
 
+    def image_stem(self, pixels: Tensor) -> Stem:
+        return Features(pixels[:, 0, 0, :1])
+
+    def text_stem(self, prompts: Prompts) -> Stem:
+        return Features(torch.ones(len(prompts.tokens), 1))
+
     def loss(self, state: State, images: Tensor, texts: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return (weights * (state["s"] + 2 * state["p"] - labels) ** 2).sum(dim=1) / 2
 
@@ -50,7 +58,7 @@ class Numbers(Method):
 def new_run(clip: nn.Module, config: LocalConfig, optimizer: OptimizerConfig) -> tuple[LocalTraining, Members]:
     """Local training as ``config`` wants it, and the state in which all clients and the server begin."""
     method = Numbers(stacks.new_method(clip).backbone)
-    plain, layout = stacks.new_training(method, optimizer), method.layout
+    plain, layout = stacks.new_training(method, optimizer, stems=StemCache(1e6)), method.layout
     start = layout.pack(START)
     states = ClientStates(
         layout, Start(start), optimizer, torch.device("cpu"), answers=config.answers(method.answers), controls=config.controls
@@ -98,9 +106,8 @@ class Plain:
             }.get(self.config.rule, lambda s: 0.0)
             steps = 0  # that train s
             for epochs, trained in self.phases(s, p):
-                steps += self.train(CLIENTS[i], round_, epochs, (s, p), trained, added) if s in set(trained) else 0
-                if s not in set(trained):
-                    self.train(CLIENTS[i], round_, epochs, (s, p), trained, added)
+                taken = self.train(CLIENTS[i], round_, epochs, (s, p), trained, added)
+                steps += taken if any(number is s for number in trained) else 0
             self.p[i] = p.item()
             self.s += stacks.SIZES[i] / images * s.item()
             if self.config.rule == "scaffold":  # c_i+ = c_i - c + (x - y_i) / (K lr)
@@ -150,8 +157,3 @@ class Plain:
             s.grad += added(s.detach())
             optimizer.step()
         return len(batches)
-
-
-def stacked(ids: Sequence[int]) -> list[int]:
-    """In the order in which they train."""
-    return [client.id for client in by_steps([CLIENTS[i] for i in ids], stacks.LocalWork(stacks.EPOCHS, stacks.BATCH, stacks.SGD, seed=0))]
