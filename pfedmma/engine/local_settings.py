@@ -23,15 +23,14 @@ class LocalConfig:
 
     rule: str = setting(
         PLAIN,
-        "plain (a client minimises its own loss), fedprox (and half of pull times the square of how far the exchanged tensors are from "
-        "what was received), scaffold (its gradient is corrected by control variates, which travel as well: twice the bytes), or ditto "
-        "(plain, and a personal model beside it, pulled to what was received, with which the client answers)",
+        "how clients train: plain (as FedAvg), fedprox (pulled to what was received), scaffold (control variates), ditto (and a personal "
+        "model, which answers)",
     )
     pull: float = setting(0.1, "how strongly fedprox (its mu) and ditto (its lambda) pull the exchanged tensors to what was received")
     trains: str = setting(
         TOGETHER,
-        "what is trained in a round: together (all tensors in every step), private_first (the private ones for private_epochs, then "
-        "what is exchanged for the rest, as in FedRep), or exchanged (what is exchanged alone, as in FedBABU)",
+        "in a round: together (all tensors), private_first (private ones, then the exchanged ones, as FedRep), exchanged (these alone, as "
+        "FedBABU)",
     )
     private_epochs: int = setting(1, "epochs of federation.local_epochs that private_first trains private tensors, fewer than all of them")
     fine_tune_epochs: int = setting(

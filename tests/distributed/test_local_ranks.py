@@ -16,7 +16,7 @@ from tests.support.ranks import run_ranks, train, values_of
 
 RULES = {
     "scaffold": ["local.rule=scaffold", "optimizer.momentum=0", "local.trains=private_first", "federation.local_epochs=2"],
-    "ditto": ["local.rule=ditto", "local.pull=0.5", "evaluation.every=2"],
+    "ditto": ["local.rule=ditto", "local.pull=0.5", "evaluation.every=2", "data.new_clients=0.25", "evaluation.new_clients_epochs=1"],
     "fine-tuned": ["local.rule=fedprox", "local.fine_tune_epochs=1", "evaluation.every=2"],
 }
 CLIENTS = 4
@@ -45,6 +45,7 @@ def test_the_same_run(runs: Path, rule: str) -> None:
         assert all(other["comm"][key] == row["comm"][key] for key in ("payload_bytes", "uplink_bytes", "downlink_bytes"))
     last, others = small.metrics(one)[-1]["accuracy"], small.metrics(two)[-1]["accuracy"]
     assert others == (last and pytest.approx(last, rel=1e-5))
+    assert small.summary(two).get("new_clients") == small.summary(one).get("new_clients")
 
 
 def test_control_variates_are_counted_both_ways(runs: Path) -> None:
