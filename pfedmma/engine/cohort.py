@@ -162,13 +162,12 @@ def _train_group(
     states, server = members
     ids = [client.id for client in group]
     held = held_classes(group, len(training.forward.classes)).to(states.device) if training.method.knows_classes else None
-    given = Given(server.others(ids), held)
+    given = Given(server.others(ids), held, training.correction.reads(ids, states, server) if training.correction else None)
     personal = _train_personal(training.of_personal_models, group, members, round_, given)
     params = states.gather_to_train(ids, server.shared)
     state = states.gather_optimizer(ids) if states.optimizer.state == "persist" and not training.answers_only else None
     states.prefetch([client.id for client in after])
-    read = training.correction.reads(ids, states, server) if training.correction else None
-    losses = training.train(group, params, state, round_, given, coming, read)
+    losses = training.train(group, params, state, round_, given, coming)
     changes = training.control_changes(group, params[:, : training.layout.exchanged_size], server)
     return Left(params, losses, state, personal, changes)
 
@@ -181,5 +180,5 @@ def _train_personal(training: LocalTraining | None, group: Sequence[Client], mem
     ids = [client.id for client in group]
     params = states.gather_personal(ids)
     with Coming() as coming:
-        training.train(group, params, None, round_, given, coming, training.correction.reads(ids, states, server))
+        training.train(group, params, None, round_, given._replace(correction=training.correction.reads(ids, states, server)), coming)
     return params

@@ -22,7 +22,7 @@ from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.rules import CONTROL, State
 
-READ = "correction.read"  # the name of what a correction reads, beside what the method keeps fixed
+_READ = "correction.read"  # the name of no tensor
 
 
 class Correction(Protocol):
@@ -68,6 +68,11 @@ class Controls:
         return (server.shared - sent) / (counts * rates) - server.state[CONTROL]
 
 
+def joined(fixed: State, read: Tensor | None) -> dict[str, Tensor]:
+    """What the method keeps ``fixed`` while clients train, and what the correction reads [C, X], if anything: a step is given both."""
+    return {**fixed} if read is None else {**fixed, _READ: read}
+
+
 def split(fixed: State) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What the method keeps fixed, and what the correction reads."""
-    return {name: tensor for name, tensor in fixed.items() if name != READ}, fixed.get(READ)
+    """The inverse of `joined`."""
+    return {name: tensor for name, tensor in fixed.items() if name != _READ}, fixed.get(_READ)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine.batches import Batch, Batches, Coming, Stack, steps
-from pfedmma.engine.corrections import READ, Controls, Correction, Pull, split
+from pfedmma.engine.corrections import Controls, Correction, Pull, joined, split
 from pfedmma.engine.graphs import Graphs
 from pfedmma.methods.base import SEEDS, Method
 from pfedmma.methods.forward import Forward
@@ -87,14 +87,12 @@ class LocalTraining:
         round_: int,
         given: Given = NOTHING,
         coming: Coming | None = None,
-        read: Tensor | None = None,
     ) -> Tensor:
         """Train the stack in place.
 
         Args:
             clients: C clients, most steps first (`by_steps`). params: [C,P]. state: optimizer state, each [C,...]; None for a fresh one.
             given: what the clients know besides their tensors. coming: batches that are staged ahead.
-            read: what the correction reads [C,X].
 
         Returns:
             The mean training loss over each client's steps [C].
@@ -109,12 +107,12 @@ class LocalTraining:
         losses = torch.zeros(int(counts.max()), len(clients), device=params.device)
         counts = self.batches.staging.put(counts)
         scale = LossScale(len(clients), params.device, enabled=self.method.backbone.precision == "fp16")
-        fixed = self.forward.fixed(self.layout.views(params), given) | ({} if read is None else {READ: read})
-        before = self.in_turn[0]
+        fixed = joined(self.forward.fixed(self.layout.views(params), given), given.correction)
+        begun = self.in_turn[0]
         for number, (now, batch) in enumerate(self.batches_of(clients, round_, coming or Coming())):
-            if now is not before:  # the steps that Adam counts are those of a tensor
+            if now is not begun:  # the steps that Adam counts are those of a tensor
                 state["step"].zero_()
-                before = now
+                begun = now
             k = len(batch.labels)
             rows, constant = ({name: tensor[:k] for name, tensor in tensors.items()} for tensors in (state, fixed))
             inputs, columns = (params[:k], rows, constant, batch, scale), (now.trained.start, now.trained.stop)

@@ -118,9 +118,10 @@ class ClientStates:
 
     def gather_personal(self, ids: Sequence[int]) -> Tensor:
         """The clients' personal models [C, P], which begin as every client does. A copy."""
-        untrained = torch.stack([torch.cat([self.initial[: self.layout.exchanged_size], self._untrained(i)]) for i in ids])
-        frozen = self.initial[self.layout.trained_size :].expand(len(ids), -1)
-        return self._with_personal(torch.cat([untrained.to(self.device), frozen], dim=1), ids)
+        stack = self.initial.repeat(len(ids), 1)
+        for row, client in zip(stack[:, self.layout.private], ids, strict=True):
+            row.copy_(self._untrained(client))
+        return self._with_personal(stack, ids)
 
     def _with_personal(self, stack: Tensor, ids: Sequence[int]) -> Tensor:
         return _replaced(stack[:, : self.layout.trained_size], self.beside[PERSONAL], ids, stack)

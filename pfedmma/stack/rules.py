@@ -34,11 +34,13 @@ class Given(NamedTuple):
     """What clients know besides their tensors. ``others``: what they read of others, None if there is nothing to read.
 
     ``held`` [C, K] bool: which of the classes at hand each client holds (the base classes in training; of novel classes none), for
-    methods that know classes; None where nobody knows, as outside a run.
+    methods that know classes; None where nobody knows, as outside a run. ``correction`` [C, X]: what the correction of their gradients
+    reads, where there is one (`pfedmma.engine.corrections`); methods have no use for it.
     """
 
     others: Others | None = None
     held: Tensor | None = None
+    correction: Tensor | None = None
 
 
 NOTHING = Given()
