@@ -44,6 +44,7 @@ from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.local import refuse_local, with_controls
 from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
 from pfedmma.run.start import start_of
+from pfedmma.server.privacy import Bounded
 from pfedmma.server.rules import SHARED, ServerRules
 from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
@@ -115,10 +116,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     method = registry.build(config.method, backbone)
     participants = federated.participants
     bounded = bounds(config, len(participants))
-    refuse_local(method, config)
-    images = sum(len(federated.clients[i].train) for i in participants)
-    rules = with_controls(server_rules(method, config, bounded, len(participants)), config, method.layout, (len(participants), images))
-    members = new_members(method, config, world, rules=rules)
+    members = new_members(method, config, world, rules=rules_of(method, config, bounded, federated))
     members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
@@ -142,6 +140,15 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     engine.account = account_of(engine, config, bounded)
     engine.fine_tuning = config.local.fine_tuning(plain)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
+
+
+def rules_of(method: Method, config: Config, bounded: Bounded | None, federated: FederatedData) -> ServerRules:
+    """The server's rules. Raises a `UserError` where settings of server, privacy or local training do not go together."""
+    refuse_local(method, config)
+    participants = federated.participants
+    images = sum(len(federated.clients[i].train) for i in participants)
+    rules = server_rules(method, config, bounded, len(participants))
+    return with_controls(rules, config, method.layout, (len(participants), images))
 
 
 def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:
