@@ -19,7 +19,7 @@ from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.arrivals import Arrived, arrivals
 from pfedmma.engine.batches import Coming, Stack
-from pfedmma.engine.cohort import Members, PassWidth, Trained, train_cohort
+from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.federation import FederationConfig
 from pfedmma.engine.local import AFTER_THE_ROUNDS, LocalTraining
@@ -90,7 +90,7 @@ class Engine:
                 loss, interrupted = self.collect(cohort, own, trained.losses)  # waits for the slowest rank: the exchange is timed alone
                 arrived = self.arrived(round_, cohort)
                 clock.lap("wait")
-                self.server.round(self.uploads(round_, arrived, own, trained))
+                self.server.round(self.uploads(round_, arrived, own, trained.uploads, trained.controls))
                 clock.lap("exchange")
                 if self.fine_tuning is not None and round_ == self.federation.rounds:
                     self.fine_tune(self.fine_tuning)
@@ -120,15 +120,14 @@ class Engine:
         wanted = participation.wanted(len(self.participants), self.federation, round_)
         return arrivals(cohort, wanted, self.assignment.work, self.federation, self.seed, round_)
 
-    def uploads(self, round_: int, arrived: Arrived, own: Sequence[Client], trained: Trained) -> Uploads:
-        """What the participants send that counts; ``trained``: of ``own``, those on this rank."""
+    def uploads(self, round_: int, arrived: Arrived, own: Sequence[Client], rows: Tensor, controls: Tensor | None = None) -> Uploads:
+        """What the participants send that counts; ``rows``, ``controls`` [C, X]: of ``own``, those on this rank."""
         samples, counted = [len(self.clients[i].train) for i in arrived.counted], frozenset(arrived.counted)
         here = [row for row, client in enumerate(own) if client.id in counted]
-        rows = trained.uploads
         if len(here) < len(own):  # row by row: an index made of a list would be waited for on a GPU
             rows = torch.stack([rows[row] for row in here]) if here else rows[:0]
         # Where there are controls no upload is lost.
-        return Uploads(round_, arrived.counted, samples, [own[row].id for row in here], rows, arrived.lost, trained.controls)
+        return Uploads(round_, arrived.counted, samples, [own[row].id for row in here], rows, arrived.lost, controls)
 
     def collect(self, cohort: Sequence[int], own: Sequence[Client], losses: Tensor) -> tuple[float | None, bool]:
         """The weighted mean of all participants' losses, None of nobody, and whether any rank was asked to end; ``losses`` [C]: of ``own``.
