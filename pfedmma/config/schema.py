@@ -20,6 +20,7 @@ from pfedmma.comm.world import DistributedConfig
 from pfedmma.config import plugins, shipped
 from pfedmma.data.loading import DataConfig
 from pfedmma.engine.federation import FederationConfig
+from pfedmma.engine.local_settings import LocalConfig
 from pfedmma.methods.registry import MethodConfig, entry_of
 from pfedmma.records import trackers
 from pfedmma.records.checkpoint.write import CheckpointConfig
@@ -66,6 +67,7 @@ class Config:
     method: MethodConfig = field(default_factory=MethodConfig)
     federation: FederationConfig = field(default_factory=FederationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

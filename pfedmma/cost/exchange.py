@@ -49,11 +49,12 @@ class Rounds:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a ``method`` moves in ``rounds`` in the dtype ``wire``: bytes."""
+    """What a ``method`` moves in ``rounds`` in the dtype ``wire``: bytes. ``controls``: control variates travel as well."""
 
     method: Method
     rounds: Rounds
     wire: str
+    controls: bool = False
 
     @property
     def number(self) -> int:
@@ -63,12 +64,17 @@ class Exchange:
     @property
     def up(self) -> int:
         """A client and round."""
-        return self.number * self.method.layout.exchanged_size
+        return self.number * self.method.layout.exchanged_size + self.beside
+
+    @property
+    def beside(self) -> int:
+        """Control variates of a client and round, each way."""
+        return self.number * self.method.layout.exchanged_size if self.controls else 0
 
     @property
     def down(self) -> int:
         """A client and round."""
-        return self.number * self.method.received(self.rounds.eligible - 1)
+        return self.number * self.method.received(self.rounds.eligible - 1) + self.beside
 
     @property
     def up_of_run(self) -> int:
@@ -76,7 +82,8 @@ class Exchange:
 
     @property
     def down_of_run(self) -> int:
-        return round(self.rounds.first * self.number * self.method.received(0) + self.rounds.later * self.down)
+        first = self.number * self.method.received(0) + self.beside
+        return round(self.rounds.first * first + self.rounds.later * self.down)
 
     def payload(self) -> float:
         """What ranks hand to the all-reduce of a round under FedAvg: the weighted sum, and beside it what each participant pools."""

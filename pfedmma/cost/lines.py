@@ -125,7 +125,7 @@ def _of_method(config: Config, backbone: Backbone, size: int, sweep: Sweep) -> l
     step = step_of(method, config, sweep.classes) if sweep.classes else None
     found = []
     for wire, clients, ranks in itertools.product(sweep.wires, sweep.clients, sweep.ranks):
-        exchange = Exchange(method, Rounds.from_config(config, clients), wire)
+        exchange = Exchange(method, Rounds.from_config(config, clients), wire, config.local.controls)
         found.append(Line(config, exchange, clients, ranks, sweep.links, size, sweep.classes, step))
     return found
 

@@ -27,6 +27,7 @@ from pfedmma.system.staging import Sent, Staging
 
 WHOLE_STEM_BATCH = 256  # images at a time
 STEP = 8  # images of a client between two sizes of a GPU's batches
+ONE_EPOCH = range(1)
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,14 @@ class LocalWork:
 
 
 class Stack(NamedTuple):
-    """Clients that train together in a round; most steps first (`by_steps`), unless something else is said."""
+    """Clients that train together in a round; most steps first (`by_steps`), unless something else is said.
+
+    ``epochs``: which of the round's epochs; None: all.
+    """
 
     clients: Sequence[Client]
     round: int
+    epochs: range | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Batches:
         camera = self.staging.put(cameras(stack.clients))
         camera = None if camera is None else camera.at(self.pixels.preprocess.size)  # once, not in every step
         staged = coming.take(self._key(stack, not kept)) or self._prefetched(stack, coming, pixels=not kept)
-        last = max(steps(client, self.work) for client in stack.clients)
+        last = max(steps(client, self.work, stack.epochs) for client in stack.clients)
         for number, sent in enumerate(staged, 1):
             if number == last and coming.after is not None:
                 self.begin(coming.after, coming)
@@ -137,12 +142,12 @@ class Batches:
             coming.begin(self._key(stack, pixels), self._prefetched(stack, coming, pixels))
 
     def _prefetched(self, stack: Stack, coming: Coming, pixels: bool) -> Prefetched[Sent[StagedBatch]]:
-        plans = [plan(client, self.work, stack.round) for client in stack.clients]
-        packed = map(self.staging.pack, self.staged(stack.clients, plans, stack.round, pixels))
+        plans = [plan(client, self.work, stack.round, stack.epochs) for client in stack.clients]
+        packed = map(self.staging.pack, self.staged(stack, plans, pixels))
         return Prefetched(packed, coming.waiting, send=self.staging.send)
 
     def _key(self, stack: Stack, pixels: bool) -> tuple[object, ...]:
-        return tuple(client.id for client in stack.clients), stack.round, pixels
+        return tuple(client.id for client in stack.clients), stack.round, stack.epochs, pixels
 
     def kept(self, clients: Sequence[Client]) -> list[Stem]:
         """The stem of each client's training images, where they are the same in every epoch and there is room; else nothing."""
@@ -165,28 +170,31 @@ class Batches:
             parts.append(self.forward.image_stem(self.pixels.normalise(self.pixels.finish(staged)[None], camera)[0]))
         return parts[0].join(parts)
 
-    def staged(
-        self, clients: Sequence[Client], plans: Sequence[Sequence[Tensor]], round_: int, pixels: bool = True
-    ) -> Iterator[StagedBatch]:
-        """The host's part of the batches of a round; without images if no ``pixels`` are wanted."""
+    def staged(self, stack: Stack, plans: Sequence[Sequence[Tensor]], pixels: bool = True) -> Iterator[StagedBatch]:
+        """The host's part of the batches of a stack; without images if no ``pixels`` are wanted."""
         for number in range(max(map(len, plans))):
             k = sum(len(plan) > number for plan in plans)
-            yield self.stage(clients[:k], [plan[number] for plan in plans[:k]], round_, number, pixels)
+            yield self.stage(stack._replace(clients=stack.clients[:k]), [plan[number] for plan in plans[:k]], number, pixels)
 
-    def stage(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int, pixels: bool = True) -> StagedBatch:
-        """The clients' next batches side by side, `padded` with images of weight 0."""
-        size = self.padded(max(map(len, chosen)))
+    def stage(self, stack: Stack, chosen: Sequence[Tensor], number: int, pixels: bool = True) -> StagedBatch:
+        """The clients' next batches side by side, `padded` with images of weight 0; ``number``: of the step, from 0."""
+        clients, size = stack.clients, self.padded(max(map(len, chosen)))
         rows = torch.stack([torch.cat([own, own[:1].expand(size - len(own))]) for own in chosen])
         there = torch.arange(size) < torch.tensor([[len(own)] for own in chosen])
         labels = torch.stack([client.labels[own] for client, own in zip(clients, rows, strict=True)])
         weights = there / there.sum(dim=1, keepdim=True)
-        seeds = torch.tensor([rng.key(self.work.seed, "noise", round_, client.id, number) for client in clients])
+        seeds = torch.tensor([rng.key(self.work.seed, "noise", *own) for own in self.steps_of_round(stack, number)])
         if not pixels:
             return StagedBatch(None, rows, labels, weights, seeds)
         # Each client's images follow those of the one before; padding repeats its first.
         first = torch.tensor([0, *map(len, chosen[:-1])]).cumsum(0)[:, None]
         rows = torch.where(there, first + torch.arange(size), first)
-        return StagedBatch(self.staged_images(clients, chosen, round_, number), rows, labels, weights, seeds)
+        return StagedBatch(self.staged_images(stack, chosen, number), rows, labels, weights, seeds)
+
+    def steps_of_round(self, stack: Stack, number: int) -> list[tuple[int, int, int]]:
+        """Of each client (round, id, number of its step in the round): what the draws of a step go by."""
+        first = 0 if stack.epochs is None else stack.epochs.start
+        return [(stack.round, client.id, first * steps(client, self.work, ONE_EPOCH) + number) for client in stack.clients]
 
     def padded(self, images: int) -> int:
         """To how many images a client the batches of a step are padded where the largest has so many.
@@ -198,12 +206,12 @@ class Batches:
             return images
         return max(images, min(-(-images // STEP) * STEP, self.work.batch_size))
 
-    def staged_images(self, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, number: int) -> Staged:
+    def staged_images(self, stack: Stack, chosen: Sequence[Tensor], number: int) -> Staged:
         """The images of the clients' next batches, without padding."""
-        generators = [rng.generator(self.work.seed, "augment", round_, client.id, number) for client in clients]
+        generators = [rng.generator(self.work.seed, "augment", *own) for own in self.steps_of_round(stack, number)]
         drawn = [self.pixels.draws(len(own), gen) for own, gen in zip(chosen, generators, strict=True)]
         draws, flips = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        return self.pixels.stage(torch.cat([c.train[own] for c, own in zip(clients, chosen, strict=True)]), draws, flips)
+        return self.pixels.stage(torch.cat([c.train[own] for c, own in zip(stack.clients, chosen, strict=True)]), draws, flips)
 
     def on_device(self, clients: Sequence[Client], staged: StagedBatch, kept: Sequence[Stem] = (), camera: Camera | None = None) -> Batch:
         """The batch out of a staged one on the device, seen through the clients' cameras (``camera``: they, where they are at hand).
@@ -218,10 +226,10 @@ class Batches:
         return Batch(images.flatten(0, 1), labels, weights, seeds)
 
 
-def plan(client: Client, work: LocalWork, round_: int) -> list[Tensor]:
-    """The client's batches of one round: positions in its own training images, reshuffled every epoch."""
+def plan(client: Client, work: LocalWork, round_: int, epochs: range | None = None) -> list[Tensor]:
+    """The client's batches of one round, or of these ``epochs`` of it: positions in its own training images, reshuffled every epoch."""
     batches: list[Tensor] = []
-    for epoch in range(work.epochs):
+    for epoch in range(work.epochs) if epochs is None else epochs:
         gen = rng.generator(work.seed, "shuffle", round_, client.id, epoch)
         batches += torch.randperm(len(client.train), generator=gen)[: work.images(client)].split(work.batch_size)
     return batches
@@ -232,6 +240,6 @@ def by_steps(clients: Sequence[Client], work: LocalWork) -> list[Client]:
     return sorted(clients, key=lambda c: (-steps(c, work), c.id))
 
 
-def steps(client: Client, work: LocalWork) -> int:
-    """How many local steps the client takes in a round."""
-    return work.epochs * -(-work.images(client) // work.batch_size)
+def steps(client: Client, work: LocalWork, epochs: range | None = None) -> int:
+    """How many local steps the client takes in a round, or in these ``epochs`` of it."""
+    return (work.epochs if epochs is None else len(epochs)) * -(-work.images(client) // work.batch_size)

@@ -8,18 +8,21 @@ Shape legend: C clients in the stack, k of them still training, B images a clien
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine.batches import Batch, Batches, Coming, Stack, steps
+from pfedmma.engine.corrections import Controls, Correction, Pull, joined, split
 from pfedmma.engine.graphs import Graphs
 from pfedmma.methods.base import SEEDS, Method
 from pfedmma.methods.forward import Forward
+from pfedmma.server.server import Server
 from pfedmma.stack import optim
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import LossScale
@@ -35,19 +38,37 @@ def nothing_more(number: int, clients: Sequence[Client], params: Tensor) -> None
     """Nobody wants to see them."""
 
 
+class Phase(NamedTuple):
+    """A part of local training: the ``epochs`` of the round in which the ``columns`` of the stack are trained, and no others."""
+
+    columns: slice
+    epochs: range
+
+
 @dataclass(frozen=True)
 class LocalTraining:
     """Everything that local training reads; it changes only the stack it is given.
 
-    ``first_trained``: the columns of the stack before this one, all of exchanged tensors, stay as they are. ``after_step`` sees every step.
-    ``graphs``: of steps on a GPU.
+    ``phases``: one after another, no column in two of them; empty: the ``columns``, in all epochs. ``columns``: of the stack, those that
+    a step trains; None: all that are not frozen. ``correction``: of the gradient of exchanged tensors. ``personal``: how strongly the
+    personal model that each client trains as well is pulled to what was received (Ditto); None: there is none. ``answers_only``: what
+    training leaves is a client's answer, and nothing else. ``after_step`` sees every step. ``graphs``: of steps on a GPU.
     """
 
     layout: Layout
     batches: Batches
-    first_trained: int = 0
+    phases: tuple[Phase, ...] = ()
+    columns: slice | None = None
+    correction: Correction | None = None
+    personal: Pull | None = None
+    answers_only: bool = False
     after_step: AfterStep = nothing_more
     graphs: Graphs | None = None
+
+    def alone(self, columns: slice, epochs: int) -> LocalTraining:
+        """As plain training for so many ``epochs``, of these columns alone: what clients do for themselves when the rounds are over."""
+        batches = replace(self.batches, work=replace(self.batches.work, epochs=epochs))
+        return replace(self, batches=batches, phases=(Phase(columns, range(epochs)),), correction=None, personal=None)
 
     @property
     def forward(self) -> Forward:
@@ -87,12 +108,16 @@ class LocalTraining:
         losses = torch.zeros(int(counts.max()), len(clients), device=params.device)
         counts = self.batches.staging.put(counts)
         scale = LossScale(len(clients), params.device, enabled=self.method.backbone.precision == "fp16")
-        fixed = self.forward.fixed(self.layout.views(params), given)
-        for number, batch in enumerate(self.batches.of_round(Stack(clients, round_), coming or Coming())):
+        fixed = joined(self.forward.fixed(self.layout.views(params), given), given.correction)
+        begun = self.in_turn[0]
+        for number, (now, batch) in enumerate(self.batches_of(clients, round_, coming or Coming())):
+            if now is not begun:  # the steps that Adam counts are those of a tensor
+                state["step"].zero_()
+                begun = now
             k = len(batch.labels)
             rows, constant = ({name: tensor[:k] for name, tensor in tensors.items()} for tensors in (state, fixed))
-            inputs = params[:k], rows, constant, batch, scale
-            losses[number, :k] = self.step(*inputs) if self.graphs is None else self.graphs(self.step, self.first_trained, inputs)
+            inputs, columns = (params[:k], rows, constant, batch, scale), (now.trained.start, now.trained.stop)
+            losses[number, :k] = now.step(*inputs) if self.graphs is None else self.graphs(now.step, columns, inputs)
             self.after_step(number, clients[:k], params[:k])
         mean = losses.sum(dim=0) / counts
         finite = torch.isfinite(mean) & torch.isfinite(params).all(dim=1)
@@ -100,18 +125,74 @@ class LocalTraining:
             _name_first_bad(losses, finite, clients, round_)
         return mean
 
+    @cached_property
+    def of_personal_models(self) -> LocalTraining | None:
+        """The training of the clients' personal models; None where they have none."""
+        return None if self.personal is None else replace(self, correction=self.personal, personal=None)
+
+    @property
+    def trained(self) -> slice:
+        """The columns that a step trains."""
+        own, all_ = self.columns or self.layout.trained, self.layout.trained
+        return slice(max(own.start, all_.start), min(own.stop, all_.stop))
+
+    @property
+    def in_turn(self) -> tuple[LocalTraining, ...]:
+        """Itself, or the training of each phase."""
+        return self._of_phases or (self,)
+
+    @cached_property
+    def _of_phases(self) -> tuple[LocalTraining, ...]:
+        return tuple(replace(self, phases=(), columns=phase.columns) for phase in self.phases)
+
+    @property
+    def epochs(self) -> tuple[range | None, ...]:
+        """Those of each of `in_turn`; None: all."""
+        return tuple(phase.epochs for phase in self.phases) or (None,)
+
+    def opening(self, clients: Sequence[Client], round_: int) -> Stack:
+        """The clients as the stack with which their round begins."""
+        return Stack(clients, round_, self.epochs[0])
+
+    def batches_of(self, clients: Sequence[Client], round_: int, coming: Coming) -> Iterator[tuple[LocalTraining, Batch]]:
+        """The batches of a round one after another, each with what trains on it."""
+        stacks = [Stack(clients, round_, epochs) for epochs in self.epochs]
+        for now, stack, then in zip(self.in_turn, stacks, (*stacks[1:], coming.after), strict=True):
+            coming.after = then
+            for batch in self.batches.of_round(stack, coming):
+                yield now, batch
+
+    def shared_steps(self, client: Client) -> int:
+        """How many local steps of a round train what a client exchanges."""
+        pairs = zip(self.in_turn, self.epochs, strict=True)
+        return sum(steps(client, self.batches.work, epochs) for now, epochs in pairs if now.trained.start < self.layout.exchanged_size)
+
+    def control_changes(self, clients: Sequence[Client], sent: Tensor, server: Server) -> Tensor | None:
+        """What clients send beside their tensors ``sent`` [C,X]: the changes of their control variates [C,X], where there are any."""
+        if not isinstance(self.correction, Controls):
+            return None
+        lr = torch.full((), self.batches.work.optimizer.lr, device=sent.device)
+        rates = lr if self.rates is None else self.rates[: self.layout.exchanged_size]
+        return self.correction.changes(sent, server, [self.shared_steps(client) for client in clients], rates)
+
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
-        """One optimizer step of k clients in place; returns their losses [k]. ``fixed``: what `Forward.fixed` gave for these clients."""
-        first = max(self.first_trained, self.layout.trained.start)
-        columns = slice(first, self.layout.trained.stop)
+        """One optimizer step of k clients in place; returns their losses [k].
+
+        ``fixed``: what `Forward.fixed` gave for these clients, and what the correction reads.
+        """
+        columns = self.trained
         own = params[:, columns]
         leaves = self.leaves(columns, own)
+        fixed, read = split(fixed)
         state_now = {**self.layout.views(params), **leaves, **fixed, SEEDS: batch.seeds}
         inputs = batch.images, batch.labels, batch.weights
         losses, grads = self.forward.gradients(state_now, list(leaves.values()), inputs, scale.scaled)
         if grads is not None:  # a method without trained tensors has no gradient
-            rates = None if self.rates is None else self.rates[first:]
-            scale.guarded_step(self.batches.work.optimizer, own, grads, optim.columns(state, first), rates)
+            if self.correction is not None and read is not None and columns.start == 0:
+                exchanged = slice(0, self.layout.exchanged_size)
+                grads[:, exchanged] += scale.scaled_rows(self.correction.added(own[:, exchanged], read))
+            rates = None if self.rates is None else self.rates[columns]
+            scale.guarded_step(self.batches.work.optimizer, own, grads, optim.part(state, columns), rates)
         return losses
 
     def leaves(self, columns: slice, own: Tensor) -> dict[str, Tensor]:

@@ -157,12 +157,12 @@ def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence
     if epochs == 0 or first == engine.training.layout.trained_size:
         return {}
     kept = {k: start.for_newcomers(_budget(engine, len(lengths))) for k in lengths if k}
-    batches = replace(engine.training.batches, work=replace(engine.training.batches.work, epochs=epochs))
+    alone = engine.training.alone(slice(first, engine.training.layout.trained_size), epochs)
     # The last state is kept by the cohort, when a pass is done: one that runs out of memory begins again with what is there.
     on_the_way = {k: states for k, states in kept.items() if k < epochs}
-    keep = keeping(on_the_way, {client.id: steps(client, batches.work) for client in group.own}, epochs, told)
-    training = replace(engine.training, batches=batches, first_trained=first, after_step=keep)
-    train_cohort(training, group.own, Members(kept[epochs], engine.server), AFTER_THE_ROUNDS, engine.width)
+    keep = keeping(on_the_way, {client.id: steps(client, alone.batches.work) for client in group.own}, epochs, told)
+    trained = replace(alone, after_step=keep)
+    train_cohort(trained, group.own, Members(kept[epochs], engine.server), AFTER_THE_ROUNDS, engine.width)
     return kept
 
 

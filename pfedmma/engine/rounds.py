@@ -20,10 +20,10 @@ from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.arrivals import Arrived, arrivals
 from pfedmma.engine.batches import Coming, Stack
-from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.cohort import Members, PassWidth, Trained, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.federation import FederationConfig
-from pfedmma.engine.local import LocalTraining
+from pfedmma.engine.local import AFTER_THE_ROUNDS, LocalTraining
 from pfedmma.engine.picked import PickedRows
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.lost import Lost
@@ -61,6 +61,7 @@ class Engine:
     width: PassWidth = field(default_factory=lambda: PassWidth(10))
     interruption: Interruption = field(default_factory=Interruption)
     account: Account | None = None  # of what the rounds tell, where noise is added
+    fine_tuning: LocalTraining | None = None  # what every client does for itself after the last round, before it is tested
 
     @property
     def states(self) -> ClientStates:
@@ -91,8 +92,11 @@ class Engine:
                 loss, interrupted = self.collect(cohort, own, trained.losses)  # waits for the slowest rank: the exchange is timed alone
                 arrived = self.arrived(round_, cohort)
                 clock.lap("wait")
-                self.exchange(round_, arrived, own, trained.uploads)
+                self.exchange(round_, arrived, own, trained)
                 clock.lap("exchange")
+                if self.fine_tuning is not None and round_ == self.federation.rounds:
+                    self.fine_tune(self.fine_tuning)
+                    clock.lap("fine_tune")
                 tested = self.test_round(round_) if due(self.evaluation.config.every, round_, self.federation.rounds) else None
                 clock.lap("evaluate")
                 listener.round_done(self.record(round_, arrived, read, loss, clock, tested))
@@ -118,21 +122,22 @@ class Engine:
         wanted = participation.wanted(len(self.participants), self.federation, round_)
         return arrivals(cohort, wanted, self.assignment.work, self.federation, self.seed, round_)
 
-    def uploads(self, round_: int, arrived: Arrived, own: Sequence[Client], rows: Tensor) -> Uploads:
-        """What the participants send that counts; ``rows`` [C, X]: of ``own``, those on this rank."""
+    def uploads(self, round_: int, arrived: Arrived, own: Sequence[Client], rows: Tensor, controls: Tensor | None = None) -> Uploads:
+        """What the participants send that counts; ``rows``, ``controls`` [C, X]: of ``own``, those on this rank."""
         samples, counted = [len(self.clients[i].train) for i in arrived.counted], frozenset(arrived.counted)
         here = [row for row, client in enumerate(own) if client.id in counted]
         if len(here) < len(own):  # row by row: an index made of a list would be waited for on a GPU
             rows = torch.stack([rows[row] for row in here]) if here else rows[:0]
-        return Uploads(round_, arrived.counted, samples, [own[row].id for row in here], rows, arrived.lost)
+        # Where there are controls no upload is lost.
+        return Uploads(round_, arrived.counted, samples, [own[row].id for row in here], rows, arrived.lost, controls)
 
-    def exchange(self, round_: int, arrived: Arrived, own: Sequence[Client], rows: Tensor) -> None:
-        """Let the server make its next state of what the participants send; ``rows`` [C, X]: as in `uploads`. All ranks enter."""
+    def exchange(self, round_: int, arrived: Arrived, own: Sequence[Client], trained: Trained) -> None:
+        """Let the server make its next state of what the participants send; ``trained``: of ``own``. All ranks enter."""
         if not self.training.layout.picked:
-            return self.server.round(self.uploads(round_, arrived, own, rows))
+            return self.server.round(self.uploads(round_, arrived, own, trained.uploads, trained.controls))
         ids = [client.id for client in own]
         picked = PickedRows.after_training(self.training.method, self.members, ids, round_, self.seed)
-        self.server.round(self.uploads(round_, arrived, own, picked.sent(self.members)))
+        self.server.round(self.uploads(round_, arrived, own, picked.sent(self.members), None))
         picked.write_back(self.members, arrived.counted)
         self.world.wait("rows")  # another rank may test these clients, or train them next
 
@@ -143,8 +148,10 @@ class Engine:
         those whose upload did not count when the server last made it.
         """
 
+        beside = self.server.exchanged - self.training.layout.exchanged_size  # control variates
+
         def numbers(ids: Iterable[int]) -> int:
-            return sum(map(self.states.exchanged_size, ids))
+            return sum(self.states.exchanged_size(i) + beside for i in ids)
 
         sent = numbers(arrived.cohort)
         lost = numbers(arrived.lost) if self.federation.loses_uploads else None
@@ -171,6 +178,14 @@ class Engine:
         loss, asked = self.world.sum(torch.tensor([mine, float(self.interruption.asked)], dtype=torch.float64), "metrics").tolist()
         return loss / sum(sizes.values()) if cohort else None, asked > 0
 
+    def fine_tune(self, training: LocalTraining) -> None:
+        """Every client trains on alone, from what it would begin a next round with, and answers with what it is left with. All ranks enter.
+
+        What rounds go on from stays: a run with more rounds goes on as if this had not been.
+        """
+        train_cohort(training, self.training_here(self.participants), self.members, AFTER_THE_ROUNDS, self.width)
+        self.world.wait("fine_tuning")  # another rank of the node may test who has trained here
+
     def evaluate(self) -> Accuracy:
         """Accuracy of every client with what it answers with now. All ranks enter."""
         return self.evaluation.test(self.training.method, self.members, self.training.batches.stems)
@@ -185,8 +200,8 @@ class Engine:
         lost = Lost(tuple(arrived.failed), tuple(arrived.late)) if federation.loses_uploads else None
         simulated = arrived.seconds if federation.simulates_time else None
         samples = sum(len(self.clients[i].train) for i in cohort)
-        wire_bytes, exchanged = WIRE_DTYPES[self.server.rules.wire].itemsize, self.training.layout.exchanged_size
-        comm = self.world.ledger.close_round(exchanged, self.moved(round_, arrived, read), wire_bytes)
+        wire_bytes = WIRE_DTYPES[self.server.rules.wire].itemsize
+        comm = self.world.ledger.close_round(self.server.exchanged, self.moved(round_, arrived, read), wire_bytes)
         keys = None if self.server.rules.keys is None else len(cohort) * self.server.rules.keys(len(cohort))
         moved = RoundComm(**comm, key_exchange_bytes_modelled=keys)
         row = RoundRow(round_, tuple(cohort), samples, loss, dict(clock.seconds()), moved, lost=lost, simulated_seconds=simulated)

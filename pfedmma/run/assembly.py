@@ -41,8 +41,10 @@ from pfedmma.methods.zeroshot import ZeroShot
 from pfedmma.records.checkpoint.manifest import Classes
 from pfedmma.records.rows import NewClients
 from pfedmma.records.selected import BEST_VAL
+from pfedmma.run.local import refuse_local, with_controls
 from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
 from pfedmma.run.start import start_of, widths_of
+from pfedmma.server.privacy import Bounded
 from pfedmma.server.rules import SHARED, ServerRules
 from pfedmma.server.server import Server
 from pfedmma.stack.client_state import ClientStates
@@ -115,12 +117,11 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     method = registry.build(config.method, backbone)
     participants = federated.participants
     bounded = bounds(config, len(participants))
-    rules = server_rules(method, config, bounded, len(participants), widths_of(method, config, world.device))
-    members = new_members(method, config, world, rules=rules)
+    members = new_members(method, config, world, rules=rules_of(method, config, bounded, federated, world))
     members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
     width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
-    training = new_training(method, federated, pixels, config, world, width.now)
+    plain = new_training(method, federated, pixels, config, world, width.now)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None
     evaluation = Evaluation(config.evaluation, testers[0], federated.clients, participants, assignment, config.seed, validator)
@@ -129,7 +130,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         assignment,
         federated.clients,
         participants,
-        training,
+        config.local.applied(plain),
         evaluation,
         members,
         config.federation,
@@ -138,6 +139,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
         interruption or Interruption(),
     )
     engine.account = account_of(engine, config, bounded)
+    engine.fine_tuning = config.local.fine_tuning(plain)
     return Run(config, backbone, federated, engine, skipped, pixels.source.made_split, seen)
 
 
@@ -148,6 +150,15 @@ def refuse_rounds_without_rate(config: Config) -> None:
         raise UserError(
             f"optimizer.cosine_rounds: after {until} rounds the learning rate is 0, and federation.rounds is {rounds}; set at least as many"
         )
+
+
+def rules_of(method: Method, config: Config, bounded: Bounded | None, federated: FederatedData, world: World) -> ServerRules:
+    """The server's rules. Raises a `UserError` where settings of server, privacy or local training do not go together."""
+    refuse_local(method, config)
+    participants = federated.participants
+    images = sum(len(federated.clients[i].train) for i in participants)
+    rules = server_rules(method, config, bounded, len(participants), widths_of(method, config, world.device))
+    return with_controls(rules, config, method.layout, (len(participants), images))
 
 
 def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:
@@ -216,7 +227,7 @@ def new_members(method: Method, config: Config, world: World, answers: str = "",
     """
     layout, start = method.layout, start_of(method, config)
     budget = Budget(config.federation.device_gb * 1e9, config.federation.host_gb * 1e9)
-    widths = widths_of(method, config, world.device)
-    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers or method.answers, widths)
+    answers, widths = answers or config.local.answers(method.answers), widths_of(method, config, world.device)
+    states = ClientStates(layout, start, config.optimizer, world.device, budget, answers, widths, config.local.controls)
     initial = {SHARED: start.common[: layout.exchanged_size]}
     return Members(states, Server(layout, initial, world, rules or plain_rules(method, config)))

@@ -21,7 +21,7 @@ from pfedmma.records.selected import LAST
 from pfedmma.run.assembly import Run, new_members
 from pfedmma.run.server import refuse_other_noise
 from pfedmma.run.weights import refuse_other_weights
-from pfedmma.stack.rules import OWN, SERVERS
+from pfedmma.stack.rules import OWN, PERSONAL, SERVERS
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
@@ -47,7 +47,9 @@ def restore(run: Run, folder: RunFolder, round_: int | None = None) -> Manifest 
     refuse_other_weights(folder, manifest.progress.backbone, run.backbone)
     _answer_as_before(run, manifest.progress.answers)
     mine = {client.id for client in run.engine.clients if run.engine.assignment.keeps(client.id)}
-    texts = fill(run.engine.members, folder.checkpoints, manifest, mine)
+    # Clients that were fine-tuned after an earlier last round go on as if they had not been.
+    goes_on = run.engine.fine_tuning is not None and manifest.round < run.config.federation.rounds
+    texts = fill(run.engine.members, folder.checkpoints, manifest, mine, leave_out=(PERSONAL,) if goes_on else ())
     refuse_other_noise(run.engine, run.config.run_dir)
     run.engine.world.wait("resume")  # what another rank has read is there for this one
     run.engine.evaluation.best = _best_so_far(run, manifest.progress)
@@ -134,8 +136,8 @@ def newest_good(root: Path, world: World, only: int | None = None) -> Manifest |
             return manifest
 
 
-def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[int]) -> dict[str, Tensor]:
-    """Put what the server has, and the own state of ``clients``, into ``members``.
+def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[int], leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Put what the server has, and the own state of ``clients``, into ``members``; but no tensors of clients of the kinds ``leave_out``.
 
     Returns:
         By test set, the text features [n] that all clients are tested with, where there are such.
@@ -153,6 +155,8 @@ def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[i
     for client, kind, tensor in read_rows(root, manifest, clients):
         if client is not None and kind.startswith("optimizer.") and states.optimizer.state == "reset":
             continue  # of a run that keeps it, for who needs the model alone
+        if client is not None and kind in leave_out:
+            continue
         if client is None and kind != "initial":
             named[kind] = tensor
             continue
@@ -163,10 +167,12 @@ def fill(members: Members, root: Path, manifest: Manifest, clients: Collection[i
             initial = True
         elif kind == "private":
             states.own[client] = tensor
+        elif kind in states.beside:
+            states.beside[kind][client] = tensor
         else:
             parts = partial.setdefault(client, {})
             parts[kind.removeprefix("optimizer.")] = tensor
-            if {f"optimizer.{name}" for name in parts} | {"private"} == states.widths().keys():
+            if {f"optimizer.{name}" for name in parts} == {name for name in states.widths() if name.startswith("optimizer.")}:
                 states.keep_optimizer_state(client, partial.pop(client))
     if partial or not initial:
         raise UserError(f"the checkpoint {folder} lacks a part of the state of {'an optimizer' if partial else 'the server'}")

@@ -26,7 +26,8 @@ class Uploads:
 
     ``clients``: ids of all participants whose upload counts, ascending, and ``samples``: their numbers of training images, both known on
     every rank. ``hosted``: the ids of those that train on this rank; ``rows`` [C, X]: their exchanged tensors after local training.
-    ``lost``: ids of participants whose upload did not come in time.
+    ``lost``: ids of participants whose upload did not come in time. ``controls`` [C, X]: the changes of the hosted ones' control variates,
+    where they send such beside ``rows``.
     """
 
     round: int
@@ -35,6 +36,7 @@ class Uploads:
     hosted: Sequence[int]
     rows: Tensor
     lost: Sequence[int] = ()
+    controls: Tensor | None = None
 
 
 class Link(NamedTuple):
@@ -115,7 +117,8 @@ class ServerRules:
     """How a server works; as it stands, FedAvg.
 
     ``transforms`` of what is uploaded, in this order; the ``weights`` of uploads in their sum, and the ``noise`` that the server adds to
-    it; the ``aggregate`` that makes the sum; the ``update`` of the state by it. ``wire``: the dtype in which exchanged tensors travel.
+    it; the ``aggregate`` that makes the sum; the ``update`` of the state by it. ``controlled``: the update by what the changes of control
+    variates come to, which are summed in the same way; None where none are sent. ``wire``: the dtype in which exchanged tensors travel.
     ``reads``: of how many others a client reads what is pooled. ``begin``: what the state holds at the start besides "shared".
     ``in_any_round``: the state is renewed even where no upload has come. ``keys``: participants -> bytes that each would send and receive
     for keys, a model; None where there are none.
@@ -126,6 +129,7 @@ class ServerRules:
     noise: Noise | None = None
     aggregate: Aggregate = weighted_mean
     update: Update = replace_by_mean
+    controlled: Update | None = None
     wire: str = "fp32"
     reads: int = 0
     begin: Mapping[str, Tensor] = field(default_factory=dict)

@@ -40,6 +40,11 @@ class Server:
         return self.state[SHARED]
 
     @property
+    def exchanged(self) -> int:
+        """How many numbers a participant is sent in a round besides what it reads of others, and sends."""
+        return self.layout.exchanged_size * (1 if self.rules.controlled is None else 2)
+
+    @property
     def link(self) -> Link:
         """How this rank and the others sum."""
         return Link(self.layout, self.world, self.rules.wire)
@@ -61,6 +66,9 @@ class Server:
             rows = transform(rows, uploads, self.state)
         mean, pooled = rules.aggregate(rows, uploads, self.state, rules, self.link)
         state = rules.update(self.state, mean, uploads)
+        if rules.controlled is not None and uploads.controls is not None:
+            changes, _ = rules.aggregate(uploads.controls, uploads, self.state, rules, self.link)
+            state = rules.controlled(state, changes, uploads)
         made = {id(tensor): tensor for tensor in (mean, pooled, *state.values())}.values()  # FedAvg's state is the mean itself
         if not bool(torch.stack([torch.isfinite(tensor).all() for tensor in made]).all()):  # one wait for the device
             raise UserError(_why_not_finite(uploads.round, rules.wire))

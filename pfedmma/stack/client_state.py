@@ -1,4 +1,5 @@
-"""What the clients of a rank have of their own: private tensors, and optimizer state (momentum) where it persists.
+"""What the clients of a rank have of their own: private tensors, optimizer state (momentum) where it persists, personal models, control
+variates.
 
 A client's own tensors exist from the first time it trains, since before that they follow from the seed (`pfedmma.stack.start`). What is
 exchanged is the server's (`pfedmma.server.server`), and what is frozen the same for all.
@@ -8,7 +9,7 @@ Shape legend: C clients, P parameters of one client, T of them trained (they com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from pfedmma.comm.assignment import Assignment
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget, OffloadedRows
 from pfedmma.stack.optim import OptimizerConfig, OptimizerState, initial_state
-from pfedmma.stack.rules import OWN, SERVERS
+from pfedmma.stack.rules import CONTROL, OWN, PERSONAL, SERVERS
 from pfedmma.stack.shared_rows import WHAT, SharedRows, create_rows
 from pfedmma.stack.start import Start
 from pfedmma.stack.widths import Widths
+
+Rows = OffloadedRows | SharedRows
 
 
 class ClientStates:
@@ -31,7 +34,8 @@ class ClientStates:
 
     ``own``: id -> [T - X], or [T] where clients answer with their own exchanged tensors (``answers``, see `pfedmma.stack.rules`).
     ``optimizer_rows``: id -> the optimizer state end to end, only with ``optimizer.state=persist``. ``widths_of``: of clients that are not
-    all as wide.
+    all as wide. ``beside``: what else is kept, by kind: `PERSONAL` id -> [T] where clients answer with personal models, `CONTROL` id -> [X]
+    where they have control variates (``controls``).
     """
 
     def __init__(
@@ -43,20 +47,25 @@ class ClientStates:
         budget: Budget | None = None,
         answers: str = SERVERS,
         widths_of: Widths | None = None,
+        controls: bool = False,
     ) -> None:
         self.widths_of = widths_of
         self.layout, self.device, self.optimizer, self.answers = layout, device, optimizer, answers
         self.initial = start.common.to(device)  # [P]
         self._drawn = start.private
         self.own_columns = slice(0 if answers == OWN else layout.exchanged_size, layout.trained_size)
-        widths = self.own_columns.stop - self.own_columns.start, sum(self._optimizer_widths().values())
-        self._budgets = [(budget or Budget()).share(width / max(1, sum(widths))) for width in widths]
-        self.own: OffloadedRows | SharedRows
-        self.optimizer_rows: OffloadedRows | SharedRows
-        self.own, self.optimizer_rows = (OffloadedRows(width, device, part) for width, part in zip(widths, self._budgets, strict=True))
+        widths = {"own": self.own_columns.stop - self.own_columns.start, "optimizer": sum(self._optimizer_widths().values())}
+        widths |= {PERSONAL: layout.trained_size} if answers == PERSONAL else {}
+        widths |= {CONTROL: layout.exchanged_size} if controls else {}
+        self._budgets = {name: (budget or Budget()).share(width / max(1, sum(widths.values()))) for name, width in widths.items()}
+        self._keep_in({name: OffloadedRows(width, device, self._budgets[name]) for name, width in widths.items()})
         self._workspace = torch.empty(0, layout.size, device=device)
         self._coming: tuple[list[int], Future[Tensor]] | None = None
         self._thread: ThreadPoolExecutor | None = None
+
+    def _keep_in(self, stores: Mapping[str, Rows]) -> None:
+        self.own, self.optimizer_rows, *_ = stores.values()
+        self.beside = {name: rows for name, rows in stores.items() if name in (PERSONAL, CONTROL)}
 
     def share(self, assignment: Assignment) -> None:
         """Keep state from now on where all ranks of the node find it, before there is any. All ranks enter.
@@ -64,18 +73,17 @@ class ClientStates:
         Raises:
             RankFailure: there is no room for it.
         """
-        widths = self.own.width, self.optimizer_rows.width
-        names, clients = ("own", "optimizer"), assignment.near
+        widths = {"own": self.own.width, "optimizer": self.optimizer_rows.width} | {name: rows.width for name, rows in self.beside.items()}
+        clients, budgets = assignment.near, self._budgets
 
         def create(folder: Path) -> None:
-            for name, width in zip(names, widths, strict=True):
+            for name, width in widths.items():
                 create_rows(folder / name, len(clients), width)
 
         with assignment.nodes.shared_folder(WHAT, create) as folder:
             if folder is not None:
-                self.own, self.optimizer_rows = (
-                    SharedRows(folder / name, clients, width, self.device, budget.device)
-                    for name, width, budget in zip(names, widths, self._budgets, strict=True)
+                self._keep_in(
+                    {name: SharedRows(folder / name, clients, width, self.device, budgets[name].device) for name, width in widths.items()}
                 )
 
     def for_newcomers(self, budget: Budget, private: Tensor | None = None) -> ClientStates:
@@ -92,7 +100,9 @@ class ClientStates:
 
     def has_own(self, client: int) -> bool:
         """Whether a client's parameters may differ from those of another one that never trained."""
-        return self._drawn is not None or self.widths_of is not None or (client in self.own and self.own.width > 0)
+        own = self.own, self.beside.get(PERSONAL, self.own)
+        alike = self._drawn is None and self.widths_of is None
+        return not alike or any(client in rows and rows.width > 0 for rows in own)
 
     def exchanged_size(self, client: int) -> int:
         """How many numbers the client sends in a round."""
@@ -109,13 +119,31 @@ class ClientStates:
         return self._fill(self._workspace[: len(ids)], ids, shared)
 
     def gather_to_answer(self, ids: Sequence[int], shared: Tensor) -> Tensor:
-        """What the clients are tested and exported with [C, P]: as `gather`, or with their own last exchanged tensors."""
+        """What the clients are tested and exported with [C, P]: as `gather`, or with their own last tensors, or their personal models."""
         stack = self.gather(ids, shared)
         if self.answers == OWN:
-            for row, client in zip(stack, ids, strict=True):
-                if client in self.own:
-                    row[self.own_columns] = self.own[client]
-        return stack
+            return _replaced(stack[:, self.own_columns], self.own, ids, stack)
+        return self._with_personal(stack, ids) if self.answers == PERSONAL else stack
+
+    def gather_personal(self, ids: Sequence[int]) -> Tensor:
+        """The clients' personal models [C, P], which begin as every client does. A copy."""
+        stack = self.initial.repeat(len(ids), 1)
+        for row, client in zip(stack[:, self.layout.private], ids, strict=True):
+            row.copy_(self._untrained(client))
+        return self._with_personal(stack, ids)
+
+    def _with_personal(self, stack: Tensor, ids: Sequence[int]) -> Tensor:
+        return _replaced(stack[:, : self.layout.trained_size], self.beside[PERSONAL], ids, stack)
+
+    def gather_controls(self, ids: Sequence[int]) -> Tensor:
+        """The clients' control variates [C, X]; zeros where a client has none yet. A copy."""
+        controls = torch.zeros(len(ids), self.layout.exchanged_size, device=self.device)
+        return _replaced(controls, self.beside[CONTROL], ids, controls)
+
+    def keep_beside(self, kind: str, ids: Sequence[int], stack: Tensor) -> None:
+        """Keep what local training leaves besides the clients' tensors; ``stack``: [C, T] of `PERSONAL`, [C, X] of `CONTROL`."""
+        for client, row in zip(ids, stack, strict=True):
+            self.beside[kind][client] = row
 
     def free_workspace(self) -> None:
         """Give back the memory that `gather_to_train` uses again."""
@@ -184,12 +212,21 @@ class ClientStates:
         self.optimizer_rows[client] = torch.cat([state[name] for name in self._optimizer_widths()])
 
     def widths(self) -> dict[str, int]:
-        """How many numbers a client's row of each kind has: ``private`` (what is its own), ``optimizer.<name>``."""
+        """How many numbers a client's row of each kind has: ``private`` (what is its own), ``optimizer.<name>``, and kinds of `beside`."""
         own = {"private": self.own_columns.stop - self.own_columns.start}
-        return own | {f"optimizer.{name}": width for name, width in self._optimizer_widths().items()}
+        own |= {f"optimizer.{name}": width for name, width in self._optimizer_widths().items()}
+        return own | {kind: rows.width for kind, rows in self.beside.items()}
 
     def _optimizer_widths(self) -> dict[str, int]:
         if self.optimizer.state == "reset":
             return {}
         state = initial_state(self.optimizer, 1, self.layout.trained_size, torch.device("meta"))
         return {name: tensor.shape[1] for name, tensor in state.items()}
+
+
+def _replaced(columns: Tensor, rows: Rows, ids: Sequence[int], stack: Tensor) -> Tensor:
+    """``stack`` with the ``rows`` of those clients that have one in ``columns`` [C, n], a view of it."""
+    for place, client in zip(columns, ids, strict=True):
+        if client in rows:
+            place.copy_(rows[client])
+    return stack

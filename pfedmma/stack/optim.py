@@ -67,9 +67,9 @@ def in_round(config: OptimizerConfig, state: OptimizerState, round_: int) -> Opt
     return state | {"rate": torch.full_like(state["step"], rate_factor(config, round_))} if config.cosine_rounds else state
 
 
-def columns(state: OptimizerState, first: int) -> OptimizerState:
-    """The state of the parameters from column ``first`` on, as views."""
-    return {name: tensor if name in ("step", "rate") else tensor[:, first:] for name, tensor in state.items()}
+def part(state: OptimizerState, columns: slice) -> OptimizerState:
+    """The state of the parameters in ``columns``, as views."""
+    return {name: tensor if name in ("step", "rate") else tensor[:, columns] for name, tensor in state.items()}
 
 
 @torch.no_grad()
@@ -110,6 +110,10 @@ class LossScale:
 
     def scaled(self, losses: Tensor) -> Tensor:
         return losses * self.factor[: len(losses)] if self.enabled else losses
+
+    def scaled_rows(self, added: Tensor) -> Tensor:
+        """What is added to the gradients of scaled losses [k, n], scaled like them."""
+        return added * self.factor[: len(added), None] if self.enabled else added
 
     def guarded_step(
         self, config: OptimizerConfig, params: Tensor, grads: Tensor, state: OptimizerState, rates: Tensor | None = None

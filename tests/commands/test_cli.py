@@ -218,9 +218,9 @@ def test_a_loss_that_is_not_finite_names_client_round_and_batch(tmp_path: Path, 
     real_stage, real_on_device = Batches.stage, Batches.on_device
     marked: list[StagedBatch] = []
 
-    def stage(self: Batches, clients, chosen, round_: int, number: int, pixels: bool) -> StagedBatch:
-        staged = real_stage(self, clients, chosen, round_, number, pixels)
-        if (round_, number) == (2, 1):
+    def stage(self: Batches, stack, chosen, number: int, pixels: bool) -> StagedBatch:
+        staged = real_stage(self, stack, chosen, number, pixels)
+        if (stack.round, number) == (2, 1):
             marked.append(staged)
         return staged
 

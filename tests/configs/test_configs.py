@@ -13,6 +13,8 @@ import pytest
 import torch
 import yaml
 
+from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.compare import grid, published
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
@@ -22,6 +24,8 @@ from pfedmma.data.sources import lists
 from pfedmma.data.sources.base import Source, Split
 from pfedmma.data.sources.cifar import SUPERCLASSES, superclasses
 from pfedmma.engine import participation
+from pfedmma.methods import registry
+from pfedmma.run.local import refuse_local
 from pfedmma.system import options
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -250,6 +254,16 @@ def test_a_server_file_goes_after_any_other_and_names_what_it_is(file: Path) -> 
     assert (config.server, config.privacy) != (configuration.Config().server, configuration.Config().privacy)
     assert config.method == configuration.load(CONFIGS / "paper.yaml", ["data.name=dtd"]).method
     assert file.stem in (config.server.rule, config.server.robust) or config.privacy.clip
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "local").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_local_file_goes_after_any_other_and_can_start(file: Path) -> None:
+    """It changes how clients train, and nothing that a file before it says."""
+    before = configuration.load(CONFIGS / "paper.yaml", ["data.name=dtd"])
+    config = configuration.load([CONFIGS / "paper.yaml", file], ["data.name=dtd"])
+    assert (config.local, config.method) != (before.local, before.method)
+    assert (config.federation, config.data, config.server) == (before.federation, before.data, before.server)
+    refuse_local(registry.build(config.method, Backbone.freeze(create_model(BackboneConfig("tiny", "none"), 0), "tiny")), config)
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adagrad", "adam", "yogi"])

@@ -46,6 +46,10 @@ def test_bytes_by_hand(tiny_clip: nn.Module) -> None:
     half = Exchange(shared.method, rounds, "bf16")
     assert (half.up, half.down_of_run) == (shared.up // 2, shared.down_of_run // 2)
 
+    controlled = Exchange(shared.method, rounds, "fp32", controls=True)
+    assert (controlled.up, controlled.down) == (2 * shared.up, 2 * shared.down)
+    assert (controlled.up_of_run, controlled.down_of_run, controlled.payload()) == (30 * shared.up, 30 * shared.up, 2 * shared.up)
+
     pooled = Exchange(new_method(tiny_clip, name="pfedmoap"), rounds, "fp32")
     prompt = pooled.up
     assert pooled.down == prompt + 4 * prompt and pooled.payload() == prompt + 5 * prompt
@@ -53,9 +57,10 @@ def test_bytes_by_hand(tiny_clip: nn.Module) -> None:
 
 
 POOLED = ["method.name=pfedmoap", "federation.participation=1"]
+CONTROLLED = ["local.rule=scaffold", "optimizer.momentum=0", "distributed.wire=bf16"]
 
 
-@pytest.mark.parametrize("settings", [["method.name=pfedmma", "distributed.wire=bf16"], POOLED])
+@pytest.mark.parametrize("settings", [["method.name=pfedmma", "distributed.wire=bf16"], POOLED, CONTROLLED])
 @pytest.mark.parametrize("first", ["participation", "all"])
 def test_a_real_run_moves_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], first: str) -> None:
     small.few_images(monkeypatch)
@@ -63,7 +68,8 @@ def test_a_real_run_moves_what_was_said(tmp_path: Path, monkeypatch: pytest.Monk
     main(given)
     config, summary, last = schema.load(None, given), small.summary(tmp_path / "run"), small.metrics(tmp_path / "run")[-1]
     backbone, _ = backbone_of_shapes(config.backbone)
-    said = Exchange(registry.build(config.method, backbone), Rounds.from_config(config, config.data.clients), config.distributed.wire)
+    rounds, wire = Rounds.from_config(config, config.data.clients), config.distributed.wire
+    said = Exchange(registry.build(config.method, backbone), rounds, wire, config.local.controls)
     assert (said.up, said.down) == (summary["bytes_per_client_round"], summary["bytes_down_per_client_round"])
     assert (said.up_of_run, said.down_of_run) == (summary["comm"]["uplink_bytes"], summary["comm"]["downlink_bytes"])
     assert said.payload() == last["comm"]["payload_bytes"]

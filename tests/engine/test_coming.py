@@ -53,12 +53,12 @@ class Staged:
         self.begun = {round_: threading.Event() for round_ in ROUNDS}
         stage = Batches.stage
 
-        def noted(batches: Batches, clients: Sequence[Client], chosen: Sequence[Tensor], round_: int, *more: Any) -> StagedBatch:
-            self.seen.append((round_, len(clients)))
-            self.begun[round_].set()
-            if round_ == bad:
+        def noted(batches: Batches, stack: Stack, chosen: Sequence[Tensor], *more: Any) -> StagedBatch:
+            self.seen.append((stack.round, len(stack.clients)))
+            self.begun[stack.round].set()
+            if stack.round == bad:
                 raise Unreadable("cannot read the image 7.jpg")
-            return stage(batches, clients, chosen, round_, *more)
+            return stage(batches, stack, chosen, *more)
 
         monkeypatch.setattr(Batches, "stage", noted)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pfedmma.engine.batches import Batches
+from pfedmma.engine.batches import Batches, Stack
 from pfedmma.engine.cohort import PassWidth, train_cohort
 from tests.support.stacks import SIZES, gathered, new_clients, new_members, new_training, strong_adapters
 
@@ -37,7 +37,7 @@ def test_a_staged_batch_is_as_large_as_said(tiny_clip: nn.Module) -> None:
     training = new_training(strong_adapters(tiny_clip))
     clients = [new_clients()[i] for i in (3, 1)]
     chosen = [torch.tensor([4, 2, 9, 0, 1]), torch.tensor([2, 0])]
-    batch = on_a_gpu(training.batches, 32).stage(clients, chosen, round_=1, number=0, pixels=False)
+    batch = on_a_gpu(training.batches, 32).stage(Stack(clients, 1), chosen, 0, pixels=False)
     assert batch.rows.tolist() == [[4, 2, 9, 0, 1, 4, 4, 4], [2, 0, 2, 2, 2, 2, 2, 2]]
     torch.testing.assert_close(batch.weights, torch.tensor([[0.2] * 5 + [0.0] * 3, [0.5] * 2 + [0.0] * 6]))
 

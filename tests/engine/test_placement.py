@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from pfedmma.clip.stems import Stem, StemCache
 from pfedmma.data.partition.federated import Client
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
-from pfedmma.engine.batches import StagedBatch, by_steps, steps
+from pfedmma.engine.batches import Stack, StagedBatch, by_steps, steps
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.methods.fedmaple import FedMaPLe
@@ -146,7 +146,7 @@ def test_kept_stems_lie_on_the_device(meta_clip: nn.Module, pinned: set[int], mo
 
 def test_what_is_staged_lies_on_the_host(meta_clip: nn.Module) -> None:
     training, _ = begin(meta_clip, "pfedmma", SGD, "crop")
-    staged = training.batches.stage(new_clients()[:2], [torch.arange(1), torch.arange(3)], 1, 0)
+    staged = training.batches.stage(Stack(new_clients()[:2], 1), [torch.arange(1), torch.arange(3)], 0)
     assert isinstance(staged, StagedBatch)
     assert_on(torch.device("cpu"), staged)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pfedmma import rng
 from pfedmma.data.partition.federated import Client
-from pfedmma.engine.batches import Batch, LocalWork, by_steps, plan, steps
+from pfedmma.engine.batches import Batch, LocalWork, Stack, by_steps, plan, steps
 from pfedmma.engine.cohort import Members, PassWidth, train_cohort
 from pfedmma.engine.local import LocalTraining
 from pfedmma.stack.optim import LossScale, OptimizerConfig
@@ -90,7 +90,7 @@ def assert_stacked_is_alone(training: LocalTraining, stacked: Members, single: M
     clients = new_clients()
     before = gathered(stacked)
     for round_ in range(1, rounds + 1):
-        uploads, losses, _ = train_cohort(training, clients, stacked, round_, PassWidth(clients_per_pass))
+        uploads, losses, *_ = train_cohort(training, clients, stacked, round_, PassWidth(clients_per_pass))
         results = [alone(training, client, single, round_) for client in clients]
         assert_close(losses, torch.stack([loss for _, loss in results]), "losses")
         for client, (own, _) in enumerate(results):
@@ -195,7 +195,7 @@ def test_padding_influences_nothing(tiny_clip) -> None:
     """Clients of 3 and 1 images in one batch: what stands in the two padding places has no effect on loss or step."""
     training, members = start(tiny_clip, SGD)
     pair, batches = (new_clients()[1], new_clients()[0]), training.batches
-    batch = batches.on_device(pair, batches.stage(pair, [torch.arange(3), torch.arange(1)], round_=1, number=0))
+    batch = batches.on_device(pair, batches.stage(Stack(pair, 1), [torch.arange(3), torch.arange(1)], 0))
     assert batch.weights.tolist() == [pytest.approx([1 / 3, 1 / 3, 1 / 3]), [1.0, 0.0, 0.0]]
     pixels, labels = batch.images.clone(), batch.labels.clone()
     pixels[4:] = 50.0 * torch.randn(2, 3, 32, 32, generator=rng.generator(0, "poison"))
@@ -218,7 +218,7 @@ def test_lower_precision_ends_near_fp32(tiny_clip, precision: str, tolerance: fl
     for name in ("fp32", precision):
         training, members = start(tiny_clip, SGD, name)
         before = gathered(members)
-        uploads, losses, _ = train_cohort(training, new_clients(), members, 1, PassWidth(5))
+        uploads, losses, *_ = train_cohort(training, new_clients(), members, 1, PassWidth(5))
         assert uploads.dtype == losses.dtype == torch.float32
         assert {tensor.dtype for tensor in members.states.own.values()} == {torch.float32}
         private = torch.stack([members.states.own[i] for i in ALL])

@@ -22,7 +22,7 @@ from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
 from pfedmma.data.pixels.pixels import Pixels
 from pfedmma.data.sources.base import Source, Split
-from pfedmma.engine.batches import Batch
+from pfedmma.engine.batches import Batch, Stack
 from pfedmma.engine.cohort import PassWidth, train_cohort
 from pfedmma.engine.rounds import Engine
 from pfedmma.records.rows import RoundRow
@@ -69,7 +69,7 @@ def test_a_step_is_near_the_cpu_in_fp32(tiny_clip: Any, gpu_clip: Any, precision
     ends, losses = [], []
     host = strong_adapters(tiny_clip)
     clients, batches = [new_clients()[i] for i in (3, 4)], new_training(host, augment="crop").batches
-    batch = batches.on_device(clients, batches.stage(clients, [torch.arange(4), torch.arange(3)], round_=1, number=0))
+    batch = batches.on_device(clients, batches.stage(Stack(clients, 1), [torch.arange(4), torch.arange(3)], 0))
     for method in (host, strong_adapters(gpu_clip, precision)):
         device, members = method.backbone.device, new_members(method)
         params, state = gathered(members, [3, 4]), members.states.gather_optimizer([3, 4])

@@ -17,6 +17,7 @@ from pfedmma import rng
 from pfedmma.clip.backbone import Backbone
 from pfedmma.comm.world import World
 from pfedmma.config import schema as configuration
+from pfedmma.engine.batches import Stack
 from pfedmma.methods import registry
 from pfedmma.methods.pfedmoap import PFedMoAP, PFedMoAPConfig
 from pfedmma.methods.registry import MethodConfig
@@ -278,7 +279,7 @@ def test_prompt_and_gating_have_learning_rates_of_their_own(tiny_clip, tmp_path:
     training.train([client], params, states.gather_optimizer([0]), 1, given)
 
     batches, method, stem = training.batches, training.method, training.forward.text_stem
-    batch = batches.on_device([client], batches.stage([client], [torch.arange(4)], 1, 0))
+    batch = batches.on_device([client], batches.stage(Stack([client], 1), [torch.arange(4)], 0))
     assert isinstance(batch.images, Tensor)  # pixels, as they are augmented
     state = {name: view.clone().requires_grad_() for name, view in training.layout.views(start).items()}
     seen = state | method.fixed(state, given, stem)

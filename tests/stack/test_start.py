@@ -14,7 +14,7 @@ from pfedmma.stack.layout import Layout
 from pfedmma.stack.offload import Budget
 from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.pool import Pool
-from pfedmma.stack.rules import ANSWERS, MEAN, OWN, SERVERS, UNIFORM
+from pfedmma.stack.rules import ANSWERS, CONTROL, MEAN, OWN, PERSONAL, SERVERS, UNIFORM
 from pfedmma.stack.start import Start
 
 CPU = torch.device("cpu")
@@ -124,3 +124,28 @@ def test_a_row_of_a_client_and_its_optimizer_has_no_room_for_what_is_frozen(tmp_
     assert states.widths() == {"private": 3, "optimizer.mean": 5, "optimizer.square": 5, "optimizer.step": 1}
     assert {name: tensor.shape[1] for name, tensor in states.gather_optimizer([0]).items()} == {"mean": 5, "square": 5, "step": 1}
     assert new_states(answers=OWN).widths() == {"private": 5}
+
+
+# What is kept beside.
+
+
+def test_a_personal_model_begins_as_its_client_and_answers_once_it_is_kept() -> None:
+    states = new_states(Draws(), PERSONAL)
+    assert states.gather_personal([3, 0]).tolist() == [[1.0, 2.0, 300.0, 301.0, 302.0, 6.0], [1.0, 2.0, 0.0, 1.0, 2.0, 6.0]]
+    states.keep_beside(PERSONAL, [3], LOCAL[:, : LAYOUT.trained_size])
+    answers = [[10.0, 20.0, 30.0, 40.0, 50.0, 6.0], [-1.0, -2.0, 0.0, 1.0, 2.0, 6.0]]
+    assert states.gather_to_answer([3, 0], SHARED).tolist() == answers
+    assert states.gather_personal([3]).tolist() == answers[:1]
+    assert states.gather([3], SHARED).tolist() == [[-1.0, -2.0, 300.0, 301.0, 302.0, 6.0]]  # what it trains in a round is apart
+
+
+def test_a_client_with_a_personal_model_is_not_as_others() -> None:
+    states = new_states(None, PERSONAL)
+    states.keep_beside(PERSONAL, [3], LOCAL[:, : LAYOUT.trained_size])
+    assert [states.has_own(client) for client in (3, 0)] == [True, False]
+
+
+def test_a_control_variate_is_zero_until_it_is_kept() -> None:
+    states = ClientStates(LAYOUT, Start(COMMON), RESET, CPU, controls=True)
+    states.keep_beside(CONTROL, [4], torch.tensor([[7.0, 8.0]]))
+    assert states.gather_controls([4, 0]).tolist() == [[7.0, 8.0], [0.0, 0.0]]

@@ -2,7 +2,8 @@
 
 - ``server.safetensors``: ``initial`` [P], the state in which clients start; ``server.<name>``, the server's state; and ``text.<test set>``,
   text features that all clients are tested with, where there are such;
-- ``clients-*.safetensors`` of each rank that wrote it: ``<id>.private``, ``<id>.optimizer.<name>`` (what is a client's own);
+- ``clients-*.safetensors`` of each rank that wrote it: ``<id>.private``, ``<id>.optimizer.<name>``, ``<id>.personal`` and ``<id>.control``
+  (what is a client's own);
 - ``manifest.json``: `Manifest`, with the hash of each of these files and one of itself.
 
 Tensors are keyed by client id, never by rank, so that any number of ranks can read them. Nothing is ever unpickled.

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from pfedmma.records.checkpoint.manifest import EARLIER, Damaged, Manifest, folder_of, read_manifest, rounds, verify
 from pfedmma.stack.pool import Pool, is_entry
-from pfedmma.stack.rules import OWN, POOL
+from pfedmma.stack.rules import CONTROL, OWN, PERSONAL, POOL
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
 
+OF_CLIENTS = ("private", PERSONAL, CONTROL)
 _SERVERS = "server."
 TEXTS = "text."
 
@@ -87,7 +88,7 @@ def say_damaged(round_: int, error: Damaged) -> None:
 class Row(NamedTuple):
     """A tensor of a checkpoint. ``client``: whose it is, None for the server's file.
 
-    ``kind``: ``initial``, ``server.<name>`` or ``text.<test set>``; of clients ``private`` or ``optimizer.<name>``.
+    ``kind``: ``initial``, ``server.<name>`` or ``text.<test set>``; of clients ``optimizer.<name>`` or one of `OF_CLIENTS`.
     """
 
     client: int | None
@@ -130,7 +131,7 @@ def _owner(folder: Path, name: str) -> tuple[int | None, str]:
             raise UserError(f"the checkpoint {folder} holds a tensor of its server which cannot be: {error}") from None
         return None, name
     client, _, kind = name.partition(".")
-    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind == "private" or kind.startswith("optimizer.")):
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", client) or not (kind in OF_CLIENTS or kind.startswith("optimizer.")):
         raise UserError(f"the checkpoint {folder} holds a tensor '{name[:60]}', which is of no client")
     return int(client), kind
 
@@ -173,7 +174,7 @@ def client_answers(root: Path, manifest: Manifest, clients: Iterable[int]) -> It
     server = _ServerPart.from_checkpoint(root, manifest)
     waiting = dict.fromkeys(clients)
     for row in read_rows(root, manifest, tuple(waiting)):
-        if row.client is not None and row.kind == "private":
+        if row.client is not None and row.kind == server.kind:
             if len(row.tensor) != server.own.stop - server.own.start:
                 raise misfit(folder_of(root, manifest.round), row.kind)
             waiting.pop(row.client, None)
@@ -184,9 +185,10 @@ def client_answers(root: Path, manifest: Manifest, clients: Iterable[int]) -> It
 
 @dataclass(frozen=True)
 class _ServerPart:
-    """What the server's file adds to each client's answer. ``own``: the columns of a client's private tensors."""
+    """What the server's file adds to each client's answer. ``kind``, ``own``: of the rows that are a client's own, and their columns."""
 
     manifest: Manifest
+    kind: str
     own: slice
     shared: Tensor
     initial: Tensor
@@ -195,7 +197,9 @@ class _ServerPart:
     @classmethod
     def from_checkpoint(cls, root: Path, manifest: Manifest) -> _ServerPart:
         folder, layout = folder_of(root, manifest.round), manifest.layout
-        own = slice(0 if manifest.progress.answers == OWN else layout.exchanged_size, layout.trained_size)
+        answers = manifest.progress.answers
+        kind = PERSONAL if answers == PERSONAL else "private"
+        own = slice(0 if answers in (OWN, PERSONAL) else layout.exchanged_size, layout.trained_size)
         widths = {"initial": layout.size, "server.shared": layout.exchanged_size}
         pooled = layout.columns.get(POOL, slice(0, 0))
         found: dict[str, Tensor] = {}
@@ -212,7 +216,7 @@ class _ServerPart:
                 others[name] = row.tensor
         if found.keys() != widths.keys():
             raise UserError(f"the checkpoint {folder} lacks a part of the state of the server")
-        return cls(manifest, own, found["server.shared"], found["initial"], Pool.from_state(others))
+        return cls(manifest, kind, own, found["server.shared"], found["initial"], Pool.from_state(others))
 
     def answer(self, client: int, private: Tensor | None) -> Answer:
         layout, progress = self.manifest.layout, self.manifest.progress

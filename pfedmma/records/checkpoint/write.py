@@ -101,9 +101,10 @@ def _complete(draft: Path, root: Path, snapshot: Snapshot) -> None:
 def _client_shards(states: ClientStates, mine: Callable[[int], bool]) -> Iterator[dict[str, Tensor]]:
     """What clients that are ``mine`` have, in parts of about `SHARD_BYTES`, so that no more than one part is in memory at once."""
     tensors: dict[str, Tensor] = {}
-    for client in sorted(filter(mine, states.own)):
-        tensors[f"{client}.private"] = states.own[client]
+    for client in sorted(filter(mine, {*states.own, *(client for rows in states.beside.values() for client in rows)})):
+        tensors |= {f"{client}.private": states.own[client]} if client in states.own else {}
         tensors |= {f"{client}.optimizer.{name}": tensor for name, tensor in states.optimizer_state(client).items()}
+        tensors |= {f"{client}.{kind}": rows[client] for kind, rows in states.beside.items() if client in rows}
         if sum(tensor.nbytes for tensor in tensors.values()) >= SHARD_BYTES:
             yield tensors
             tensors = {}
