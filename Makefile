@@ -24,8 +24,8 @@ demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma b
 	$(BIN)/python launch/demo.py
 
 # In the order of their names: files of few tests would come last otherwise, and they are the slowest.
-test: $(INSTALLED) ## all tests, three files at a time; some 12 minutes on two cores
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED) ## all tests, four files at a time; some 12 minutes on two cores
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
 	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py

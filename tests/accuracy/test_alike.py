@@ -205,7 +205,7 @@ def test_states_held_together_are_bounded(tiny_clip: nn.Module, monkeypatch: pyt
     evaluator, answers = new_evaluator(method), new_answers(method, trained=range(CLIENTS))
     together: list[int] = []
     correct = Evaluator._correct
-    monkeypatch.setattr(Evaluator, "_correct", lambda self, *args: (together.append(len(args[3])), correct(self, *args))[1])
+    monkeypatch.setattr(Evaluator, "_correct", lambda self, *args: (together.append(len(args[0].clients)), correct(self, *args))[1])
     monkeypatch.setattr(accuracy_evaluator, "TOGETHER", 2)
     evaluator.table(method, answers, evaluator.federated.clients)
     assert together == 2 * [4, 3]

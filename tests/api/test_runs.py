@@ -39,7 +39,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     with pytest.MonkeyPatch.context() as patch:
         small.few_images(patch)
         inside.do_runs_here(patch)
-        patch.setattr(figures, "draw", lambda runs, out: None)
+        patch.setattr(figures, "draw", lambda runs, out, radar=False: None)
         asked = {"settings": {**SETTINGS, "evaluation.every": 1}, "methods": ["pfedmma"], "seeds": [1]}
         folder = tmp_path_factory.mktemp("comparison")
         return pfedmma.compare(asked, out=folder, rounds=1, method__dim=[4, 8])

@@ -1,4 +1,4 @@
-"""Local training beyond FedAvg's equals the papers' algorithms, written out in `tests.support.numbers`, and has their limits."""
+"""Local training beyond FedAvg's equals the papers' algorithms, written out in `tests.support.plain_rules`, and has their limits."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pfedmma.stack.optim import OptimizerConfig
 from pfedmma.stack.rules import CONTROL, PERSONAL, SERVERS
 from pfedmma.stack.start import Start
 from tests.engine.test_graphs import Captured
-from tests.support import numbers, stacks
-from tests.support.numbers import Plain, new_run, run_rounds
+from tests.support import plain_rules, stacks
+from tests.support.plain_rules import Plain, new_run, run_rounds
 
 PLAIN = LocalConfig()
 SGD = OptimizerConfig(lr=0.05, momentum=0.0, weight_decay=0.01)
@@ -73,8 +73,8 @@ def test_a_step_of_fedprox_by_hand(tiny_clip: nn.Module) -> None:
     """
     optimizer = OptimizerConfig(lr=0.1, momentum=0.0, weight_decay=0.0)
     training, members = new_run(tiny_clip, LocalConfig("fedprox", pull=2.0), optimizer)
-    assert numbers.CLIENTS[0].labels.tolist() == [0] and numbers.CLIENTS[1].labels.tolist() == [1, 2, 3]
-    trained = train_cohort(training, numbers.CLIENTS[:2], members, 1, PassWidth(2))
+    assert plain_rules.CLIENTS[0].labels.tolist() == [0] and plain_rules.CLIENTS[1].labels.tolist() == [1, 2, 3]
+    trained = train_cohort(training, plain_rules.CLIENTS[:2], members, 1, PassWidth(2))
     assert close(trained.uploads.flatten().tolist(), [0.5, 0.76])
     assert close([row.item() for row in members.states.own.values()], [-0.25, 0.35])
 
@@ -92,7 +92,7 @@ def test_fine_tuning_is_the_clients_answer_and_nothing_else(tiny_clip: nn.Module
     assert torch.equal(answers, before)  # before it is done
     alone = config.fine_tuning(training)
     assert alone is not None
-    numbers.fine_tune(alone, members, 2)
+    plain_rules.fine_tune(alone, members, 2)
     found = states.gather_to_answer(stacks.ALL, server.shared).tolist()
     for client in stacks.ALL:  # client 2 has never trained in a round
         assert close(found[client], list(plain.fine_tuned(client, 3, private_alone)))
@@ -122,7 +122,7 @@ def test_the_servers_control_variate_is_the_mean_of_the_clients(tiny_clip: nn.Mo
     training, members = new_run(tiny_clip, SCAFFOLD, SGD)
     for cohorts in (COHORTS[:1], COHORTS[1:]):
         run_rounds(training, members, cohorts, 5)
-        weights = torch.tensor(stacks.SIZES) / numbers.IMAGES
+        weights = torch.tensor(stacks.SIZES) / plain_rules.IMAGES
         assert close(members.server.state[CONTROL].item(), float(weights @ members.states.gather_controls(stacks.ALL)[:, 0]))
     assert members.server.exchanged == 2 * training.layout.exchanged_size
 

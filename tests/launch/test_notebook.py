@@ -34,7 +34,7 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         small.few_images(patch, train=2)
         inside.do_runs_here(patch)
-        patch.setattr(figures, "draw", lambda runs, out: None)  # seconds each; tests/compare draws them
+        patch.setattr(figures, "draw", lambda runs, out, radar=False: None)  # seconds each; tests/compare draws them
         patch.chdir(folder)
         for number, source in enumerate(CODE):
             changed = source.replace("ROUNDS = 10", "ROUNDS = 1")

@@ -198,10 +198,10 @@ def test_deep_prompts_replace_what_comes_from_below(depth: int) -> None:
             disturbance = strength * torch.randn(2, tower.width, generator=rng.generator(0, "disturbance"))
 
             def disturbed(*args, block=tower.blocks[0], places=places, disturbance=disturbance):
-                normed, x = block(*args)
+                normed, x, out = block(*args)
                 x = x.clone()
                 x[:, places] += disturbance
-                return normed, x
+                return normed, x, out
 
             tower.blocks[0] = disturbed
         pixels = torch.randn(3, 3, 32, 32, generator=rng.generator(0, "images"))

@@ -96,14 +96,21 @@ def test_clients_that_never_trained_have_the_initial_state_and_take_no_room(host
 
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
-    """Which thread read the rows of which clients."""
+    """Which thread read the rows of which clients, of this test's states: a thread of an earlier test may be late."""
     calls: list[tuple[str, list[int]]] = []
-    collect = ClientStates._private_rows
+    own: list[ClientStates] = []
+    create, collect = ClientStates.__init__, ClientStates._private_rows
+
+    def created(states: ClientStates, *args: Any, **options: Any) -> None:
+        create(states, *args, **options)
+        own.append(states)
 
     def counted(states: ClientStates, ids: list[int]) -> list[Tensor]:
-        calls.append((threading.current_thread().name.split("_")[0], list(ids)))
+        if any(states is each for each in own):
+            calls.append((threading.current_thread().name.split("_")[0], list(ids)))
         return collect(states, ids)
 
+    monkeypatch.setattr(ClientStates, "__init__", created)
     monkeypatch.setattr(ClientStates, "_private_rows", counted)
     return calls
 

@@ -60,8 +60,8 @@ def test_a_round_trains_as_with_its_rate_set_by_hand(tiny_clip: nn.Module, name:
 def test_the_state_of_some_columns_keeps_the_rate() -> None:
     config = OptimizerConfig(cosine_rounds=2)
     state = optim.in_round(config, optim.initial_state(config, 3, 5, torch.device("cpu")), 2)
-    assert state["rate"].tolist() == [[0.5]] * 3 and optim.columns(state, 4)["momentum"].shape == (3, 1)
-    assert optim.columns(state, 4)["rate"] is state["rate"]
+    assert state["rate"].tolist() == [[0.5]] * 3 and optim.part(state, slice(4, 5))["momentum"].shape == (3, 1)
+    assert optim.part(state, slice(4, 5))["rate"] is state["rate"]
 
 
 def test_more_rounds_than_have_a_rate_are_refused(tmp_path: Path) -> None:
