@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-kills slurm-check lint benchmark benchmarks wire privacy-check gpu-check clean
+.PHONY: help install demo test test-slow slurm-check lint benchmark benchmarks wire privacy-check gpu-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,11 +24,11 @@ demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma b
 	$(BIN)/python launch/demo.py
 
 # In the order of their names: files of few tests would come last otherwise, and they are the slowest.
-test: $(INSTALLED) ## all tests, four files at a time; some 12 minutes on two cores
+test: $(INSTALLED) ## all tests but those that take long, four files at a time; some 12 minutes on two cores
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
-test-kills: $(INSTALLED) ## a rank is killed at 20 moments, under forked ranks and under torchrun --max-restarts; minutes
-	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest tests/failures/test_sigkill.py
+test-slow: $(INSTALLED) ## the tests that take long: a rank is killed at 20 moments, benchmarks are run, and others; ten minutes
+	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest -m slow -n 3 --dist worksteal
 
 slurm-check: $(INSTALLED) ## the batch file on a real SLURM on this machine (root, Debian packages), minutes; skipped where it cannot be had
 	$(BIN)/python -m tests.slurm.check

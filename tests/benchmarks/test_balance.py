@@ -12,6 +12,7 @@ from tests.benchmarks.programs import LIMIT, RESULTS, ROOT, TORCHRUN, one_senten
 pytestmark = pytest.mark.timeout(LIMIT)
 
 
+@pytest.mark.slow
 def test_what_is_counted_and_measured(tmp_path: Path) -> None:
     sizes = ["--rounds", "3", "--measured-rounds", "1", "--json", str(tmp_path / "report.json")]
     report = report_of(run("balance.py", *sizes, launcher=TORCHRUN))

@@ -21,6 +21,7 @@ def long_run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("long_run")
 
 
+@pytest.mark.slow
 def test_a_short_one(tmp_path: Path) -> None:
     settings = ("evaluation.every=0", "data.shots=1")
     report = report_of(run("long_run.py", "--rounds", "6", "--ranks", "2", *settings, "--json", str(tmp_path / "report.json")))

@@ -18,6 +18,7 @@ def lost_rank(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("lost_rank")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_goes_on() -> None:
     """Under gloo, which notices at once."""
     options = ("--ways", "kill", "--device", "cpu", "--timeout", str(PATIENCE / 2), "--patience", str(PATIENCE / 3))

@@ -28,6 +28,7 @@ def part(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_a_shared_start_tells_the_classes_and_an_own_one_hides_them(tmp_path: Path) -> None:
     """With ``private_init=own`` in place of ``shared``, or the other way round, a bound is broken."""
     done = run("privacy.py", "--quick", "--check", "--json", str(tmp_path / "report.json"))

@@ -69,6 +69,7 @@ def test_ranks(measured: Callable[..., dict[str, Any]]) -> None:
     assert row["ranks"] == 1 and row["round_s"] > 0 and 0 <= row["exchange_share"] <= 1
 
 
+@pytest.mark.slow
 def test_long_on_two_ranks() -> None:
     """The program as a user starts it, and its launcher."""
     report = report_of(run("scaling.py", "long", "--ranks", "2", "--rounds", "4", "--clients", "1000", "--participants", "4"))

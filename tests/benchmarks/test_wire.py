@@ -116,6 +116,7 @@ def left_behind(process: int) -> list[str]:
     return [name for name in names if name.startswith(f"pfedmma-{process}-")]
 
 
+@pytest.mark.slow
 def test_a_small_run_is_accounted_for(namespaces: None, tmp_path: Path):
     options = ("--backbone", "tiny", "--ranks", "2", "--rounds", "2", "--methods", "pfedmma", "--settle", "0.1")
     process = run_wire(*options, "--out", str(tmp_path / "report.json"))

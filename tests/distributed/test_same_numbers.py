@@ -19,7 +19,7 @@ def test_all_methods_are_recorded() -> None:
     assert set(RECORDED["runs"]) == {f"{name} on {ranks}" for name in registry.NAMES for ranks in (1, 2)}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", registry.NAMES)
 def test_a_run_has_the_recorded_numbers(name: str, ranks: int, tmp_path: Path) -> None:
     found: Any = record_numbers.numbers_of(tmp_path, name, ranks)

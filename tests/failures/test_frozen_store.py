@@ -135,6 +135,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Callable[[
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", MISSING)
 def test_rank_0_freezes(start: Callable[[Started], None], frozen: dict[Callable[[Started], None], Started]) -> None:
     started = frozen[start]

@@ -1,7 +1,7 @@
 """SIGKILL of a rank at any moment: started again, the run ends as if nothing had been.
 
-Each seed is a moment (`dying.Moment`). Here are six with forked ranks, which the test starts again, and one through ``torchrun
---max-restarts``; with PFEDMMA_SLOW_TESTS=1 in the environment twenty, all of them in both ways.
+Each seed is a moment (`dying.Moment`): twenty with forked ranks, which the test starts again, and through ``torchrun --max-restarts``; all
+but a few of them take long together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,8 +19,13 @@ from tests.support import dying, small
 from tests.support.ranks import run_ranks, train, values_of
 
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = bool(os.environ.get("PFEDMMA_SLOW_TESTS"))
-SEEDS = range(20) if SLOW else (1, 2, 4, 6, 7, 9)
+
+
+def seeds(*usual: int) -> list[Any]:
+    """Twenty, of which all but the ``usual`` ones take long."""
+    return [pytest.param(seed, marks=() if seed in usual else pytest.mark.slow) for seed in range(20)]
+
+
 TOTALS = ("payload_bytes", "uplink_bytes", "downlink_bytes", "ring_bytes_per_rank", "collectives")
 
 
@@ -74,7 +79,7 @@ def train_and_die(meeting: list[str], settings: list[str], seed: int, mark: str)
     train(meeting, settings)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", seeds(1, 6))
 def test_started_again(unbroken: Path, tmp_path: Path, seed: int) -> None:
     settings, mark = small.settings(tmp_path / "run", *dying.SETTINGS, "resume=auto"), tmp_path / "mark"
     ended = run_ranks(tmp_path / "meet", 2, train_and_die, settings, seed, str(mark))
@@ -91,7 +96,7 @@ def test_started_again(unbroken: Path, tmp_path: Path, seed: int) -> None:
     as_unbroken(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize("seed", SEEDS if SLOW else (0,))
+@pytest.mark.parametrize("seed", seeds(0))
 def test_torchrun_starts_again(unbroken: Path, tmp_path: Path, seed: int) -> None:
     settings, mark = small.settings(tmp_path / "run", *dying.SETTINGS, "resume=auto"), tmp_path / "mark"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]

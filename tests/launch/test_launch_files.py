@@ -224,6 +224,7 @@ def until(there: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("launcher", "number"), [("torchrun", signal.SIGUSR1), ("accelerate", signal.SIGTERM)])
 def test_a_signal_to_the_first_process_alone_reaches_the_ranks(tmp_path: Path, launcher: str, number: signal.Signals) -> None:
     """As SLURM with cgroups sends it: two ranks finish their round, keep it, and all end well."""

@@ -81,7 +81,7 @@ def both(forward: Forward, used: Compiled, clients: int, count: int) -> None:
     ("name", "settings"),
     [
         ("pfedmma", {"dim": 4, "scale": 0.3, "activation": "gelu"}),  # adapters, with a gradient of their own
-        ("fedlora", {}),  # masks that follow from hashes
+        pytest.param("fedlora", {}, marks=pytest.mark.slow),  # masks that follow from hashes
         ("fedclip", {}),  # images beside images
     ],
 )
@@ -108,6 +108,7 @@ def test_class_prompts_in_parts_are_one_compilation_for_any_number_of_clients(mo
     assert used.count == 1 and not used.failed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
 def test_inductor_computes_the_same() -> None:
     """The backend of runs."""
