@@ -28,7 +28,7 @@ test: $(INSTALLED) ## all tests but those that take long, four files at a time; 
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED) ## the tests that take long: a rank is killed at 20 moments, benchmarks are run, and others; ten minutes
-	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest -m slow -n 3 --dist worksteal
+	PFEDMMA_SLOW_TESTS=1 $(BIN)/python -m pytest -m slow -n 3 --dist loadfile
 
 slurm-check: $(INSTALLED) ## the batch file on a real SLURM on this machine (root, Debian packages), minutes; skipped where it cannot be had
 	$(BIN)/python -m tests.slurm.check
