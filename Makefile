@@ -24,7 +24,7 @@ demo: $(INSTALLED) ## the main job on the embedded default, two ranks: pfedmma b
 	$(BIN)/python launch/demo.py
 
 # In the order of their names: files of few tests would come last otherwise, and they are the slowest.
-test: $(INSTALLED) ## all tests but those that take long, four files at a time; some 12 minutes on two cores
+test: $(INSTALLED) ## all tests but those that take long, four files at a time; a quarter of an hour on two cores
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(INSTALLED) ## the tests that take long: a rank is killed at 20 moments, benchmarks are run, and others; ten minutes
