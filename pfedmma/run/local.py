@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from pfedmma.config.schema import Config
-from pfedmma.engine.local_settings import DITTO, PRIVATE_FIRST, SCAFFOLD, refuse_tensors
+from pfedmma.engine.local_settings import PLAIN, PRIVATE_FIRST, SCAFFOLD, refuse_tensors
 from pfedmma.methods.base import Method
 from pfedmma.records.selected import LAST
 from pfedmma.server.controls import MeanControl
@@ -39,7 +39,8 @@ def refuse_local(method: Method, config: Config) -> None:
         raise UserError("optimizer.state: persist goes with local.trains=together; under private_first every phase has a fresh optimizer")
     if local.fine_tune_epochs and config.evaluation.select != LAST:
         raise UserError("evaluation.select: clients are fine-tuned after the last round alone, so no other can be compared; use last")
-    if config.method.dims and (local.rule in (SCAFFOLD, DITTO) or local.fine_tune_epochs):
+    # What pulls a narrow client to what the server has would move the zeros that stand in place of what the client has not.
+    if config.method.dims and (local.rule != PLAIN or local.fine_tune_epochs):
         what = "fine_tune_epochs: fine-tuning" if local.fine_tune_epochs else f"rule: {local.rule}"
         raise UserError(f"local.{what} does not go with clients of several widths; use one method.dim in place of method.dims")
     if local.rule == SCAFFOLD:

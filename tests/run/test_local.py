@@ -39,6 +39,7 @@ DITTO = ["local.rule=ditto"]
         ([*SCAFFOLD, "privacy.secure_sum=true", "privacy.clip=1"], r"^local\.rule: scaffold's control variates travel without privacy"),
         ([*SCAFFOLD, "optimizer.cosine_rounds=9"], r"^optimizer\.cosine_rounds: scaffold takes"),
         ([*SCAFFOLD, "method.dims={4: 0.5, 8: 0.5}"], r"^local\.rule: scaffold does not go with clients of several widths"),
+        (["local.rule=fedprox", "method.dims={4: 0.5, 8: 0.5}"], r"^local\.rule: fedprox does not go with clients of several widths"),
         (["local.fine_tune_epochs=1", "method.dims={4: 0.5, 8: 0.5}"], r"^local\.fine_tune_epochs: .*several widths"),
         (["local.rule=fedprox", "method.name=fedmgp"], r"^local\.rule: fedprox acts on exchanged tensors"),
         ([*SCAFFOLD, "privacy.clip=1"], r"^local\.rule: scaffold's control variates travel without privacy"),
