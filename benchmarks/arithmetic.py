@@ -139,7 +139,7 @@ def evaluation(visual: TowerShape, text: TowerShape, clients: int, images: int, 
 def towers(backbone: Backbone, spec: AdapterSpec, prompts: Prompts) -> tuple[TowerShape, TowerShape]:
     """The shapes (visual, text) of a backbone with adapters, its text context cut to the longest of ``prompts``."""
     visual, text = backbone.visual, backbone.text
-    embedding = visual.projection.shape[1]
+    embedding = visual.embedding
     shapes = []
     for name, tower, tokens in (("visual", visual, len(visual.positions)), ("text", text, text.cut(prompts.tokens).shape[1])):
         shapes.append(

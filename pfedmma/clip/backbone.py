@@ -14,6 +14,7 @@ from torch import Tensor
 from pfedmma.clip.preprocess import Preprocess
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import Features, TowerStem
+from pfedmma.clip.timm_tower import TimmTower, refusal
 from pfedmma.clip.towers import Places, TextTower, VisualTower
 from pfedmma.system.errors import UserError
 from pfedmma.system.lazy import Library
@@ -37,7 +38,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen CLIP, ready to run block by block on one device."""
+    """A frozen CLIP, ready to run block by block on one device.
+
+    ``logit_bias``: added to every logit by models that were trained with a sigmoid (SigLIP), None for others. A softmax does not see it.
+    """
 
     name: str
     visual: VisualTower
@@ -46,6 +50,7 @@ class Backbone:
     preprocess: Preprocess
     tokenizer: open_clip.SimpleTokenizer = field(repr=False)
     precision: str = "fp32"
+    logit_bias: Tensor | None = None
 
     @classmethod
     def freeze(
@@ -56,7 +61,7 @@ class Backbone:
         ``text_gb``: GB that a pass over class prompts keeps for its gradients at most; what would be more is computed again.
 
         Raises:
-            UserError: a tower is no plain transformer (ResNet, timm, HuggingFace, CoCa, custom blocks).
+            UserError: a tower is no plain transformer (ResNet, HuggingFace, CoCa, most of timm's, custom blocks).
         """
         refuse_unsupported(model, name)
         settings = getattr(model.visual, "preprocess_cfg", {})
@@ -70,7 +75,7 @@ class Backbone:
         dtype = PRECISIONS[precision]
         return cls(
             name=name,
-            visual=VisualTower(model.visual, dtype),
+            visual=(TimmTower if hasattr(model.visual, "trunk") else VisualTower)(model.visual, dtype),
             text=TextTower(text, pool_type, eos_id, dtype, text_gb * 1e9),
             logit_scale=model.logit_scale.detach().float().exp(),
             preprocess=Preprocess(
@@ -82,6 +87,7 @@ class Backbone:
             ),
             tokenizer=tokenizer or simple_tokenizer(model.context_length),
             precision=precision,
+            logit_bias=None if getattr(model, "logit_bias", None) is None else model.logit_bias.detach().float(),
         )
 
     @property
@@ -97,6 +103,17 @@ class Backbone:
         """Prompts "a photo of a {class}." for each class, "_" read as a space."""
         texts = [template.format(name.replace("_", " ")) for name in names]
         return Prompts(tuple(names), self.tokenizer(texts).to(self.device))
+
+    def tokens_of(self, text: str) -> int:
+        """How many tokens ``text`` is before anything is cut off, with those at its start and end."""
+        if self.has_clips_tokenizer:
+            return len(self.tokenizer.encode(text)) + 2
+        return len(self.tokenizer.tokenizer(self.tokenizer.clean_fn(text)).input_ids)  # open_clip's HFTokenizer
+
+    @property
+    def has_clips_tokenizer(self) -> bool:
+        """Whether prompts are ``[SOS] words [EOS]``, as CLIP's; SigLIP's have no start, and padding before the pooled token."""
+        return hasattr(self.tokenizer, "encode")
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -142,24 +159,36 @@ def simple_tokenizer(context: int) -> open_clip.SimpleTokenizer:
 
 
 def refuse_unsupported(model: Any, name: str) -> None:
-    """Raise a `UserError` unless both towers are plain CLIP transformers."""
+    """Raise a `UserError` unless both towers are plain transformers."""
     visual = getattr(model, "visual", None)
     text = model if hasattr(model, "transformer") else getattr(model, "text", None)
-    kind = type(visual).__name__
-    if not isinstance(visual, parts.VisionTransformer):
-        raise UserError(f"backbone.name: the image tower of {name} is a {kind}; adapters need a plain ViT such as ViT-B-16")
-    if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg") or visual.proj is None:
-        raise UserError(f"backbone.name: the image tower of {name} pools by attention; adapters need a plain ViT such as ViT-B-16")
-    if not (isinstance(text, parts.TextTransformer) or (text is model and hasattr(model, "token_embedding"))):
-        raise UserError(f"backbone.name: the text tower of {name} is a {type(text).__name__}; adapters need CLIP's own transformer")
-    if (getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")) == "none":
-        raise UserError(f"backbone.name: the text tower of {name} pools no token; adapters need CLIP's own transformer")
-    if visual.image_size[0] != visual.image_size[1]:
-        raise UserError(
-            f"backbone.name: {name} sees images of {visual.image_size[0]} x {visual.image_size[1]} pixels; squares are supported"
-        )
-    if getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False):
-        raise UserError(f"backbone.name: the text tower of {name} has a class token of its own; adapters need CLIP's own transformer")
-    for tower, transformer in (("image", visual.transformer), ("text", text.transformer)):
-        if any(type(block) is not parts.ResidualAttentionBlock for block in transformer.resblocks):
+    if reason := _refusal_of_image_tower(visual):
+        raise UserError(f"backbone.name: the image tower of {name} {reason}; adapters need a plain ViT such as ViT-B-16")
+    if reason := _refusal_of_text_tower(text, text is model):
+        raise UserError(f"backbone.name: the text tower of {name} {reason}; adapters need CLIP's own transformer")
+    if visual.image_size[0] != visual.image_size[1]:  # type: ignore[union-attr]
+        high, wide = visual.image_size  # type: ignore[union-attr]
+        raise UserError(f"backbone.name: {name} sees images of {high} x {wide} pixels; squares are supported")
+    towers = [("text", text)] if hasattr(visual, "trunk") else [("image", visual), ("text", text)]
+    for tower, module in towers:
+        if any(type(block) is not parts.ResidualAttentionBlock for block in module.transformer.resblocks):  # type: ignore[union-attr]
             raise UserError(f"backbone.name: the {tower} tower of {name} has custom blocks; adapters need plain CLIP blocks")
+
+
+def _refusal_of_image_tower(visual: Any) -> str:
+    if hasattr(visual, "trunk"):  # open_clip's TimmModel
+        return refusal(visual)
+    if not isinstance(visual, parts.VisionTransformer):
+        return f"is a {type(visual).__name__}"
+    plain = visual.attn_pool is None and visual.pool_type in ("tok", "avg") and visual.proj is not None
+    return "" if plain else "pools by attention"
+
+
+def _refusal_of_text_tower(text: Any, inside: bool) -> str:
+    """``inside``: the model itself holds its parts."""
+    if not (isinstance(text, parts.TextTransformer) or (inside and hasattr(text, "token_embedding"))):
+        return f"is a {type(text).__name__}"
+    if (getattr(text, "text_pool_type", None) or getattr(text, "pool_type", "argmax")) == "none":
+        return "pools no token"
+    own = getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False)
+    return "has a class token of its own" if own else ""

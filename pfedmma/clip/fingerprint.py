@@ -89,13 +89,16 @@ def _values(backbone: Backbone) -> Tensor | None:
 def _tensors(backbone: Backbone) -> Iterator[Tensor]:
     """All frozen tensors, in an order that is part of the form."""
     visual, text = backbone.visual, backbone.text
-    yield from (backbone.logit_scale.log().reshape(1), visual.patch_weight, visual.class_token, visual.positions, visual.projection)
+    yield backbone.logit_scale.log().reshape(1)
+    yield from visual.own_tensors()
     yield from (text.token_embedding, text.positions)
     yield from (tensor for tensor in (text.projection, text.projection_bias) if tensor is not None)
     for norm in (visual.norm_pre, visual.norm_post, text.norm_final):
         yield from _of_norm(norm)
     for tower in (visual, text):
         yield from _of_blocks(tower)
+    if backbone.logit_bias is not None:
+        yield backbone.logit_bias.reshape(1)
 
 
 def _of_blocks(tower: Tower) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from pfedmma.clip.file_kinds import NoWeights
-from pfedmma.clip.tensor_names import SCALE, shown
+from pfedmma.clip.tensor_names import BIAS, SCALE, shown
 from pfedmma.system.lazy import Library
 
 open_clip, modules = Library("open_clip"), Library("open_clip.model")
@@ -26,8 +26,9 @@ def put(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
     own, state = model.state_dict(), dict(tensors)
     if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
         state = modules.convert_to_custom_text_state_dict(state)
-    if SCALE in state and state[SCALE].numel() == 1:  # one number, with or without an axis of its own
-        state[SCALE] = state[SCALE].reshape(own[SCALE].shape)
+    for number in (SCALE, BIAS):  # with or without an axis of its own
+        if number in own and number in state and state[number].numel() == 1:
+            state[number] = state[number].reshape(own[number].shape)
     _refuse_misfit(own, state, name)
     modules.resize_pos_embed(state, model)
     modules.resize_text_pos_embed(state, model)

@@ -109,14 +109,17 @@ def frozen(config: BackboneConfig, model: nn.Module, device: torch.device) -> Ba
 def own_tokenizer(name: str) -> Any:
     """The tokenizer that open_clip gives a model of this name, None for other models.
 
-    Some plain ViTs were trained with one that open_clip fetches from a hub.
+    SigLIP and some plain ViTs were trained with one that open_clip fetches from a hub.
     """
     if name.replace("/", "-") not in open_clip.list_models():
         return None
     try:
         return open_clip.get_tokenizer(name)
     except Exception as error:  # ImportError, OSError and what the hub raises
-        raise UserError(f"backbone.name: the tokenizer of {name} cannot be had here: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(
+            f"backbone.name: the tokenizer of {name} cannot be had here: {' '.join(str(error).split())[:200]}; "
+            f"it needs the package transformers, and its files out of the Hugging Face hub in this machine's cache"
+        ) from error
 
 
 def create_model(config: BackboneConfig, seed: int) -> nn.Module:

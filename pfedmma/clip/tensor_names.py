@@ -12,7 +12,7 @@ from pfedmma.clip.file_kinds import NoWeights
 
 # Of DistributedDataParallel, torch.compile, FSDP and activation checkpointing; they may stand anywhere, in any order.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-SCALE = "logit_scale"
+SCALE, BIAS = "logit_scale", "logit_bias"
 
 # transformers' CLIPModel.
 _TOWERS = {"text": "transformer", "vision": "visual.transformer"}

@@ -9,7 +9,7 @@ Shape legend: N sequences (clients x images, or clients x prompts), T tokens, W 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +207,15 @@ class VisualTower(Tower):
         self.norm_pre, self.norm_post = Norm(module.ln_pre), Norm(module.ln_post)
         self.projection = module.proj.detach().float()
         self.pool_type, self.norm_after_pool = module.pool_type, module.final_ln_after_pool
+
+    @property
+    def embedding(self) -> int:
+        """D, the width of image features."""
+        return self.projection.shape[1]
+
+    def own_tensors(self) -> Iterator[Tensor]:
+        """The frozen tensors that are in no block and in no norm that every tower has."""
+        yield from (self.patch_weight, self.class_token, self.positions, self.projection)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, int | None]:
         """[N,3,S,S] normalised pixels -> tokens [N,T,W] and the index of the pooled token, the same of all images."""

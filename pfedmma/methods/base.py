@@ -141,7 +141,8 @@ class Method:
 
     def logits(self, state: State, images: Tensor, texts: Tensor) -> Tensor:
         """Features of images [C,B,...] and classes [C,K,...] -> [C,B,K]."""
-        return cosine_logits(images, texts, self.backbone.logit_scale)
+        logits = cosine_logits(images, texts, self.backbone.logit_scale)
+        return logits if self.backbone.logit_bias is None else logits + self.backbone.logit_bias
 
     def shared_outputs(self, state: State, stem: Any) -> Tensor | None:
         """Stem of C x B images (client by client) -> what the projection that both towers share gives of them [C,B,r], for diagnostics.

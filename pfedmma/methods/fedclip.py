@@ -56,7 +56,7 @@ class FedCLIP(Method):
 
     @classmethod
     def from_settings(cls, settings: FedCLIPConfig, backbone: Backbone) -> FedCLIP:
-        return cls(backbone, settings, backbone.visual.projection.shape[1])
+        return cls(backbone, settings, backbone.visual.embedding)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -80,7 +80,7 @@ class FedTPG(Method):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        width, embedding = self.backbone.text.width, self.backbone.visual.projection.shape[1]
+        width, embedding = self.backbone.text.width, self.backbone.visual.embedding
         shapes: dict[str, tuple[int, ...]] = {"queries": (self.length, width)}
         for name, size in {"query_norm": width, "name_norm": embedding, "context_norm": width}.items():
             shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}

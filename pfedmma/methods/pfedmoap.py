@@ -73,7 +73,7 @@ class PFedMoAP(Method):
 
     @classmethod
     def from_settings(cls, settings: PFedMoAPConfig, backbone: Backbone) -> PFedMoAP:
-        width = -(-backbone.visual.projection.shape[1] // STRIDE)
+        width = -(-backbone.visual.embedding // STRIDE)
         if width % settings.heads:
             raise UserError(f"method.pfedmoap.heads: {settings.heads} do not divide the {width} numbers that the gating sees of a feature")
         return cls(backbone, settings, context_length(backbone, settings), width)

@@ -29,7 +29,7 @@ def cut_prompts(backbone: Backbone, template: str, names: Sequence[str]) -> str:
     """A sentence about prompts that are longer than the text tower reads, so that their ends are lost; empty if there is none."""
     reach = len(backbone.text.positions)
     texts = {name: template.format(name.replace("_", " ")) for name in names}
-    cut = [name for name, text in texts.items() if len(backbone.tokenizer.encode(text)) + 2 > reach]  # beside start and end
+    cut = [name for name, text in texts.items() if backbone.tokens_of(text) > reach]
     if not cut:
         return ""
     return (

@@ -72,9 +72,11 @@ class AdaptedCLIP(nn.Module):
         stem = self.backbone.text_stem(Prompts((), text), self.spec.frozen_blocks(self.backbone, "text"))
         return self._features(stem, "text", normalize)
 
-    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As open_clip's CLIP: normalised image features, normalised text features, exp(logit_scale)."""
-        return self.encode_image(images, True), self.encode_text(text, True), self.backbone.logit_scale
+    def forward(self, images: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        """As open_clip's CLIP: normalised image features, normalised text features, exp(logit_scale), and logit_bias where there is one."""
+        bias = self.backbone.logit_bias
+        found = self.encode_image(images, True), self.encode_text(text, True), self.backbone.logit_scale
+        return found if bias is None else (*found, bias)
 
     def _features(self, stem, tower: str, normalize: bool) -> Tensor:
         products = PRECISIONS[self.backbone.precision]

@@ -230,8 +230,8 @@ def hollow(name: str) -> nn.Module:
     ("name", "reason"),
     [
         ("RN50", "the image tower of RN50 is a ModifiedResNet"),
-        ("ViT-B-16-SigLIP", "the image tower of ViT-B-16-SigLIP is a TimmModel"),
-        ("MobileCLIP-S1", "the image tower of MobileCLIP-S1 is a TimmModel"),
+        ("MobileCLIP-S1", "the image tower of MobileCLIP-S1 is timm's FastVit"),
+        ("EVA02-B-16", "the image tower of EVA02-B-16 is timm's Eva"),
         ("coca_ViT-B-32", "the image tower of coca_ViT-B-32 pools by attention"),
     ],
 )
@@ -328,7 +328,7 @@ def test_openai_weights_bring_their_activation() -> None:
     assert loading._weights(BackboneConfig("ViT-B-16", "none")) == {}
 
 
-@pytest.mark.parametrize(("name", "message"), [("ViT-B-16-SigLIP", "TimmModel"), ("RN50", "ModifiedResNet")])
+@pytest.mark.parametrize(("name", "message"), [("MobileCLIP-S1", "FastVit"), ("RN50", "ModifiedResNet")])
 def test_an_unsupported_tower_is_refused_before_its_tokenizer_is_asked_for(name: str, message: str):
     with pytest.raises(UserError, match=message):
         loading.load(BackboneConfig(name, "none"), 0, torch.device("cpu"))

@@ -39,13 +39,23 @@ def context_length(backbone: Backbone, config: ContextConfig) -> int:
     """How many tokens: those of its words, or as many as it says, or (0) 16, and a quarter of the text tower's reach where that is less.
 
     Raises:
-        UserError: they leave no room for a class name.
+        UserError: they leave no room for a class name, or the backbone's prompts are not CLIP's.
     """
+    refuse_other_prompts(backbone)
     reach = len(backbone.text.positions)
     length = len(word_ids(backbone, config.words)) if config.words else config.context or min(16, reach // 4)
     if length + 4 > reach:  # start, name, full stop and end
         raise UserError(f"method: {length} context tokens leave no room for a class name in the {reach} tokens that {backbone.name} reads")
     return length
+
+
+def refuse_other_prompts(backbone: Backbone) -> None:
+    """Raise a `UserError` where prompts have no start token behind which a context could stand."""
+    if not backbone.has_clips_tokenizer:
+        raise UserError(
+            f"method: learned context stands in prompts of CLIP's own tokenizer, and {backbone.name} has another; "
+            f"adapters (pfedmma) and fedlora run on it"
+        )
 
 
 def word_ids(backbone: Backbone, words: str) -> list[int]:
@@ -54,7 +64,12 @@ def word_ids(backbone: Backbone, words: str) -> list[int]:
 
 
 def leading_words(backbone: Backbone, words: str, tokens: int, where: str) -> list[int]:
-    """Token ids of the first ``tokens`` of ``words``. Raises a `UserError` about the setting ``where`` if there are fewer."""
+    """Token ids of the first ``tokens`` of ``words``.
+
+    Raises:
+        UserError: about the setting ``where``, if there are fewer; or the backbone's prompts are not CLIP's.
+    """
+    refuse_other_prompts(backbone)
     ids = word_ids(backbone, words)
     if tokens > len(ids):
         raise UserError(f"{where}: '{words}' has only {len(ids)} tokens, fewer than {tokens}")

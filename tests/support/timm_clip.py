@@ -1,0 +1,57 @@
+"""Small open_clip models whose image tower is timm's."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import open_clip
+import torch
+from open_clip import timm_model
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
+from torch import nn
+
+from pfedmma import rng
+
+VISION = {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none", "image_size": 32}
+TEXT = {"context_length": 20, "width": 24, "heads": 2, "layers": 3}
+TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+SIGLIP = {"class_token": False}
+SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+# MobileCLIP-B's: three convolutions, positions of the patches alone, and a class token that is pooled.
+CONVOLUTIONS = {"channels": (8, 8, 32), "stride": (2, 2, 2), "kernel_size": (2, 2, 2), "padding": 0, "act_layer": nn.GELU}
+
+
+def timm_clip(trunk: dict[str, Any], text: dict[str, Any], vision: dict[str, Any], **model: Any) -> nn.Module:
+    """A CLIP as open_clip builds it around timm's VisionTransformer of a small size, every tensor of it random."""
+
+    def small(name: str, **options: Any) -> nn.Module:
+        known = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
+        made = VisionTransformer(**TRUNK | trunk | known)
+        made.default_cfg = {}
+        return made
+
+    with torch.random.fork_rng(devices=[]), mock.patch.object(timm_model.timm, "create_model", small):
+        torch.manual_seed(0)
+        clip = open_clip.CustomTextCLIP(embed_dim=32, vision_cfg=VISION | vision, text_cfg=TEXT | text, **model)
+    generator = rng.generator(0, "weights")
+    with torch.no_grad():
+        of_batch_norms = [buffer for name, buffer in clip.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        for tensor in (*clip.parameters(), *of_batch_norms):
+            tensor.add_(0.1 * torch.randn(tensor.shape, generator=generator).abs())
+    return clip.eval().requires_grad_(False)
+
+
+def siglip(act: type[nn.Module] = nn.GELU, **text: Any) -> nn.Module:
+    """A small SigLIP: attention pooling, no class token, no causal mask, the last token pooled, and a bias of the logits."""
+    return timm_clip({**SIGLIP, "act_layer": act}, SIGLIP_TEXT | text, {}, init_logit_bias=-10.0)
+
+
+def mobileclip() -> nn.Module:
+    """A small MobileCLIP-B."""
+
+    def embed(**options: Any) -> nn.Module:
+        return HybridEmbed(ConvStem(**CONVOLUTIONS), **options | {"patch_size": 1, "proj": False})
+
+    return timm_clip({"embed_layer": embed, "no_embed_class": True}, {}, {"timm_pool": "token", "timm_proj": None})
