@@ -104,7 +104,7 @@ def _tensors(backbone: Backbone) -> Iterator[Tensor]:
 def _of_blocks(tower: Tower) -> Iterator[Tensor]:
     for block in tower.blocks:
         yield from (getattr(block, name) for name in _OF_BLOCK)
-        for norm in (block.norm1, block.norm2):
+        for norm in block.norms:
             yield from _of_norm(norm)
         yield from (gamma for gamma in (block.gamma1, block.gamma2) if gamma is not None)
 

@@ -1,6 +1,7 @@
-"""The image towers that open_clip takes from timm: plain ViTs, with attention pooling (SigLIP, SigLIP 2) or a class token (MobileCLIP-B).
+"""Image towers that open_clip takes from timm: ViTs with attention pooling (SigLIP, SigLIP 2) or a class token (MobileCLIP-B, EVA-CLIP).
 
-timm's blocks compute what open_clip's do under other names, so they are read under open_clip's, and adapters find the same places.
+Most of timm's blocks compute what open_clip's do under other names, so they are read under open_clip's, and adapters find the same places;
+for EVA's see `pfedmma.clip.eva_block`.
 SigLIP has no class token: one learned query attends to all tokens of the last block, which therefore all are computed.
 
 Shape legend: N images, T tokens, W width, H heads, D embedding.
@@ -16,24 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pfedmma.clip import pointwise
-from pfedmma.clip.towers import Norm, Tower, VisualTower
+from pfedmma.clip import eva_block, pointwise
+from pfedmma.clip.towers import Block, Norm, Tower, VisualTower
 from pfedmma.system.errors import UserError
 from pfedmma.system.lazy import Library
 
 vit, layers = Library("timm.models.vision_transformer"), Library("timm.layers")
-hybrid = Library("timm.models.vision_transformer_hybrid")
+eva, hybrid = Library("timm.models.eva"), Library("timm.models.vision_transformer_hybrid")
 
 POOLS = ("map", "token", "avg")
 _NONE = nn.Identity()
 
 
 class TimmTower(VisualTower):
-    """A timm ViT; `embed` -> `stem` -> `finish` -> `features`, as of open_clip's own."""
+    """A ViT of timm; `embed` -> `stem` -> `finish` -> `features`, as of open_clip's own."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         trunk = module.trunk
-        Tower.__init__(self, [as_open_clips(block) for block in trunk.blocks], False, trunk.embed_dim, dtype)
+        Tower.__init__(self, _blocks(trunk, dtype), False, trunk.embed_dim)
         *below, last = _convolutions(trunk.patch_embed)
         self.stem_layers = [StemLayer(layer) for layer in below]
         self.patch_weight, self.patch_bias = last.weight.detach().float(), _bias(last)
@@ -107,7 +108,7 @@ class AttentionPool:
     """timm's ``AttentionPoolLatent`` with one learned query: attention over all tokens, a projection, and an MLP beside it.
 
     The query is the same for all images. So it is multiplied into the keys' weights once, and values are taken of the mixed tokens: H
-    products a token instead of 2 W, with the same result up to rounding. The keys' bias adds the same to all scores of a head: it drops out.
+    products a token instead of 2 W, with the same result up to rounding. The keys' bias adds the same to a head's scores: it drops out.
     """
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
@@ -134,6 +135,13 @@ class AttentionPool:
         return x + F.linear(self.activation(F.linear(before, *self.fc1)), *self.fc2)
 
 
+def _blocks(trunk: Any, dtype: torch.dtype) -> list[Block]:
+    if type(trunk) is not eva.Eva:
+        return [Block(as_open_clips(block), dtype) for block in trunk.blocks]
+    positions = eva_block.positions_of(trunk)
+    return [eva_block.EvaBlock(block, positions, dtype) for block in trunk.blocks]
+
+
 def as_open_clips(block: Any) -> SimpleNamespace:
     """timm's ``Block`` under the names of open_clip's ``ResidualAttentionBlock``."""
     attn, mlp = block.attn, block.mlp
@@ -147,9 +155,9 @@ def as_open_clips(block: Any) -> SimpleNamespace:
 def refusal(module: Any) -> str:
     """What a tower of timm is that `TimmTower` cannot run, to be put behind "the image tower of ..."; empty if it can."""
     trunk = module.trunk
-    if type(trunk) is not vit.VisionTransformer:
+    if type(trunk) not in (vit.VisionTransformer, eva.Eva):
         return f"is timm's {type(trunk).__name__}"
-    if any(not _is_plain(block) for block in trunk.blocks):
+    if not all(eva_block.is_plain(block, trunk.rope) if type(trunk) is eva.Eva else _is_plain(block) for block in trunk.blocks):
         return "has custom blocks"
     if not _is_known_embedding(trunk):
         return "embeds its patches in a way of its own"

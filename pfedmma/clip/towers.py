@@ -107,12 +107,29 @@ class Block:
         if add is not None:
             q, k, v = q + add("q", normed), k + add("k", every), v + add("v", every)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k = self.turned(q, k, pool)
         mixed = attention(q, k, v, mask, causal and pool is None)
-        mixed = F.linear(mixed.transpose(1, 2).flatten(2), self.out_weight, self.out_bias)
+        mixed = F.linear(self.normed_mixture(mixed.transpose(1, 2).flatten(2)), self.out_weight, self.out_bias)
         x, before = self.norm2.of_sum(x, (mixed if self.gamma1 is None else mixed * self.gamma1,), self.fc_weight.dtype)
-        hidden = self.activation(F.linear(before, self.fc_weight, self.fc_bias))
-        hidden = F.linear(hidden, self.proj_weight, self.proj_bias)
+        hidden = self.mlp(before)
         return normed, x, hidden if self.gamma2 is None else hidden * self.gamma2
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Its layer norms."""
+        return self.norm1, self.norm2
+
+    def turned(self, q: Tensor, k: Tensor, pool: Tensor | int | None) -> tuple[Tensor, Tensor]:
+        """Queries (of the token ``pool`` alone, or of all) and keys of all tokens [N,H,T,W/H], where these say their positions."""
+        return q, k
+
+    def normed_mixture(self, x: Tensor) -> Tensor:
+        """What attention mixes [N,T,W], before its projection."""
+        return x
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """[N,T,W] -> [N,T,W], without layer scale."""
+        return F.linear(self.activation(F.linear(x, self.fc_weight, self.fc_bias)), self.proj_weight, self.proj_bias)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -152,8 +169,8 @@ def take(x: Tensor, index: Tensor | int) -> Tensor:
 class Tower:
     """A stack of frozen blocks. Blocks are numbered from 1, as in the paper."""
 
-    def __init__(self, blocks: Any, causal: bool, width: int, dtype: torch.dtype) -> None:
-        self.blocks = [Block(block, dtype) for block in blocks]
+    def __init__(self, blocks: Sequence[Block], causal: bool, width: int) -> None:
+        self.blocks = list(blocks)
         self.causal = causal
         self.width = width
 
@@ -201,7 +218,7 @@ class VisualTower(Tower):
     """A ViT; `embed` -> `stem` -> `finish` -> `features`."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
-        super().__init__(module.transformer.resblocks, False, module.transformer.width, dtype)
+        super().__init__([Block(block, dtype) for block in module.transformer.resblocks], False, module.transformer.width)
         self.patch_weight = module.conv1.weight.detach().float()
         self.class_token, self.positions = module.class_embedding.detach().float(), module.positional_embedding.detach().float()
         self.norm_pre, self.norm_post = Norm(module.ln_pre), Norm(module.ln_post)
@@ -256,7 +273,8 @@ class TextTower(Tower):
     """
 
     def __init__(self, module: Any, pool_type: str, eos_id: int, dtype: torch.dtype, keeps: float = float("inf")) -> None:
-        super().__init__(module.transformer.resblocks, module.attn_mask is not None, module.transformer.width, dtype)
+        blocks = [Block(block, dtype) for block in module.transformer.resblocks]
+        super().__init__(blocks, module.attn_mask is not None, module.transformer.width)
         self.keeps = keeps
         # Two inputs of norms in fp32; LN1, queries, keys, values and their mixture; the hidden layer before and after a quick GELU's gate.
         hidden = self.blocks[0].fc_weight.shape[0]

@@ -26,7 +26,7 @@ from pfedmma.portable.adapted_clip import AdaptedCLIP
 from pfedmma.portable.made_for import MadeFor
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.system.errors import UserError
-from tests.support.timm_clip import SIGLIP, SIGLIP_TEXT, mobileclip, siglip, timm_clip
+from tests.support.timm_clip import SIGLIP, SIGLIP_TEXT, eva01, eva02, mobileclip, siglip, timm_clip
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")
 
@@ -42,6 +42,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "siglip": siglip,
     "siglip 2": lambda: siglip(Tanh, act_kwargs={"approximate": "tanh"}),
     "mobileclip-b": mobileclip,
+    "eva01": eva01,
+    "eva02": eva02,
+    "eva, layer scale": lambda: eva02(init_values=0.3, qkv_fused=True, scale_mlp=False, swiglu_align_to=8),
     "no class token, averaged": lambda: timm_clip(
         {**SIGLIP, "fc_norm": False, "global_pool": "avg"}, {}, {"timm_pool": "avg", "timm_proj": "linear"}
     ),
@@ -114,10 +117,13 @@ def test_logits_with_lora_are_open_clips_with_merged_weights(clip: nn.Module) ->
     own, merged, before = drawn(method), {}, open_clips(clip)
     for tower, blocks, _ in towers(clip):
         for number, block in enumerate(blocks, start=1):
-            weight = block.attn.qkv.weight if tower == "visual" else block.attn.in_proj_weight
-            added = [own[f"{tower}.{number}.{part}.b"] @ own[f"{tower}.{number}.{part}.a"] for part in "qkv"]
-            name = next(name for name, tensor in clip.named_parameters() if tensor is weight)
-            merged[name] = weight + torch.cat(added)  # alpha / sqrt(rank) is 1
+            added = [own[f"{tower}.{number}.{part}.b"] @ own[f"{tower}.{number}.{part}.a"] for part in "qkv"]  # alpha / sqrt(rank) is 1
+            if getattr(block.attn, "q_proj", None) is not None:
+                weights = [block.attn.q_proj.weight, block.attn.k_proj.weight, block.attn.v_proj.weight]
+            else:
+                weights, added = [block.attn.qkv.weight if tower == "visual" else block.attn.in_proj_weight], [torch.cat(added)]
+            for weight, more in zip(weights, added, strict=True):
+                merged[next(name for name, tensor in clip.named_parameters() if tensor is weight)] = weight + more
     names = (images(), Backbone.freeze(clip).prompts(GENERIC_TEMPLATE, NAMES).tokens)
     found = torch.func.functional_call(clip, merged, names)
     wanted = found[2] * found[0] @ found[1].T + (found[3] if len(found) == 4 else 0.0)
@@ -221,6 +227,8 @@ def hollow(name: str) -> nn.Module:
         ("ViT-B-16-SigLIP2-384", 12, 768, 576, True),
         ("ViT-SO400M-14-SigLIP2-378", 27, 1152, 729, True),
         ("MobileCLIP-B", 12, 768, 196, False),
+        ("EVA02-B-16", 12, 768, 197, False),
+        ("EVA01-g-14", 40, 1408, 257, False),
     ],
 )
 def test_open_clips_own_models_are_taken(name: str, depth: int, width: int, tokens: int, biased: bool) -> None:
@@ -248,6 +256,22 @@ def test_other_towers_of_timm_are_refused_in_one_sentence(trunk: dict, vision: d
     with pytest.raises(UserError) as caught:
         Backbone.freeze(clip, "mine")
     assert str(caught.value) == f"backbone.name: the image tower of mine {reason}; adapters need a plain ViT such as ViT-B-16"
+
+
+@pytest.mark.parametrize("trunk", [{"use_post_norm": True}, {"attn_type": "rope"}, {"rope_rotate_half": True}, {"rope_type": "mixed"}])
+def test_other_blocks_of_eva_are_refused_in_one_sentence(trunk: dict) -> None:
+    """Those of EVA02-E and of PE-Core among them."""
+    with pytest.raises(UserError) as caught:
+        Backbone.freeze(eva02(**trunk), "mine")
+    assert str(caught.value) == "backbone.name: the image tower of mine has custom blocks; adapters need a plain ViT such as ViT-B-16"
+
+
+@pytest.mark.parametrize("name", ["fedmaple", "fedmgp", "fedotp"])
+@pytest.mark.parametrize("make", [mobileclip, eva02], ids=["mobileclip-b", "eva02"])
+def test_prompts_of_images_and_patches_run_with_clips_tokenizer(make: Callable[[], nn.Module], name: str) -> None:
+    method = registry.build(MethodConfig(name), Backbone.freeze(make(), "mine"))
+    found = logits(method, drawn(method))
+    assert found.shape == (3, 4) and found.isfinite().all() and (found[0] - found[1]).abs().max() > 1e-3
 
 
 class Words:
@@ -284,7 +308,9 @@ def test_a_tokenizer_of_a_hub_makes_the_prompts(with_words: Backbone) -> None:
 
 @pytest.mark.parametrize("name", ["promptfl", "fedotp", "fedpgp", "fedtpg", "pfedmoap", "fedmaple", "fedmgp"])
 def test_learned_context_is_refused_where_prompts_have_no_start(with_words: Backbone, name: str) -> None:
-    with pytest.raises(UserError, match=r"^method: learned context stands in prompts of CLIP's own tokenizer, and mine has another; [^.\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^method: learned context stands in prompts of CLIP's own tokenizer, and mine has another; [^.\n]*$"
+    ):
         registry.build(MethodConfig(name), with_words)
 
 

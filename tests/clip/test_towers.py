@@ -231,7 +231,7 @@ def hollow(name: str) -> nn.Module:
     [
         ("RN50", "the image tower of RN50 is a ModifiedResNet"),
         ("MobileCLIP-S1", "the image tower of MobileCLIP-S1 is timm's FastVit"),
-        ("EVA02-B-16", "the image tower of EVA02-B-16 is timm's Eva"),
+        ("EVA02-E-14", "the image tower of EVA02-E-14 has custom blocks"),
         ("coca_ViT-B-32", "the image tower of coca_ViT-B-32 pools by attention"),
     ],
 )

@@ -8,6 +8,7 @@ from unittest import mock
 import open_clip
 import torch
 from open_clip import timm_model
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
@@ -23,12 +24,14 @@ SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "
 CONVOLUTIONS = {"channels": (8, 8, 32), "stride": (2, 2, 2), "kernel_size": (2, 2, 2), "padding": 0, "act_layer": nn.GELU}
 
 
-def timm_clip(trunk: dict[str, Any], text: dict[str, Any], vision: dict[str, Any], **model: Any) -> nn.Module:
-    """A CLIP as open_clip builds it around timm's VisionTransformer of a small size, every tensor of it random."""
+def timm_clip(
+    trunk: dict[str, Any], text: dict[str, Any], vision: dict[str, Any], kind: type[nn.Module] = VisionTransformer, **model: Any
+) -> nn.Module:
+    """A CLIP as open_clip builds it around timm's ViT, or another ``kind`` of tower, of a small size, every tensor of it random."""
 
     def small(name: str, **options: Any) -> nn.Module:
         known = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
-        made = VisionTransformer(**TRUNK | trunk | known)
+        made = kind(**TRUNK | trunk | known)
         made.default_cfg = {}
         return made
 
@@ -55,3 +58,14 @@ def mobileclip() -> nn.Module:
         return HybridEmbed(ConvStem(**CONVOLUTIONS), **options | {"patch_size": 1, "proj": False})
 
     return timm_clip({"embed_layer": embed, "no_embed_class": True}, {}, {"timm_pool": "token", "timm_proj": None})
+
+
+def eva01(**trunk: Any) -> nn.Module:
+    """A small EVA01."""
+    return timm_clip(trunk, {}, {"timm_pool": "token", "timm_proj": None}, Eva)
+
+
+def eva02(**trunk: Any) -> nn.Module:
+    """A small EVA02-B: projections apart, SwiGLU, norms within, and positions in queries and keys."""
+    parts = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "mlp_ratio": 4 * 2 / 3}
+    return eva01(**parts | {"use_rot_pos_emb": True, "ref_feat_shape": (3, 3)} | trunk)
