@@ -95,6 +95,23 @@ def test_a_small_clip_has_open_clips_features(variant: str) -> None:
     assert_features_are_open_clips(small_clip(*VARIANTS[variant]), size=32)
 
 
+@pytest.mark.parametrize(
+    ("name", "tag", "quick"),
+    [
+        ("ViT-B-32", "metaclip_400m", True),
+        ("ViT-B-16", "dfn2b", True),
+        ("ViT-H-14", "dfn5b", True),
+        ("ViT-L-14", "datacomp_xl_s13b_b90k", False),
+    ],
+)
+def test_metaclip_dfn_and_datacomp_are_clips_and_bring_their_activation(name: str, tag: str, quick: bool) -> None:
+    """Their shapes at a small size."""
+    assert loading._weights(BackboneConfig(name, tag)) == {"pretrained": tag, "force_quick_gelu": quick}
+    config = open_clip.get_model_config(name)
+    clip = small_clip(config["vision_cfg"] | VISION, config["text_cfg"] | TEXT, {"quick_gelu": quick})
+    assert_features_are_open_clips(clip, size=32)
+
+
 def test_a_text_tower_of_its_own_has_open_clips_features() -> None:
     """``CustomTextCLIP`` keeps its text tower in ``text``, not in itself."""
     assert_features_are_open_clips(small_clip({}, {"pool_type": "eos", "eos_id": EOT}, {}, open_clip.CustomTextCLIP), size=32)
