@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -15,12 +14,12 @@ from pfedmma.clip import fitting
 from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.file_kinds import NoWeights
 from pfedmma.clip.fingerprint import FrozenWeights
+from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.methods.fedlora import FedLoRAConfig
-from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.portable.adapted_clip import AdaptedCLIP
 from pfedmma.portable.made_for import MadeFor
@@ -274,58 +273,6 @@ def test_prompts_of_images_and_patches_run_with_clips_tokenizer(make: Callable[[
     assert found.shape == (3, 4) and found.isfinite().all() and (found[0] - found[1]).abs().max() > 1e-3
 
 
-class Words:
-    """A tokenizer such as open_clip's HFTokenizer: no start, padded to the context."""
-
-    context = 20
-
-    def clean_fn(self, text: str) -> str:
-        return text.lower()
-
-    def tokenizer(self, text: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[2 + sum(map(ord, word)) for word in text.split()] + [1])
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        ids = [self.tokenizer(self.clean_fn(text)).input_ids[: self.context] for text in texts]
-        return torch.tensor([row + [0] * (self.context - len(row)) for row in ids])
-
-
-@pytest.fixture(scope="module")
-def with_words() -> Backbone:
-    return Backbone.freeze(siglip(), "mine", tokenizer=Words())
-
-
-def test_a_tokenizer_of_a_hub_makes_the_prompts(with_words: Backbone) -> None:
-    """Which are open_clip's, padding and all, and whose ends are missed where they are cut off."""
-    clip = siglip()
-    wanted = clip.get_logits(images(), Words()([GENERIC_TEMPLATE.format(name.replace("_", " ")) for name in NAMES]))[0]
-    method = registry.build(MethodConfig("zeroshot"), with_words)
-    assert_close(logits(method, drawn(method)), wanted)
-    assert cut_prompts(with_words, GENERIC_TEMPLATE, NAMES) == ""
-    said = cut_prompts(with_words, GENERIC_TEMPLATE, ["fern", " ".join("abcdefghijklmnop")])  # 5 and 20 tokens, and the end
-    assert said.startswith("the prompts of 1 of 2 classes are longer than the 20 tokens that mine reads")
-
-
-@pytest.mark.parametrize("name", ["promptfl", "fedotp", "fedpgp", "fedtpg", "pfedmoap", "fedmaple", "fedmgp"])
-def test_learned_context_is_refused_where_prompts_have_no_start(with_words: Backbone, name: str) -> None:
-    with pytest.raises(
-        UserError, match=r"^method: learned context stands in prompts of CLIP's own tokenizer, and mine has another; [^.\n]*$"
-    ):
-        registry.build(MethodConfig(name), with_words)
-
-
-@pytest.mark.parametrize("name", ["pfedmma", "fedlora", "fedclip", "clipadapter"])
-def test_other_methods_take_a_step_on_it(with_words: Backbone, name: str) -> None:
-    """Two clients, towards the loss of a softmax."""
-    method = registry.build(MethodConfig(name), with_words)
-    state = {key: torch.stack([tensor, tensor]).requires_grad_() for key, tensor in method.initial(rng.generator(0, "init")).items()}
-    texts = method.text_features(state, method.text_stem(with_words.prompts(GENERIC_TEMPLATE, NAMES)))
-    found = method.image_features(state, method.image_stem(images(4)))
-    labels, weights = torch.tensor([[0, 1], [2, 3]]), torch.full((2, 2), 0.5)
-    grads = torch.autograd.grad(method.loss(state, found, texts, labels, weights).sum(), list(state.values()), allow_unused=True)
-    assert any(grad is not None and grad.abs().max() > 0 for grad in grads)
-
-
 def test_a_file_with_a_bias_of_another_shape_fits() -> None:
     """One number with an axis of its own, as some training programs keep it."""
     clip, other = siglip(), siglip()
@@ -336,3 +283,14 @@ def test_a_file_with_a_bias_of_another_shape_fits() -> None:
     del state["logit_bias"]
     with pytest.raises(NoWeights, match="it lacks logit_bias"):
         fitting.put(other, state, "mine")
+
+
+@pytest.mark.parametrize("make", [siglip, eva02], ids=["siglip", "eva02"])
+def test_torch_compile_traces_the_tower_as_a_whole(make: Callable[[], nn.Module]) -> None:
+    frozen = Backbone.freeze(make())
+
+    def features(stem: TowerStem) -> Tensor:
+        return frozen.visual.features(frozen.visual.finish(stem, Places(output=lambda number, normed: 0.1 * normed)))
+
+    stem = frozen.image_stem(images(), 1)
+    assert_close(torch.compile(features, backend="eager", fullgraph=True)(stem), features(stem))
