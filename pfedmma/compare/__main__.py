@@ -85,7 +85,7 @@ def carry_out(plans: Sequence[Plan], slots: schedule.Slots | None, out: Path, ra
 def refuse_what_cannot_be(plans: Sequence[Plan]) -> None:
     """Raise a `UserError` where two runs, or a run and an earlier one of other settings, would share a folder."""
     grid.refuse_shared_folders(plans)
-    schedule.require_one_setting_a_run([*plans, *(plan.on_test() for plan in plans if plan.is_candidate)])
+    schedule.require_one_setting_a_run([*plans, *(plan.on_test(seed) for plan in plans for seed in plan.test_seeds)])
 
 
 def _chosen(plans: Sequence[Plan]) -> list[Plan]:

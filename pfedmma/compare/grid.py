@@ -9,6 +9,7 @@ A compare file is YAML::
     shots: [16]                      # optional
     grid: {method.dim: [8, 32]}      # optional: dotted settings and their values, all combinations
     select: val                      # optional: choose among the combinations, for each method, instead of comparing in each
+    select_seeds: [0, 1]             # optional: the seeds with which candidates run; without it, those of the comparison
     seeds: [0, 1, 2]                 # optional
     baseline: local                  # optional: the method that all others are tested against; without it, each against the best other
 
@@ -42,7 +43,7 @@ from pfedmma.system import options, untrusted
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import Written, shown
 
-KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "seeds", "baseline")
+KEYS = ("config", "settings", "methods", "datasets", "shots", "grid", "select", "select_seeds", "seeds", "baseline")
 ROOT = Path("runs") / "compare"
 CANDIDATES = "candidates"  # the folder of runs on the validation split, below that of the comparison
 
@@ -53,7 +54,8 @@ class Plan:
 
     ``group``: the compare file, where there are several; runs of different files are not compared with each other. ``combination``: of
     the grid's values. ``candidates``: among how many combinations one is chosen for the method, 0 where nothing is chosen.
-    ``baseline``: the method that the others are tested against. ``grid``: the names of the settings in its combination.
+    ``baseline``: the method that the others are tested against. ``grid``: the names of the settings in its combination. ``test_seeds``:
+    of a candidate, the seeds of what is chosen.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Plan:
     candidates: int = 0
     baseline: str = ""
     grid: tuple[str, ...] = ()
+    test_seeds: tuple[int, ...] = ()
 
     @property
     def setting(self) -> str:
@@ -85,12 +88,12 @@ class Plan:
     def name(self) -> str:
         return Path(self.config.run_dir).name
 
-    def on_test(self) -> Plan:
-        """The run of the same settings on the test split, in a folder of its own."""
-        folder = Path(self.config.run_dir)
+    def on_test(self, seed: int) -> Plan:
+        """The run of the same settings with a seed on the test split, in a folder of its own."""
+        folder = Path(self.config.run_dir).parent.parent / f"{self.name.removesuffix(_seeded(self.config.seed))}{_seeded(seed)}"
         evaluation = dataclasses.replace(self.config.evaluation, split="test")
-        tested = dataclasses.replace(self.config, evaluation=evaluation, run_dir=str(folder.parent.parent / folder.name))
-        return dataclasses.replace(self, config=tested)
+        tested = dataclasses.replace(self.config, evaluation=evaluation, seed=seed, run_dir=str(folder))
+        return dataclasses.replace(self, config=tested, test_seeds=())
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Asked:
     seeds: list[int]
     grid: tuple[Combination, ...]
     select: bool
+    select_seeds: list[int]
     baseline: str
     overrides: tuple[str, ...]
 
@@ -121,15 +125,17 @@ class Asked:
         tree = extended(file, tree, varied)
         common = _started(file, "settings", {"config": tree.get("config")} | _mapping(file, "settings", tree.get("settings") or {}))
         data_name = _section(file, common, "data").get("name", "shapes")
+        seeds = _numbers(file, "seeds", [_seed(common)] if tree.get("seeds") is None else tree["seeds"])
         asked = cls(
             file,
             common,
             methods=_labels(file, "methods", tree.get("methods"), "method"),
             datasets=_labels(file, "datasets", tree.get("datasets") or [data_name], "data"),
             shots=None if tree.get("shots") is None else _numbers(file, "shots", tree["shots"]),
-            seeds=_numbers(file, "seeds", [_seed(common)] if tree.get("seeds") is None else tree["seeds"]),
+            seeds=seeds,
             grid=combinations(file, tree.get("grid")),
             select=_select(file, tree),
+            select_seeds=seeds if tree.get("select_seeds") is None else _numbers(file, "select_seeds", tree["select_seeds"]),
             baseline=_baseline(file, tree),
             overrides=tuple(overrides),
         )
@@ -157,7 +163,8 @@ class Asked:
             usual = _section(self.file, options.merged(self.common, data), "data").get("shots")
             for shots, method in itertools.product(self.shots or [usual], self.methods):
                 chosen = self.select and self.trains(data, method)
-                for combination, seed in itertools.product(self.grid if chosen or not self.select else (Combination({}),), self.seeds):
+                tried = self.grid if chosen or not self.select else (Combination({}),)
+                for combination, seed in itertools.product(tried, self.select_seeds if chosen else self.seeds):
                     yield dataset, method, shots, seed, combination, len(self.grid) if chosen else 0
 
     def trains(self, data: dict[str, Any], method: str) -> bool:
@@ -179,7 +186,7 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
     for dataset, method, shots, seed, combination, candidates in asked.runs():
         if len(plans) == MOST_RUNS:
             raise UserError(f"{file} asks for more than {MOST_RUNS} runs; divide it into several files")
-        slug = _slug([dataset, f"{shots}-shot" if shots is not None else "", method, *combination.words, f"seed{seed}"])
+        slug = _slug([dataset, f"{shots}-shot" if shots is not None else "", method, *combination.words, _seeded(seed)])
         varied: dict[str, Any] = {"seed": seed, "run_dir": str(out / CANDIDATES / slug if candidates else out / slug)}
         if shots is not None:
             varied["data"] = {"shots": shots}
@@ -189,7 +196,8 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
         config = _resolved(file, reduce(options.merged, layers, asked.common), asked.overrides)
         if candidates and config.evaluation.every == 0:
             raise UserError(f"{file}: select: val chooses by the HM of evaluations; evaluation.every=0 has none")
-        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline, tuple(combination.values)))
+        tested = tuple(asked.seeds) if candidates else ()
+        plans.append(Plan(method, dataset, config, group, str(combination), candidates, asked.baseline, tuple(combination.values), tested))
     try:
         refuse_shared_folders(plans)
     except UserError as error:
@@ -290,6 +298,8 @@ def _select(file: Path, tree: Mapping[str, Any]) -> bool:
         raise UserError(
             f"{file}: 'select' chooses among the combinations of a grid; add one, such as grid: {{optimizer.lr: [0.001, 0.01]}}"
         )
+    if not value and tree.get("select_seeds") is not None:
+        raise UserError(f"{file}: 'select_seeds' are the seeds of candidates, which 'select: val' makes; add it, or leave them out")
     return bool(value)
 
 
@@ -306,6 +316,11 @@ def _numbers(file: Path, key: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or not value or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         raise UserError(f"{file}: '{key}' must be a list of whole numbers, not '{shown(value)}'")
     return value
+
+
+def _seeded(seed: int) -> str:
+    """The last part of a run's name."""
+    return f"seed{seed}"
 
 
 def _slug(parts: Sequence[str]) -> str:

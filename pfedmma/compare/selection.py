@@ -2,8 +2,9 @@
 
 Every method that trains has the same candidates, the combinations of the grid, each run with the same seeds. They are tested on the
 validation split; a method's best in a setting is the one with the highest mean HM over seeds, of equal ones the first in the grid. It
-alone is run on the test split, with the same seeds, so nothing is chosen on test data. A candidate whose training diverged counts as
-tried and is not chosen; while another one is missing nothing is chosen, so a choice is never one among fewer.
+alone is run on the test split, with the seeds of the comparison, so nothing is chosen on test data. ``select_seeds`` are those of the
+candidates where they shall have fewer. A candidate whose training diverged counts as tried and is not chosen; while another one is missing
+nothing is chosen, so a choice is never one among fewer.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Choice:
     @property
     def runs(self) -> list[Plan]:
         """What is to be run on test data."""
-        return [plan.on_test() for plan in self.best.plans] if self.best else []
+        return [self.best.plans[0].on_test(seed) for seed in self.plan.test_seeds] if self.best else []
 
     def __str__(self) -> str:
         count, seeds = len(self.candidates), len(self.candidates[0].plans)

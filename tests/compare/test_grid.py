@@ -161,7 +161,7 @@ def test_candidates_run_on_the_validation_split_in_a_folder_of_their_own(plans):
 
 def test_the_run_on_the_test_split_differs_in_the_split_alone(plans):
     candidate = plans(CHOOSING)[0]
-    tested = candidate.on_test()
+    tested = candidate.on_test(0)
     assert tested.config.run_dir == "runs/compare/mine/shapes-pfedmma-optimizer.lr-0.1-seed0"
     assert not tested.is_candidate and (tested.setting, tested.combination, tested.candidates) == (
         candidate.setting,
@@ -263,7 +263,7 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
     [
         (
             "method: [pfedmma]",
-            "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, seeds, baseline",
+            "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, select_seeds, seeds, baseline",
         ),
         ("seeds: [0]", "'methods' must be a list of names, or a mapping of labels to settings"),
         ("methods: []", "'methods' must be a list"),
@@ -316,6 +316,8 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
         ("methods: {pfedmma: {method.dim: 4}}\ngrid: {method.dim: [8]}", "'method.dim' is set by 'grid' and by methods.pfedmma; leave it"),
         ("methods: [pfedmma]\ndatasets: {dtd: {data: {beta: 1}}}\ngrid: {data.beta: [1]}", "set by 'grid' and by datasets.dtd"),
         ("methods: [pfedmma]\nselect: test\ngrid: {method.dim: [8]}", "'select' must be val .*, not 'test'"),
+        ("methods: [pfedmma]\nselect_seeds: [0]", "'select_seeds' are the seeds of candidates, which 'select: val' makes"),
+        ("methods: [pfedmma]\nselect: val\nselect_seeds: []\ngrid: {method.dim: [8]}", "'select_seeds' must be a list of whole numbers"),
         ("methods: [pfedmma]\nselect: val", "'select' chooses among the combinations of a grid; add one"),
         ("methods: [pfedmma]\nselect: val\ngrid: {evaluation.split: [test]}", "'select' sets evaluation.split .* leave it out of grid"),
         ("methods: [pfedmma]\nselect: val\ngrid: {method.dim: [8]}\nsettings: {evaluation.split: val}", "leave it out of settings"),

@@ -118,6 +118,18 @@ def test_the_best_mean_on_the_validation_split_is_what_runs_on_the_test_split(st
     assert "validation" not in text.split("\n")[0]  # the title
 
 
+def test_candidates_may_have_fewer_seeds_than_what_is_chosen(started: list[str]):
+    Path("mine.yaml").write_text(FILE + "select_seeds: [0]\n")
+    main(["mine.yaml"])
+    candidates = [f"val {run(m, lr, 0)}" for m in ("pfedmma", "local") for lr in (0.1, 0.2, 0.3)]
+    untrained = [f"test shapes-4-shot-zeroshot-seed{seed}" for seed in (0, 1)]
+    tested = [run(m, lr, seed) for m, lr in (("pfedmma", 0.3), ("local", 0.2)) for seed in (0, 1)]  # with seed 0: 70 and 50
+    assert started == [*candidates, *untrained, *(f"test {name}" for name in tested)]
+    assert {row["run"] for row in table("runs.csv")} == {*tested, "shapes-4-shot-zeroshot-seed0", "shapes-4-shot-zeroshot-seed1"}
+    assert {row["seeds"] for row in table("candidates.csv")} == {"1"} and {row["seeds"] for row in table()} == {"2"}
+    assert "pfedmma: optimizer.lr=0.3, the best of 3 by HM on the validation split (70.00, 1 seed)" in (OUT / "table.md").read_text()
+
+
 def test_all_candidates_are_written_down():
     main(["mine.yaml"])
     rows = table("candidates.csv")
@@ -221,7 +233,7 @@ def test_table_only_shows_what_has_been_chosen(started: list[str]):
 
 def test_a_chosen_run_of_other_settings_is_refused_before_anything_starts(started: list[str]):
     (plan, *_) = plans(lambda plan: plan.name == CHOSEN[0])
-    finish(plan.on_test().config)
+    finish(plan.on_test(0).config)
     with pytest.raises(UserError, match=r"optimizer\.momentum \(was 0\.9, is 0\.5\)"):
         main(["mine.yaml", "optimizer.momentum=0.5"])
     assert not started
