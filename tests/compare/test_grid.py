@@ -263,7 +263,7 @@ def test_a_method_has_its_own_defaults_unless_the_file_says_otherwise(plans):
     [
         (
             "method: [pfedmma]",
-            "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, select_seeds, seeds, baseline",
+            "unknown key 'method'; a compare file has config, settings, methods, datasets, shots, grid, select, select_seeds, seeds",
         ),
         ("seeds: [0]", "'methods' must be a list of names, or a mapping of labels to settings"),
         ("methods: []", "'methods' must be a list"),
