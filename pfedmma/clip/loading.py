@@ -118,7 +118,7 @@ def own_tokenizer(name: str) -> Any:
     except Exception as error:  # ImportError, OSError and what the hub raises
         raise UserError(
             f"backbone.name: the tokenizer of {name} cannot be had here: {' '.join(str(error).split())[:200]}; "
-            f"it needs the package transformers, and its files out of the Hugging Face hub in this machine's cache"
+            f"it needs the package transformers (the extra 'siglip'), and its files out of the Hugging Face hub in this machine's cache"
         ) from error
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     classes = 0 if args.no_step else args.classes
     sweep = lines.Sweep(args.wire or [base.distributed.wire], args.clients or [base.data.clients], args.ranks, found, classes)
-    table = lines.lines(configs, sweep)
+    table = lines.lines(configs, sweep, leave_out=args.methods == ALL)
     for each in shown.tables(table, room()):
         show(each)
     print(shown.delivery(table[0]))

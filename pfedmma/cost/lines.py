@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pfedmma.clip.backbone import Backbone
 from pfedmma.config.schema import Config
 from pfedmma.cost.as_on_gpu import as_on_gpu
 from pfedmma.cost.counting import Counted, count
@@ -19,6 +18,7 @@ from pfedmma.methods.base import Method
 from pfedmma.records import columns
 from pfedmma.stack.optim import initial_state
 from pfedmma.system.console import warn
+from pfedmma.system.errors import UserError
 
 NUMBER = 4  # bytes of a weight, a gradient and an entry of an optimizer's state, which are fp32
 
@@ -104,24 +104,37 @@ class Line:
         return found
 
 
-def lines(configs: Iterable[Config], sweep: Sweep) -> list[Line]:
+def lines(configs: Iterable[Config], sweep: Sweep, leave_out: bool = False) -> list[Line]:
     """Those of each method of ``configs``, which differ in the method alone. Nothing is loaded, read or trained.
 
+    ``leave_out``: a method that cannot run on the backbone is left out, and a line on stderr says why.
+
     Raises:
-        UserError: a backbone that cannot be had, or a setting that does not fit it.
+        UserError: a backbone that cannot be had; or a method that does not fit it, if it is not left out or none fits.
     """
     found: list[Line] = []
+    refused: dict[str, list[str]] = {}  # why -> methods
     with as_on_gpu():
         backbone, size = None, 0
         for config in configs:
             if backbone is None:
                 backbone, size = backbone_of_shapes(config.backbone)
-            found += _of_method(config, backbone, size, sweep)
+            try:
+                method = registry.build(config.method, backbone)
+            except UserError as error:
+                if not leave_out:
+                    raise
+                refused.setdefault(str(error), []).append(config.method.name)
+                continue
+            found += _of_method(method, config, size, sweep)
+    if refused and not found:
+        raise UserError(next(iter(refused)))
+    for why, names in refused.items():
+        warn(f"left out: {', '.join(names)} ({why})")
     return found
 
 
-def _of_method(config: Config, backbone: Backbone, size: int, sweep: Sweep) -> list[Line]:
-    method = registry.build(config.method, backbone)
+def _of_method(method: Method, config: Config, size: int, sweep: Sweep) -> list[Line]:
     step = step_of(method, config, sweep.classes) if sweep.classes else None
     found = []
     for wire, clients, ranks in itertools.product(sweep.wires, sweep.clients, sweep.ranks):

@@ -13,6 +13,7 @@ from pfedmma.accuracy.zero_shot import Reference
 from pfedmma.comm.world import WIRE_DTYPES
 from pfedmma.config.identity import settings
 from pfedmma.methods import registry
+from pfedmma.methods.base import Method
 from pfedmma.methods.promptfl import PromptFL, PromptFLConfig
 from pfedmma.records import lost
 from pfedmma.records.communication import RunComm
@@ -63,13 +64,17 @@ def build_summary(run: Run, zero_shot: Reference, rounds: Sequence[RoundRow], ne
 
 
 def alternatives(run: Run, wire_bytes: int) -> dict[str, int]:
-    """Bytes each way, a client and round, of what might travel instead: all adapters (as wide as the run's), one prompt."""
+    """Bytes each way, a client and round, of what might travel instead: all adapters (as wide as the run's), one prompt.
+
+    No prompt is learned on a backbone whose prompts are not CLIP's.
+    """
     own = run.config.method
     config = own if registry.entry_of(own.name).adapters else registry.MethodConfig()
-    others = {
+    others: dict[str, Method] = {
         "all adapters": registry.build(replace(config, name="fedavg_mma", exchange=(), freeze=()), run.backbone),
-        "one prompt": PromptFL.from_settings(PromptFLConfig(), run.backbone),
     }
+    if run.backbone.has_clips_tokenizer:
+        others["one prompt"] = PromptFL.from_settings(PromptFLConfig(), run.backbone)
     return {name: method.layout.exchanged_size * wire_bytes for name, method in others.items()}
 
 

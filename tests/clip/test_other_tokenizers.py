@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,29 +14,13 @@ from pfedmma.methods.prompts import cut_prompts
 from pfedmma.methods.registry import MethodConfig
 from pfedmma.portable.personal_clip import PersonalCLIP
 from pfedmma.system.errors import UserError
-from tests.support.timm_clip import siglip
+from tests.support.timm_clip import Words, siglip
 
 NAMES = ("cat", "red_fish", "very long name of a thing", "fern")
 
 
 def images(count: int) -> Tensor:
     return torch.randn(count, 3, 32, 32, generator=rng.generator(0, "images"))
-
-
-class Words:
-    """A tokenizer such as open_clip's HFTokenizer: no start, padded to the context."""
-
-    context = 20
-
-    def clean_fn(self, text: str) -> str:
-        return text.lower()
-
-    def tokenizer(self, text: str) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[2 + sum(map(ord, word)) for word in text.split()] + [1])
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        ids = [self.tokenizer(self.clean_fn(text)).input_ids[: self.context] for text in texts]
-        return torch.tensor([row + [0] * (self.context - len(row)) for row in ids])
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,7 @@ from open_clip import timm_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
-from torch import nn
+from torch import Tensor, nn
 
 from pfedmma import rng
 
@@ -69,3 +70,19 @@ def eva02(**trunk: Any) -> nn.Module:
     """A small EVA02-B: projections apart, SwiGLU, norms within, and positions in queries and keys."""
     parts = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "mlp_ratio": 4 * 2 / 3}
     return eva01(**parts | {"use_rot_pos_emb": True, "ref_feat_shape": (3, 3)} | trunk)
+
+
+class Words:
+    """A tokenizer such as open_clip's HFTokenizer: no start, padded to the context."""
+
+    context = 20
+
+    def clean_fn(self, text: str) -> str:
+        return text.lower()
+
+    def tokenizer(self, text: str) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=[2 + sum(map(ord, word)) for word in text.split()] + [1])
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        ids = [self.tokenizer(self.clean_fn(text)).input_ids[: self.context] for text in texts]
+        return torch.tensor([row + [0] * (self.context - len(row)) for row in ids])
