@@ -285,6 +285,7 @@ def test_a_file_with_a_bias_of_another_shape_fits() -> None:
         fitting.put(other, state, "mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [siglip, eva02], ids=["siglip", "eva02"])
 def test_torch_compile_traces_the_tower_as_a_whole(make: Callable[[], nn.Module]) -> None:
     frozen = Backbone.freeze(make())

@@ -93,6 +93,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "pfedmma = pfedmma.__main__:script" in scripts
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_trains_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     """Settings and comparisons by name; the libraries are those that are here, the package is that of the wheel."""
     site, here = tmp_path / "site", tmp_path / "elsewhere"
