@@ -52,6 +52,7 @@ COUNTED = "matrix products and attention that the stack executes, an image (benc
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.2}  # of logits, which are cosines times 14 with random weights
 ROUNDS = Rounds(10, 10, 10, 50)  # of the bytes: ten clients, all of whom take part in each round
 WIRE = "fp32"
+SETTING = ("model", "precision", "clients", "batch", "classes", "images", "text_gb")  # what the report says of the arguments
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.device = args, args.device
         clip = create_model(BackboneConfig(args.model, "none"), seed=0).to(self.device)
-        self.backbone = Backbone.freeze(clip, args.model, args.precision)
+        self.backbone = Backbone.freeze(clip, args.model, args.precision, text_gb=args.text_gb)
         self.plain = plain(self.backbone, clip)
 
     @cached_property
@@ -212,11 +213,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="images a client and step")
     parser.add_argument("--classes", type=int, default=51, help="base classes, and as many novel ones")
     parser.add_argument("--images", type=int, default=40, help="images of each test set")
+    parser.add_argument("--text-gb", type=float, default=4.0, help="backbone.text_gb: what is more is computed again, and counted again")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     args = parser.parse_args()
-    require_at_least(args, clients=1, batch=1, classes=2, images=1, repeats=1)
+    require_at_least(args, clients=1, batch=1, classes=2, images=1, repeats=1, text_gb=0.1)
     args.device = device_from(args.device)
     args.methods = list(dict.fromkeys([FIRST, *args.methods.split(",")]))
     args.parts = args.parts.split(",")
@@ -232,7 +234,7 @@ def main() -> None:
     if args.device.type == "cpu":
         keep_freed_memory()  # as the main job does; the plain path has the same
     found = measure(Bench(args))
-    setting = {name: getattr(args, name) for name in ("model", "precision", "clients", "batch", "classes", "images", "repeats")}
+    setting = {name: getattr(args, name) for name in (*SETTING, "repeats")}
     for part in args.parts:
         what = f"local step, {args.batch} images" if part == STEP else f"evaluation, {args.images} + {args.images} images"
         about = f"{args.model} {args.precision}, {args.clients} clients, {args.classes} classes, {torch.get_num_threads()} threads"
