@@ -16,9 +16,8 @@ from pfedmma.config import shipped
 from pfedmma.system.options import described
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    ROOT / page for page in ("launch/README.md", "benchmarks/README.md", "benchmarks/results/README.md", "README.md", "configs/README.md")
-]
+PAGES = [ROOT / f"{room}README.md" for room in ("launch/", "benchmarks/", "benchmarks/results/", "", "configs/", "pfedmma/", "tests/")]
+OF_ROOMS = [ROOT / "pfedmma" / room / "README.md" for room in ("api", "engine", "server")]  # without commands, or with few
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGE = ROOT / "pfedmma"
 ELSEWHERE = (
@@ -74,7 +73,7 @@ def test_files_modules_and_targets_of_commands_are_there(page: Path) -> None:
         assert all(re.search(rf"\b{name}\b", SCRIPTS) for name in variables), variables
         assert all((ROOT / word).exists() for word in words if word.startswith(FOLDERS)), words
         assert all(importlib.util.find_spec(module) for module in values(words, "-m")), words
-        assert words[0] in ("python", "torchrun", "accelerate", "sbatch", "make") or words[0].startswith("launch/"), words
+        assert words[0] in ("python", "torchrun", "accelerate", "sbatch", "make", "pip", "eval") or words[0].startswith("launch/"), words
         if words[0] == "make":
             assert all(re.search(rf"^{target}:", MAKEFILE, re.MULTILINE) for target in words[1:]), words
 
@@ -100,7 +99,7 @@ def test_options_of_benchmarks_are_theirs(page: Path) -> None:
             assert all(f'"{option}"' in source for option in options), words
 
 
-@A_PAGE
+@pytest.mark.parametrize("page", [*PAGES, *OF_ROOMS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_the_text_names_is_there(page: Path) -> None:
     for name in code(page):
         if target := re.fullmatch(r"make ([a-z-]+)", name):
@@ -113,6 +112,23 @@ def test_what_the_text_names_is_there(page: Path) -> None:
             assert any(known == setting[1] or known.startswith(f"{setting[1]}.") for known in names), name
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
     assert all((page.parent / link).exists() for link in links if "://" not in link), links
+
+
+def test_links_to_parts_of_pages_lead_to_headings() -> None:
+    for page in ROOT.rglob("README.md"):
+        for link, part in re.findall(r"\]\(([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                text = (page.parent / link if link else page).read_text(encoding="utf-8")
+                headings = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+                assert part in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, (page, link, part)
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 160
+    pages = {page for folder in ("benchmarks", "configs", "launch", "pfedmma", "tests") for page in (ROOT / folder).rglob("README.md")}
+    pages -= set((ROOT / "tests" / "records").rglob("*.md"))  # says where kept files come from
+    assert pages == {ROOT / link for link in re.findall(r"\]\(([^)#]+README\.md)", text)}
 
 
 def test_every_variable_of_the_scripts_is_explained() -> None:

@@ -21,7 +21,7 @@ from pfedmma.system.errors import UserError
 from tests.config.test_plugins import BIAS
 
 TINY = ["--methods", "pfedmma,promptfl,zeroshot", "--classes", "4", "federation.batch_size=2"]
-# Trained and exchanged parameters of one client at ViT-B/16, as the README has them.
+# Trained and exchanged parameters of one client at ViT-B/16.
 PAPER = {
     "zeroshot": (0, 0),
     "pfedmma": (674_560, 8_448),
@@ -69,6 +69,14 @@ def test_parameters_and_bytes_of_every_method_at_vit_b_16(paper: list[Line]) -> 
         assert cells["uplink_bytes_per_run"] == 50 * 10 * 4 * exchanged
         assert cells["client_exchange_seconds_home_modelled"] == pytest.approx(8 * (1 + down) * 4 * exchanged / 10e6)
     assert {line.backbone for line in paper} == {149_620_737} and paper[0].delivery == 598_482_948
+
+
+def test_the_page_of_methods_has_these_numbers() -> None:
+    page = (Path(registry.__file__).parent / "README.md").read_text(encoding="utf-8")
+    table = page[page.index("| `method.name` | paper |") :].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")][1:]
+    said = {row[0].strip("`"): (int(row[2].replace(",", "")), int(row[5].replace(",", ""))) for row in rows}
+    assert said == {name: (trained, 4 * exchanged) for name, (trained, exchanged) in PAPER.items()}
 
 
 def test_a_step_of_every_method_is_counted(paper: list[Line]) -> None:
