@@ -97,7 +97,7 @@ def gains(rows: Sequence[tuple[float, str]]) -> Element:
     ordered = sorted(rows)
     x = Axis(0.0, float(max(len(ordered), 1)), LEFT, RIGHT, ())
     y = linear([0.0, *(value for value, _ in ordered)], BOTTOM, TOP + 16)
-    image = canvas(HEIGHT, "a bar a client", frame(x, y, lambda v: f"{v:+g}" if v else "0", "clients, by points of Local over zero-shot"))
+    image = canvas(HEIGHT, "a bar a client", frame(x, y, lambda v: f"{v:+g}" if v else "0", "clients, by points of Local minus zero-shot"))
     wide = x.at(1.0) - x.at(0.0)
     for number, (value, tooltip) in enumerate(ordered):
         bar = tag("rect", tag("title", tooltip), class_="loss" if value < 0 else "gain", x=x.at(number) + wide * 0.1, width=wide * 0.8)

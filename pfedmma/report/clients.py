@@ -65,7 +65,7 @@ def _panel(run: Report, shown: Sequence[Report]) -> tuple[str, charts.Element]:
     about = f"{run.label}: " if len(shown) > 1 else ""
     if len(clients) > MOST_ROWS:
         values = [v for client in clients if (v := client.gain("local") if known else client.scores["local"]) is not None]
-        unit = "points of Local over zero-shot" if known else "Local, percent"
+        unit = "points of Local minus zero-shot" if known else "Local, percent"
         return f"{about}{len(values):,} clients by {unit}", bars.histogram(values, unit, known)
     rows = [_row(client) for client in reversed(clients)]
     span = [v for one in shown if len(one.clients) <= MOST_ROWS for client in one.clients for v in _ends(client) if v is not None]

@@ -10,6 +10,7 @@ exit status: 0; 2 if there is nothing to report.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,13 +45,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def expand(given: str) -> list[Path]:
-    """The run in this folder, or else all runs below it; a folder with neither is left for the reader to refuse."""
+    """The run in this folder, or else all runs below it.
+
+    Raises:
+        UserError: a folder with neither.
+    """
     folder = RunFolder(given)
-    return [folder.path] if folder.holds_a_run else folders_below(folder.path) or [folder.path]
+    found = [folder.path] if folder.holds_a_run else folders_below(folder.path)
+    if not found and os.path.isdir(folder.path):
+        raise UserError(f"{folder.path} holds no run, nor does a folder in it; give the run_dir of a run, or a folder of runs")
+    return found or [folder.path]  # which the reader refuses
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(prog="python -m pfedmma.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m pfedmma.report", description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, still going on or not, or a folder of runs")
     parser.add_argument("--html", type=Path, metavar="FILE", help="where to write the page")
     parser.add_argument("--no-html", action="store_true", help="write no page")

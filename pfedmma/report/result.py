@@ -71,10 +71,18 @@ def _number(best: Group, alone: Group | None, name: str) -> Number:
     if score and score.count > 1:
         beside.append(f"± {score.half:.2f}")
     if (gain := best.gain(name)) and not best.is_reference:
-        beside.append(f"{gain.mean:+.2f} over zero-shot")
+        beside.append(beyond(gain.mean, "zero-shot"))
     if alone and (gain := best.over(alone, name)):
-        beside.append(f"{gain.mean:+.2f} over {alone.label}")
+        beside.append(beyond(gain.mean, alone.label))
     return Number(TITLES[name], percent(mean(score)), beside)
+
+
+def beyond(points: float, other: str) -> str:
+    """How far a score lies from another one, in words: ``5.33 below local``."""
+    shown = f"{abs(points):.2f}"
+    if not float(shown):
+        return f"equal to {other}"
+    return f"{shown} {'above' if points > 0 else 'below'} {other}"
 
 
 def _drawings(best: Group, members: Sequence[Group], about: str) -> list[Block]:
@@ -88,7 +96,7 @@ def _drawings(best: Group, members: Sequence[Group], about: str) -> list[Block]:
         middle = statistics.median(gains)
         counts = f"{sum(v > 0 for v in gains):,} of {len(gains):,} gain, {sum(v < 0 for v in gains):,} lose, median {middle:+.2f}"
         few = len(clients) <= MOST_BARS
-        chart = bars.gains(clients) if few else bars.histogram(gains, "points of Local over zero-shot", True)
+        chart = bars.gains(clients) if few else bars.histogram(gains, "points of Local minus zero-shot", True)
         panels.append((f"Clients of {best.label} against zero-shot: {counts}", chart))
     return [Figure(panels, charts.key([(group.look, group.label) for group in drawn]))] if panels else []
 
@@ -142,8 +150,8 @@ def table(members: Sequence[Group], caption: str) -> Table:
         cells = [_cell(group.score(name), best.get(name)) for name in names]
         gains = [_signed(group.gain("hm"))] + ([_signed(group.over(alone, "hm") if group is not alone else None)] if alone else [])
         rows.append([group.label + group.so_far, str(len(group.runs)), *cells, *gains, "-" if group.up is None else megabytes(group.up)])
-    head = ("method", "seeds", *(TITLES[name] for name in names), "HM over zero-shot")
-    return Table(caption, (*head, *[f"HM over {LOCAL}"] * bool(alone), "up / client / round"), rows)
+    head = ("method", "seeds", *(TITLES[name] for name in names), "HM minus zero-shot")
+    return Table(caption, (*head, *[f"HM minus {LOCAL}"] * bool(alone), "up / client / round"), rows)
 
 
 def _cell(score: Interval | None, best: float | None) -> Cell:

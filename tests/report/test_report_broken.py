@@ -138,3 +138,11 @@ def test_anything_anywhere_is_a_page_or_a_sentence(tmp_path_factory: pytest.Temp
         assert "summary.json" in str(error)
         return
     render(compose(runs, None)).encode()
+
+
+def test_a_folder_without_runs_is_named(tmp_path: Path):
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match=r"holds no run, nor does a folder in it; give the run_dir of a run, or a folder of runs"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match=r"absent holds no run \(no config\.yaml\)"):
+        main([str(tmp_path / "absent")])

@@ -11,6 +11,7 @@ import pytest
 
 from pfedmma.report import main
 from pfedmma.report.groups import grouped
+from pfedmma.report.result import beyond
 from pfedmma.report.runs import read_all
 from pfedmma.report.script import SCRIPT
 from tests.support.reported import Page, accuracy, member, origin, round_, summary, write_run
@@ -43,8 +44,8 @@ def test_the_result_comes_first_and_settings_last(tmp_path: Path):
     assert ids[:3] == ["result", "curves", "clients"] and ids[-2:] == ["setting", "environment"]
     shown = page.texts[page.texts.index("pfedmma: percent") :]
     assert shown[1:13] == [
-        *("Local", "90.00", "+28.75 over zero-shot", "Base", "60.00", "+10.00 over zero-shot"),
-        *("Novel", "62.00", "+11.00 over zero-shot", "HM", "80.00", "+28.75 over zero-shot"),
+        *("Local", "90.00", "28.75 above zero-shot", "Base", "60.00", "10.00 above zero-shot"),
+        *("Novel", "62.00", "11.00 above zero-shot", "HM", "80.00", "28.75 above zero-shot"),
     ]
     assert "Clients of pfedmma against zero-shot: 2 of 4 gain, 1 lose, median +5.00" in page.texts
     assert "1 lose" in page.texts and "2 gain" in page.texts
@@ -56,9 +57,14 @@ def test_seeds_are_one_line_with_an_interval_and_differences_to_local_are_paired
     row = next(line for line in text.splitlines() if line.startswith("| pfedmma | 2 |"))
     assert f"| +25.00 (± {HALF}) | +5.00 (± 0.00) | 12.7 kB |" in row  # 80 - 75 and 90 - 85: no spread in the difference
     assert "pfedmma, the highest HM of 2 methods beside local: percent; means over 2 seeds, ± their 95 % intervals" in page.texts
-    assert "+5.00 over local" in page.texts and "+25.00 over zero-shot" in page.texts and f"± {HALF}" in page.texts
+    assert "5.00 above local" in page.texts and "25.00 above zero-shot" in page.texts and f"± {HALF}" in page.texts
     assert "| zero-shot |  | 60.00 (± 0.00) |" in text
     assert f"pfedmma: 75.00 ± {HALF} over 2 seeds" in page.texts  # a row of the drawing: HM is Local - 10 here
+
+
+@pytest.mark.parametrize(("points", "said"), [(-5.334, "5.33 below local"), (0.1, "0.10 above local"), (-0.004, "equal to local")])
+def test_a_difference_is_said_in_words(points: float, said: str):
+    assert beyond(points, "local") == said
 
 
 def test_curves_of_seeds_are_their_mean_in_a_band(tmp_path: Path):
