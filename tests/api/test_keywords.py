@@ -63,7 +63,6 @@ def test_columns_keep_their_kind() -> None:
 
 
 def test_a_frame_is_that_of_pandas() -> None:
-    pandas = pytest.importorskip("pandas")
     frame = Table({"n": [1, 2], "x": [0.5, None]}).frame()
     assert isinstance(frame, pandas.DataFrame) and frame["n"].tolist() == [1, 2] and frame["x"].isna().tolist() == [False, True]
 
@@ -77,5 +76,5 @@ def test_without_pandas_a_frame_says_what_to_install(monkeypatch: pytest.MonkeyP
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"frame\(\) needs pandas; pip install pandas"):
+    with pytest.raises(UserError, match=r'frame\(\) needs pandas; pip install "pfedmma\[pandas\]", or take the columns'):
         Table({"n": [1]}).frame()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import os
 import shutil
@@ -91,6 +92,14 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert {f"Version: {VERSION}", "Author: pfedmma contributors", "Requires-Python: >=3.10"} <= set(said)
     assert any(line in said for line in ("License-Expression: Apache-2.0", "License: Apache-2.0"))
     assert "pfedmma = pfedmma.__main__:script" in scripts
+
+
+def test_what_the_tests_need_is_all_that_is_extra() -> None:
+    """Nothing optional is left untested: `dev` has what the other extras have."""
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = {name: set(needs.split("\n")) for name, needs in declared["options.extras_require"].items()}
+    assert {"plots", "pandas"} <= extras.keys() and all(needs <= extras["dev"] for needs in extras.values())
 
 
 @pytest.mark.slow
