@@ -29,7 +29,7 @@ from pfedmma.system.errors import ArgumentParser, UserError, run_main
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m pfedmma.export", description=__doc__)
     parser.add_argument("run", help="folder of a run")
     parser.add_argument("--client", type=client_or_all, required=True, metavar="N|all", help="id of the client, from 0; or all")
     parser.add_argument("--round", type=positive, metavar="N", help="the round of a kept checkpoint (default: the newest)")

@@ -33,7 +33,6 @@ def parser_with_help(name: str, about: str | None, epilog: str = ABOUT_SECTIONS)
         prog=f"python -m pfedmma.{name}",
         description=about,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
     what = "show this, or with a SECTION such as data. its settings alone, and end"

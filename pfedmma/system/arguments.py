@@ -9,6 +9,15 @@ from collections.abc import Callable, Collection
 _POWER = re.compile(r"\d+(\.\d+)?e\d{1,2}", re.ASCII)
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Help whose description is a module's docstring: each paragraph fills the width of the terminal; indented ones stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        parts = re.split(r"\n\s*\n", text.strip("\n").replace("``", "`"))
+        return "\n\n".join(part if re.search(r"^\s", part, re.MULTILINE) else fill(part, width, indent) for part in parts)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on; an argparse ``type``."""
     if not text.isdecimal() or int(text) < 1:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from pfedmma.system import completion
+from pfedmma.system.arguments import Paragraphs
 
 
 class UserError(ValueError):
@@ -26,6 +27,9 @@ class RankFailure(UserError):
 
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that ends like everything else: one line. The shell that asks what could stand next gets its answer."""
+
+    def __init__(self, *args: Any, formatter_class: Any = Paragraphs, **more: Any) -> None:
+        super().__init__(*args, formatter_class=formatter_class, **more)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         completion.answer_if_asked(self)

@@ -25,6 +25,17 @@ def test_lists_have_each_item_once() -> None:
     assert counts("8448,1e6,1.5e3") == [8448, 1_000_000, 1500]
 
 
+def test_help_fills_the_terminal_paragraph_by_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of a docstring are longer than most terminals: they are broken anew, and not one after another."""
+    monkeypatch.setenv("COLUMNS", "60")
+    about = f"Do it: ``program X``.\n\n{'many words ' * 11}\n{'more words ' * 11}\n\n    program --with this | as it stands {'.' * 40}\n\nexit status: 0."
+    text = ArgumentParser(prog="program", description=about, epilog="the end").format_help()
+    parts = text.split("\n\n")
+    assert parts[1] == "Do it: `program X`." and parts[3].startswith("    program --with this | as") and parts[4] == "exit status: 0."
+    lines = parts[2].splitlines()
+    assert " ".join(lines) == ("many words " * 11 + "more words " * 11).strip() and all(40 < len(line) <= 60 for line in lines[:-1])
+
+
 @pytest.mark.parametrize(
     ("kind", "text"), [(positives, "1,x"), (positives, "1,,2"), (counts, "0e3"), (counts, "1e6x"), (one_of(["a"]), "a,b")]
 )
