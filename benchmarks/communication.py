@@ -26,6 +26,7 @@ from pfedmma.clip.loading import create_shapes
 from pfedmma.comm.ledger import EXCHANGE, bandwidths, percentile, ring_bytes
 from pfedmma.comm.world import WIRE_DTYPES, DistributedConfig, World, open_world
 from pfedmma.methods.adapters.multimodal import AdapterSpec
+from pfedmma.records.columns import RING
 from pfedmma.system.arguments import counts, one_of, positive
 from pfedmma.system.console import room, show, table_that_fits
 from pfedmma.system.csv_text import as_csv
@@ -124,13 +125,13 @@ def table(results: list[Result], world: World, width: int) -> Table:
 
 def as_lines(results: list[Result], world: World) -> list[list[object]]:
     """Of the CSV file: one for each payload and dtype, under a head."""
-    head = ["exchanged", "wire", "ranks", "backend", "device", "parameters", "payload_bytes", "ring_bytes_per_rank_modelled", "repeats"]
-    lines: list[list[object]] = [
-        [*head, "microseconds_p50", "microseconds_p95", "algbw_gigabytes_per_second", "busbw_gigabytes_per_second"]
-    ]
+    head = ["exchanged", "wire", "ranks", "backend", "device", "parameters", "payload_bytes", RING, "repeats"]
+    times = ["exchange_seconds_p50", "exchange_seconds_p95"]
+    lines: list[list[object]] = [[*head, *times, "algbw_gigabytes_per_second", "busbw_gigabytes_per_second"]]
     for r in results:
-        name, wire, *numbers = dataclasses.astuple(r)
-        lines.append([name, wire, world.size, ranks(world)["backend"], world.device.type, *numbers])
+        own = [r.parameters, r.payload_bytes, r.ring_bytes_per_rank, r.repeats]
+        measured = [r.time_us_p50 / 1e6, r.time_us_p95 / 1e6, r.algbw_gb_per_s, r.busbw_gb_per_s]
+        lines.append([r.name, r.wire, world.size, ranks(world)["backend"], world.device.type, *own, *measured])
     return lines
 
 

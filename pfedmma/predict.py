@@ -78,9 +78,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python -m pfedmma.predict", description=__doc__, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog="python -m pfedmma.predict", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="folder of a run")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that are searched for images")
     parser.add_argument("--client", type=int, required=True, help="id of the client, from 0")

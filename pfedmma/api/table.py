@@ -48,7 +48,7 @@ class Table(Mapping[str, np.ndarray]):
         try:
             import pandas
         except ModuleNotFoundError:
-            said = 'frame() needs pandas; pip install "pfedmma[pandas]", or take the columns, which are NumPy arrays: table[\'round\']'
+            said = "frame() needs pandas; pip install \"pfedmma[pandas]\", or take the columns, which are NumPy arrays: table['round']"
             raise UserError(said) from None
         return pandas.DataFrame(dict(self._columns))
 

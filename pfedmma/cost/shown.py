@@ -25,7 +25,7 @@ def tables(lines: Sequence[Line], width: int) -> list[Table]:
     first = lines[0]
     rounds, own = first.exchange.rounds, [line for line in lines if line.ranks == first.ranks]  # without the others of its combination
     counts = ", ".join(dict.fromkeys(f"{line.clients}" for line in lines))
-    whole = f"the whole run is {rounds.count:,} rounds; {counts} clients, {rounds.each:g} participants a round" + (
+    whole = f"a round: of one client; the run: of all, {rounds.count:,} rounds, {counts} clients, {rounds.each:g} participants a round" + (
         " (of the first)" if "," in counts else ""
     )
     names = _names(own)

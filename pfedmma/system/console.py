@@ -31,7 +31,7 @@ def percent(value: float | None) -> str:
 def megabytes(count: float) -> str:
     """Bytes as a person reads them; a megabyte is 10^6 bytes."""
     if count >= 1e6:
-        return f"{count / 1e6:.3f} MB"
+        return f"{count / 1e6:,.3f} MB"
     return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count:.0f} B"
 
 

@@ -63,6 +63,8 @@ def test_columns_keep_their_kind() -> None:
 
 
 def test_a_frame_is_that_of_pandas() -> None:
+    import pandas
+
     frame = Table({"n": [1, 2], "x": [0.5, None]}).frame()
     assert isinstance(frame, pandas.DataFrame) and frame["n"].tolist() == [1, 2] and frame["x"].isna().tolist() == [False, True]
 

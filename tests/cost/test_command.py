@@ -19,6 +19,7 @@ from pfedmma.cost.links import links
 from pfedmma.methods import registry
 from pfedmma.system.errors import UserError
 from tests.config.test_plugins import BIAS
+from tests.support.columns import unexplained
 
 TINY = ["--methods", "pfedmma,promptfl,zeroshot", "--classes", "4", "federation.batch_size=2"]
 # Trained and exchanged parameters of one client at ViT-B/16.
@@ -109,6 +110,7 @@ def test_tables_cut_no_name_and_no_number(paper: list[Line], width: int, wires: 
 def test_the_csv_has_a_line_for_each_combination_and_all_columns_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*TINY, "--wire", "fp32,bf16", "--ranks", "1,4", "--clients", "5,10", "--links", "a=1M/2M", "--csv", str(tmp_path / "c.csv")])
     rows = read(tmp_path / "c.csv")
+    assert unexplained(rows[0]) == set()
     assert len(rows) == 3 * 2 * 2 * 2 and f"csv: {tmp_path / 'c.csv'}" in capsys.readouterr().out.replace("\n", "")
     row = next(r for r in rows if (r["method"], r["wire"], r["clients"], r["ranks"]) == ("pfedmma", "bf16", "5", "4"))
     up = int(row["uplink_bytes_per_client_round"])

@@ -28,7 +28,8 @@ def test_lists_have_each_item_once() -> None:
 def test_help_fills_the_terminal_paragraph_by_paragraph(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of a docstring are longer than most terminals: they are broken anew, and not one after another."""
     monkeypatch.setenv("COLUMNS", "60")
-    about = f"Do it: ``program X``.\n\n{'many words ' * 11}\n{'more words ' * 11}\n\n    program --with this | as it stands {'.' * 40}\n\nexit status: 0."
+    text = f"{'many words ' * 11}\n{'more words ' * 11}\n\n    program --with this | as it stands {'.' * 40}"
+    about = f"Do it: ``program X``.\n\n{text}\n\nexit status: 0."
     text = ArgumentParser(prog="program", description=about, epilog="the end").format_help()
     parts = text.split("\n\n")
     assert parts[1] == "Do it: `program X`." and parts[3].startswith("    program --with this | as") and parts[4] == "exit status: 0."
