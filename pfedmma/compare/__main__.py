@@ -30,7 +30,7 @@ from pfedmma.report.runs import labelled, of_finished
 from pfedmma.run.finished import finished
 from pfedmma.system.arguments import positive
 from pfedmma.system.completion import completed_by
-from pfedmma.system.console import show
+from pfedmma.system.console import show, wrapped
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import write_atomically
 
@@ -121,8 +121,8 @@ def write(runs: Sequence[Done], choices: Sequence[Choice], out: Path, failed: Se
     for sheet in sheets:
         show(written.terminal(sheet), width=140)
         for note in sheet.notes:
-            print(note)
-    print(table.NOTE)
+            print(wrapped(note))
+    print(wrapped(table.NOTE))
     files = {
         "table.md": written.markdown(sheets),
         "table.tex": written.latex(sheets),

@@ -20,7 +20,7 @@ from pfedmma.config.schema import Config
 from pfedmma.cost.links import DEFAULT, links
 from pfedmma.methods import registry
 from pfedmma.system.arguments import one_of, positive, positives
-from pfedmma.system.console import room, show
+from pfedmma.system.console import room, show, wrapped
 from pfedmma.system.errors import UserError, run_main
 from pfedmma.system.files import write_atomically
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     table = lines.lines(configs, sweep, leave_out=args.methods == ALL)
     for each in shown.tables(table, room()):
         show(each)
-    print(shown.delivery(table[0]))
+    print(wrapped(shown.delivery(table[0])))
     if args.csv is not None:
         write_atomically(args.csv, shown.csv(table).encode())
         print(f"csv: {args.csv}")

@@ -89,7 +89,8 @@ def _drawings(best: Group, members: Sequence[Group], about: str) -> list[Block]:
     drawn = [group for group in members if not group.is_reference] or list(members)
     panels = [(f"HM, percent, against bytes{about}", chart)] if (chart := _against_bytes(drawn)) is not None else []
     if len(drawn) > 1:
-        panels.append((f"HM, percent, by method{about}; mean and 95 % interval over seeds", bars.dots(*_dots(drawn))))
+        seeds = "; mean and 95 % interval over seeds" if any(len(group.runs) > 1 for group in drawn) else ""
+        panels.append((f"HM, percent, by method{about}{seeds}", bars.dots(*_dots(drawn))))
     clients = [(gain, described(client)) for run in best.runs for client in run.clients if (gain := client.gain("local")) is not None]
     if clients and not best.is_reference:
         gains = [gain for gain, _ in clients]

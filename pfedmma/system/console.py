@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -72,6 +73,11 @@ def show(table: Table, width: int = 100) -> None:
 def room(width: int = 100) -> int:
     """Characters in a line: of the terminal, or ``width`` where there is none."""
     return Console().width if sys.stdout.isatty() else width
+
+
+def wrapped(text: str) -> str:
+    """Broken between words at the width of the terminal; elsewhere as it is."""
+    return textwrap.fill(text, Console().width, break_long_words=False, break_on_hyphens=False) if sys.stdout.isatty() else text
 
 
 def table_of(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> Table:

@@ -16,7 +16,7 @@ from pfedmma.run import display
 from pfedmma.run.display import accuracy_table, round_done
 from pfedmma.run.progress import Left
 from pfedmma.system import console
-from pfedmma.system.console import ProgressBar, fit, printable, show, table_of, table_that_fits
+from pfedmma.system.console import ProgressBar, fit, megabytes, printable, show, table_of, table_that_fits, wrapped
 from tests.support.reported import accuracy, round_row, run_summary
 
 Ends = Callable[..., tuple[io.StringIO, io.StringIO]]
@@ -42,6 +42,18 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Ends:
         return streams[0], streams[1]
 
     return put
+
+
+def test_long_notes_are_broken_between_words_at_a_terminal_alone(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends(True, True)
+    monkeypatch.setenv("COLUMNS", "30")
+    assert wrapped("paired t-test over 12 pairs: +0.06 (-0.91 to +1.04)") == "paired t-test over 12 pairs:\n+0.06 (-0.91 to +1.04)"
+    ends(False, False)
+    assert wrapped("word " * 30) == "word " * 30
+
+
+def test_bytes_are_read_by_a_person() -> None:
+    assert [megabytes(count) for count in (512, 12_672, 1_349_120_000)] == ["512 B", "12.7 kB", "1,349.120 MB"]
 
 
 def test_in_a_file_there_are_lines_alone(ends: Ends) -> None:
