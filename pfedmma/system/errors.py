@@ -28,8 +28,8 @@ class RankFailure(UserError):
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that ends like everything else: one line. The shell that asks what could stand next gets its answer."""
 
-    def __init__(self, *args: Any, formatter_class: Any = Paragraphs, **more: Any) -> None:
-        super().__init__(*args, formatter_class=formatter_class, **more)
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**{"formatter_class": Paragraphs, **more})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         completion.answer_if_asked(self)
