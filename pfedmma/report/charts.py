@@ -19,6 +19,7 @@ from pfedmma.system.series import look
 WIDTH, HEIGHT = 360.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 350.0, 12.0, 190.0  # of the plotting area
 LINE = 2.0  # width of a curve, as in the page's style
+LABEL = 12.0  # height of a line of text
 MARKS = {
     "circle": "m-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "square": "m-3-3h6v6h-6z",
@@ -94,10 +95,20 @@ def _lines(drawn: Sequence[Curve], x: Axis, y: Axis, levels: Sequence[tuple[str,
         image.append(tag("line", class_="reference", x1=LEFT, x2=RIGHT, y1=y.at(value), y2=y.at(value)))
     image.extend(_band(curve, x, y) for curve in drawn if curve.band)
     image.extend(_curve(curve, x, y, words) for curve in drawn)
-    for label, value in levels:  # over the curves, to be read where they cross
-        below = 12 if y.at(value) < TOP + 14 else -4
-        image.append(tag("text", label, class_="note", x=RIGHT, y=y.at(value) + below, text_anchor="end"))
+    for (label, _), height in zip(levels, heights([y.at(value) for _, value in levels]), strict=True):  # over the curves, to be read
+        image.append(tag("text", label, class_="note", x=RIGHT, y=height, text_anchor="end"))
     return image
+
+
+def heights(at: Sequence[float]) -> list[float]:
+    """Where the labels of lines at these heights stand: above each, but below where there is no room or another label stands."""
+    found: dict[int, float] = {}
+    last = -LABEL
+    for number in sorted(range(len(at)), key=lambda number: at[number]):
+        above, below = at[number] - 4, at[number] + LABEL
+        last = above if above >= max(TOP + 10, last + LABEL) else max(below, last + LABEL)
+        found[number] = last
+    return [found[number] for number in range(len(at))]
 
 
 def _band(curve: Curve, x: Axis, y: Axis) -> Element:

@@ -70,7 +70,10 @@ def setting_of(run: Report) -> str:
     """Data, protocol, backbone and what else the runs of a comparison have in common, in words."""
     shots, clients = run.config.get("data.shots", "0"), run.config.get("data.clients", "")
     said = [f"{run.dataset} ({run.protocol})", run.backbone, f"{clients} clients" * bool(clients)]
-    said += [f"{shots} images a class" * (shots != "0"), "validation split" * (run.config.get("evaluation.split") == "val")]
+    said += [
+        f"{shots} image{'s' * (shots != '1')} a class" * (shots != "0"),
+        "validation split" * (run.config.get("evaluation.split") == "val"),
+    ]
     return ", ".join(part for part in said if part)
 
 

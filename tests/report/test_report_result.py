@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pfedmma.report import main
+from pfedmma.report.charts import heights
 from pfedmma.report.groups import grouped
 from pfedmma.report.result import beyond
 from pfedmma.report.runs import read_all
@@ -65,6 +66,13 @@ def test_seeds_are_one_line_with_an_interval_and_differences_to_local_are_paired
 @pytest.mark.parametrize(("points", "said"), [(-5.334, "5.33 below local"), (0.1, "0.10 above local"), (-0.004, "equal to local")])
 def test_a_difference_is_said_in_words(points: float, said: str):
     assert beyond(points, "local") == said
+
+
+def test_labels_of_lines_that_lie_together_do_not():
+    assert heights([100.0, 60.0]) == [96.0, 56.0]  # above their lines
+    assert heights([100.0, 102.0]) == [96.0, 114.0] and heights([102.0, 100.0]) == [114.0, 96.0]
+    one, two, three = heights([100.0, 101.0, 102.0])
+    assert one + 12 <= two and two + 12 <= three
 
 
 def test_curves_of_seeds_are_their_mean_in_a_band(tmp_path: Path):
