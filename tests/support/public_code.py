@@ -157,9 +157,9 @@ def openai_clip(folder: Path) -> dict[str, ModuleType]:
 # One CLIP for both
 
 
-def small_clip(vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None) -> nn.Module:
+def small_clip(vision: Mapping[str, Any] | None = None, text: Mapping[str, Any] | None = None, embedding: int = EMBEDDING) -> nn.Module:
     """A small random CLIP with OpenAI's activation. Its weights are numbers of fp16, as theirs pass through fp16 when they are read."""
-    clip = random_clip({**VISION, **(vision or {})}, {**TEXT, **(text or {})}, EMBEDDING, spread=0.02, quick_gelu=True)
+    clip = random_clip({**VISION, **(vision or {})}, {**TEXT, **(text or {})}, embedding, spread=0.02, quick_gelu=True)
     for parameter in clip.parameters():
         parameter.copy_(parameter.half())
     return clip
