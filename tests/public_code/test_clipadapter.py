@@ -18,10 +18,11 @@ from tests.support.public_code import (
     repository,
     small_clip,
     their_clip,
+    their_step,
 )
-from tests.support.public_trainers import ALL, Theirs, as_dict, without_gpu
+from tests.support.public_trainers import without_gpu
 
-PLACES = {"down.weight": ("adapter.fc.0.weight", ALL), "up.weight": ("adapter.fc.2.weight", ALL)}
+PLACES = {"down.weight": "adapter.fc.0.weight", "up.weight": "adapter.fc.2.weight"}
 
 
 def test_a_step_is_theirs() -> None:
@@ -33,5 +34,5 @@ def test_a_step_is_theirs() -> None:
     method, batch = our_method(clip, name="clipadapter"), drawn_batch()
     tensors = drawn_tensors(method)
     with without_gpu():
-        theirs = Theirs(model, PLACES, model, lambda given: trainer.forward_backward(as_dict(given))).step(tensors, batch)
+        theirs = their_step(trainer, batch, tensors, PLACES)
     assert_same_step(our_step(method, tensors, batch), theirs)

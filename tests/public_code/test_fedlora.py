@@ -10,14 +10,13 @@ are written out below, in fp32 and with CLIP's own scale (there 100). Both paper
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import open_clip
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods.base import Method
@@ -26,7 +25,6 @@ from tests.support.public_code import (
     NAMES,
     TEXT,
     VISION,
-    Batch,
     Step,
     assert_same_step,
     difference,
@@ -38,12 +36,13 @@ from tests.support.public_code import (
     repository,
     small_clip,
     their_clip,
+    their_step,
 )
-from tests.support.public_trainers import ALL, Theirs
+from tests.support.public_trainers import Answering
 
 TOWERS = {"visual": ("visual.transformer", VISION["layers"]), "text": ("transformer", TEXT["layers"])}
 PLACES = {
-    f"{ours}.{block + 1}.{part}.{kind.lower()}": (f"{their}.resblocks.{block}.attn.{part}_proj.w_lora_{kind}", ALL)
+    f"{ours}.{block + 1}.{part}.{kind.lower()}": f"{their}.resblocks.{block}.attn.{part}_proj.w_lora_{kind}"
     for ours, (their, depth) in TOWERS.items()
     for block in range(depth)
     for part in PARTS
@@ -51,7 +50,7 @@ PLACES = {
 }
 
 
-def theirs_with(lora: Any, clip: nn.Module, dropout: float) -> Theirs:
+def theirs_with(lora: Any, clip: nn.Module, dropout: float) -> Answering:
     """Their CLIP with additions that are made for this rate of ``dropout`` and then have none."""
     model = their_clip(load(repository("openai/CLIP"), "clip.model"), clip)
     wanted = SimpleNamespace(encoder="both", position="all", backbone="ViT-B/16", params=list(PARTS), r=2, alpha=1, dropout_rate=dropout)
@@ -68,7 +67,7 @@ def theirs_with(lora: Any, clip: nn.Module, dropout: float) -> Theirs:
         image_features = image_features / image_features.norm(dim=-1, keepdim=True)
         return model.logit_scale.exp() * image_features @ text_features.t()
 
-    return Theirs(model, PLACES, answers, lambda given: F.cross_entropy(answers(given.images), given.labels).backward())
+    return Answering(model, answers)
 
 
 def steps(dropout: float, taken_off: bool = True) -> tuple[Step, Step]:
@@ -77,12 +76,13 @@ def steps(dropout: float, taken_off: bool = True) -> tuple[Step, Step]:
     method: Method = our_method(clip, name="fedlora", own=FedLoRAConfig(dropout=0.0))
     tensors, theirs = drawn_tensors(method), theirs_with(lora, clip, dropout)
 
-    def backward(given: Batch) -> None:
-        with mock.patch.object(lora.LoRALayer, "sub_lora_data", lambda layer: None):
-            theirs.backward(given)
+    class Kept(Answering):
+        def forward_backward(self, batch: Mapping[str, Tensor]) -> None:
+            with mock.patch.object(lora.LoRALayer, "sub_lora_data", lambda layer: None):
+                super().forward_backward(batch)
 
-    theirs_now = theirs if taken_off else dataclasses.replace(theirs, backward=backward)
-    return our_step(method, tensors, batch), theirs_now.step(tensors, batch)
+    trainer = theirs if taken_off else Kept(theirs.model, theirs.answers)
+    return our_step(method, tensors, batch), their_step(trainer, batch, tensors, PLACES)
 
 
 def test_a_step_is_theirs() -> None:

@@ -27,16 +27,16 @@ from tests.support.public_code import (
     repository,
     small_clip,
     their_clip,
+    their_step,
 )
-from tests.support.public_trainers import ALL, Theirs, as_dict
 
-PLACES = {"text.prompts": ("prompt_learner.ctx", ALL), "visual.prompts": ("image_encoder.VPT", ALL)}
+PLACES = {"text.prompts": "prompt_learner.ctx", "visual.prompts": "image_encoder.VPT"}
 DETAILS = {"trainer": "FedMGP", "vision_depth": 1, "language_depth": 1, "vision_ctx": 2, "language_ctx": 2}
 SIZES = {"N_CTX_TEXT": 2, "N_CTX_VISION": 2, "NUM_PROMPTS_TEXT": 5, "NUM_PROMPTS_VISION": 5}
 SHAPE = {**SIZES, "CTX_INIT": "a photo of a", "PROMPT_DEPTH_TEXT": 1, "PROMPT_DEPTH_VISION": 1, "INFERENCE_MODE": "average"}
 
 
-def their_step(clip: nn.Module, tensors: dict[str, Tensor], batch: Batch, **divergence: object) -> Step:
+def their_step_with(clip: nn.Module, tensors: dict[str, Tensor], batch: Batch, **divergence: object) -> Step:
     folder = repository("weihao-bo/FedMGP")
     trainers, settings = load(folder, "trainers.fedmgp"), config(FEDMGP={**SHAPE, **divergence})
     with torch.random.fork_rng(devices=[]):  # they seed torch's generator
@@ -44,7 +44,7 @@ def their_step(clip: nn.Module, tensors: dict[str, Tensor], batch: Batch, **dive
         model = trainers.CustomCLIP(settings, NAMES, towers)
     model.image_encoder.VPT.requires_grad_()
     trainer = trainers.FedMGP(model, settings)
-    return Theirs(model, PLACES, model, lambda given: trainer.forward_backward(as_dict(given))).step(tensors, batch)
+    return their_step(trainer, batch, tensors, PLACES)
 
 
 def our_step_with(clip: nn.Module, tensors: dict[str, Tensor], batch: Batch, **settings: object) -> Step:
@@ -61,13 +61,13 @@ def test_a_step_is_theirs(distance: str) -> None:
     tensors, weight = drawn_prompts(clip), 3.0  # published: 1
     theirs = {"USE_DIVERGENT_LOSS": True, "DIVERGENT_LOSS_WEIGHT": weight, "DIVERGENT_LOSS_TYPE": distance}
     ours = our_step_with(clip, tensors, batch, distance=distance, diversity=weight, published_sign=True)
-    assert_same_step(ours, their_step(clip, tensors, batch, **theirs))
+    assert_same_step(ours, their_step_with(clip, tensors, batch, **theirs))
 
 
 def test_without_the_term_between_groups_a_step_is_theirs() -> None:
     clip, batch = small_clip(), drawn_batch()
     tensors = drawn_prompts(clip)
-    plain = their_step(clip, tensors, batch, USE_DIVERGENT_LOSS=False)
+    plain = their_step_with(clip, tensors, batch, USE_DIVERGENT_LOSS=False)
     assert_same_step(our_step_with(clip, tensors, batch, diversity=0.0), plain)
 
 
@@ -76,7 +76,7 @@ def test_by_itself_the_term_has_the_other_sign() -> None:
     clip, batch = small_clip(), drawn_batch()
     tensors = drawn_prompts(clip)
     with_term = {"USE_DIVERGENT_LOSS": True, "DIVERGENT_LOSS_WEIGHT": 1.0, "DIVERGENT_LOSS_TYPE": "l1"}
-    plain, together = their_step(clip, tensors, batch, USE_DIVERGENT_LOSS=False), their_step(clip, tensors, batch, **with_term)
+    plain, together = their_step_with(clip, tensors, batch, USE_DIVERGENT_LOSS=False), their_step_with(clip, tensors, batch, **with_term)
     assert all(difference(together.gradients[name], plain.gradients[name]) > 1e-3 for name in PLACES)
     apart = {name: 2.0 * plain.gradients[name] - together.gradients[name] for name in PLACES}
     assert_same_step(our_step_with(clip, tensors, batch), Step(plain.logits, apart))

@@ -27,20 +27,20 @@ from tests.support.public_code import (
     repository,
     small_clip,
     their_clip,
+    their_step,
 )
-from tests.support.public_trainers import Theirs, as_dict
 
 PLACES = {"shared.prompt": ("prompt_learner.ctx_global", 0), "private.prompt": ("prompt_learner.ctx_local", 0)}
 DETAILS = {"trainer": "GL_SVDMSE", "vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
 
 
-def their_step(clip: nn.Module, tensors: dict, batch: Batch, ratio: float, alpha: float) -> Step:
+def their_step_with(clip: nn.Module, tensors: dict, batch: Batch, ratio: float, alpha: float) -> Step:
     trainers = load(repository("wqs1999/FedPVR"), "trainers.GL_SVDMSE")
     own = {"N_CTX": len(tensors["private.prompt"]), "CTX_INIT": None, "N": 1, "ratio": ratio, "CSC": False, "CLASS_TOKEN_POSITION": "end"}
     settings = config(GL_SVDMSE=own)
     model = trainers.CustomCLIP(settings, NAMES, their_clip(load(repository("CYFang6/FedPHA"), "clip.model"), clip, DETAILS))
     trainer = trainers.GL_SVDMSE(model, settings, alpha=alpha)
-    return Theirs(model, PLACES, model, lambda given: trainer.forward_backward(0, as_dict(given))).step(tensors, batch)
+    return their_step(trainer, batch, tensors, PLACES, batch_idx=0)
 
 
 def steps(context: int, ratio: float, theirs: float, alpha: float = 1.0) -> tuple[Step, Step]:
@@ -48,7 +48,7 @@ def steps(context: int, ratio: float, theirs: float, alpha: float = 1.0) -> tupl
     clip, batch = small_clip(), drawn_batch()
     method = our_method(clip, name="fedpha", own=FedPHAConfig(context=context, ratio=ratio, alpha=alpha))
     tensors = drawn_tensors(method)
-    return our_step(method, tensors, batch), their_step(clip, tensors, batch, theirs, alpha)
+    return our_step(method, tensors, batch), their_step_with(clip, tensors, batch, theirs, alpha)
 
 
 @pytest.mark.parametrize(("context", "ratio", "alpha"), [(16, 0.8, 1.0), (8, 0.5, 1.5)])  # the first as published

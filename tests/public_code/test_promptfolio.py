@@ -21,8 +21,8 @@ from tests.support.public_code import (
     repository,
     small_clip,
     their_clip,
+    their_step,
 )
-from tests.support.public_trainers import Theirs, as_dict
 
 CONTEXT = 8  # as published
 PLACES = {"shared.prompt": ("prompt_learner.ctx", 0), "private.prompt": ("prompt_learner.ctx", 1)}
@@ -38,5 +38,4 @@ def test_a_step_is_theirs(theta: float) -> None:
 
     method, batch = our_method(clip, name="promptfolio", own=PromptFolioConfig(context=CONTEXT, theta=theta)), drawn_batch()
     tensors = drawn_tensors(method)
-    theirs = Theirs(model, PLACES, model, lambda given: trainer.forward_backward(as_dict(given)))
-    assert_same_step(our_step(method, tensors, batch), theirs.step(tensors, batch))
+    assert_same_step(our_step(method, tensors, batch), their_step(trainer, batch, tensors, PLACES))

@@ -207,7 +207,8 @@ class Step:
     gradients: Mapping[str, Tensor]
 
 
-Places = Mapping[str, "str | tuple[str, int]"]  # {our name: their parameter's, or its name and which part of it along the first axis}
+Place = str | tuple[str, int | slice]  # a parameter of theirs, or one and which part of it along the first axis
+Places = Mapping[str, Place]  # by our names
 
 
 def drawn_batch(images: int = 6, classes: int = len(NAMES)) -> Batch:
@@ -254,11 +255,11 @@ def gradients_of(model: nn.Module, tensors: Mapping[str, Tensor], theirs: Places
     }
 
 
-def _name(place: str | tuple[str, int]) -> str:
+def _name(place: Place) -> str:
     return place if isinstance(place, str) else place[0]
 
 
-def _at(tensor: Tensor, place: str | tuple[str, int]) -> Tensor:
+def _at(tensor: Tensor, place: Place) -> Tensor:
     return tensor if isinstance(place, str) else tensor[place[1]]
 
 

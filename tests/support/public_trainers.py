@@ -1,55 +1,29 @@
-"""Trainers that keep several of our tensors in one parameter, take more than images, or send tensors to a GPU by its name.
+"""Public code that is no trainer of Dassl's, or sends tensors to a GPU by its name; beside `tests.support.public_code`.
 
-Beside `tests.support.public_code`.
+Shape legend: B images, K classes, S pixels a side.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
-
-from tests.support.public_code import Batch, Step
-
-ALL = slice(None)
-Places = Mapping[str, tuple[str, int | slice]]  # our name -> their parameter, and which of its rows
+from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
-class Theirs:
-    """Their ``model``, where our tensors lie in it, and how it ``answers`` images [B,3,S,S] with logits and takes a step on a batch."""
+class Answering:
+    """A trainer by the cross-entropy of what ``model`` answers: ``answers`` makes logits [B,K] of images [B,3,S,S]."""
 
-    model: nn.Module
-    places: Places
-    answers: Callable[[Tensor], Tensor]
-    backward: Callable[[Batch], Any]
+    def __init__(self, model: nn.Module, answers: Callable[[Tensor], Tensor]) -> None:
+        self.model, self.answers = model, answers
+        model.forward = answers  # what a step asks
 
-    def step(self, tensors: Mapping[str, Tensor], batch: Batch) -> Step:
-        """Logits in their evaluation mode with our ``tensors``, and the gradients of one batch in their training mode."""
-        with torch.no_grad():
-            for name, part in self.parts(lambda parameter: parameter).items():
-                part.copy_(tensors[name])
-            self.model.eval()
-            logits = self.answers(batch.images)
-        self.model.train()
-        self.backward(batch)
-        return Step(logits, self.parts(lambda parameter: parameter.grad))
-
-    def parts(self, of: Callable[[nn.Parameter], Tensor | None]) -> dict[str, Tensor]:
-        """What ``of`` gives of each parameter, by our names."""
-        found = {name: (of(self.model.get_parameter(their)), rows) for name, (their, rows) in self.places.items()}
-        return {name: whole[rows] for name, (whole, rows) in found.items() if whole is not None}
-
-
-def as_dict(batch: Batch) -> dict[str, Tensor]:
-    """A batch as Dassl's loaders give it."""
-    return {"img": batch.images, "label": batch.labels}
+    def forward_backward(self, batch: Mapping[str, Tensor]) -> None:
+        F.cross_entropy(self.answers(batch["img"]), batch["label"]).backward()
 
 
 @contextlib.contextmanager
