@@ -17,6 +17,7 @@ from unittest import mock
 
 import open_clip
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pfedmma.data.sources.base import GENERIC_TEMPLATE
 from pfedmma.methods.base import Method
@@ -62,10 +63,8 @@ def theirs_with(lora: Any, clip: nn.Module, dropout: float) -> Answering:
     tokens = open_clip.tokenize([GENERIC_TEMPLATE.format(name.replace("_", " ")) for name in NAMES])
 
     def answers(images: Tensor) -> Tensor:
-        class_embeddings, image_features = model.encode_text(tokens), model.encode_image(images)
-        text_features = class_embeddings / class_embeddings.norm(dim=-1, keepdim=True)
-        image_features = image_features / image_features.norm(dim=-1, keepdim=True)
-        return model.logit_scale.exp() * image_features @ text_features.t()
+        of_images, of_classes = (F.normalize(x, dim=-1) for x in (model.encode_image(images), model.encode_text(tokens)))
+        return model.logit_scale.exp() * of_images @ of_classes.T
 
     return Answering(model, answers)
 
