@@ -168,7 +168,7 @@ def _train_group(
     state = states.gather_optimizer(ids) if states.optimizer.state == "persist" and not training.answers_only else None
     states.prefetch([client.id for client in after])
     losses = training.train(group, params, state, round_, given, coming)
-    changes = training.control_changes(group, params[:, : training.layout.exchanged_size], server)
+    changes = training.control_changes(group, params[:, : training.layout.exchanged_size], states, server)
     return Left(params, losses, state, personal, changes)
 
 

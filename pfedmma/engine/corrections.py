@@ -6,6 +6,8 @@
   client's own. After K steps of plain SGD from w to y, c_i changes by (w - y) / (K lr) - c: option II of the paper. The client sends the
   change beside y.
 
+A client that is narrower than others (`pfedmma.stack.widths`) reads of w and c what it has, and zeros: its own zeros stay.
+
 Shape legend: C clients of a stack, k of them still training, X exchanged parameters of one client.
 """
 
@@ -42,7 +44,7 @@ class Pull:
     strength: float
 
     def reads(self, ids: Sequence[int], states: ClientStates, server: Server) -> Tensor:
-        return server.shared.expand(len(ids), -1)
+        return states.received(ids, server.shared)
 
     def added(self, x: Tensor, read: Tensor) -> Tensor:
         return self.strength * (x - read)
@@ -53,19 +55,19 @@ class Controls:
     """Against the drift of each client."""
 
     def reads(self, ids: Sequence[int], states: ClientStates, server: Server) -> Tensor:
-        return server.state[CONTROL] - states.gather_controls(ids)
+        return states.received(ids, server.state[CONTROL]) - states.gather_controls(ids)
 
     def added(self, x: Tensor, read: Tensor) -> Tensor:
         return read
 
-    def changes(self, sent: Tensor, server: Server, steps: Sequence[int], rates: Tensor) -> Tensor:
+    def changes(self, received: Tensor, sent: Tensor, control: Tensor, steps: Sequence[int], rates: Tensor) -> Tensor:
         """By how much the clients' control variates change [C, X].
 
         Args:
-            sent: y [C, X]. steps: K of each client. rates: learning rates [X], or one of all [].
+            received: w [C, X]. sent: y [C, X]. control: c [C, X]. steps: K of each client. rates: learning rates [X], or one of all [].
         """
         counts = torch.tensor(steps, dtype=sent.dtype).to(sent.device).unsqueeze(1)
-        return (server.shared - sent) / (counts * rates) - server.state[CONTROL]
+        return (received - sent) / (counts * rates) - control
 
 
 def joined(fixed: State, read: Tensor | None) -> dict[str, Tensor]:

@@ -22,11 +22,13 @@ from pfedmma.engine.corrections import Controls, Correction, Pull, joined, split
 from pfedmma.engine.graphs import Graphs
 from pfedmma.methods.base import SEEDS, Method
 from pfedmma.methods.forward import Forward
+from pfedmma.server.rules import SHARED
 from pfedmma.server.server import Server
 from pfedmma.stack import optim
+from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import LossScale
-from pfedmma.stack.rules import NOTHING, Given, State
+from pfedmma.stack.rules import CONTROL, NOTHING, Given, State
 from pfedmma.system.errors import RankFailure
 
 AFTER_THE_ROUNDS = 0  # stands for a round in the keys of draws where clients train when all rounds are over
@@ -167,13 +169,15 @@ class LocalTraining:
         pairs = zip(self.in_turn, self.epochs, strict=True)
         return sum(steps(client, self.batches.work, epochs) for now, epochs in pairs if now.trained.start < self.layout.exchanged_size)
 
-    def control_changes(self, clients: Sequence[Client], sent: Tensor, server: Server) -> Tensor | None:
+    def control_changes(self, clients: Sequence[Client], sent: Tensor, states: ClientStates, server: Server) -> Tensor | None:
         """What clients send beside their tensors ``sent`` [C,X]: the changes of their control variates [C,X], where there are any."""
         if not isinstance(self.correction, Controls):
             return None
+        ids = [client.id for client in clients]
+        received, control = (states.received(ids, server.state[name]) for name in (SHARED, CONTROL))
         lr = torch.full((), self.batches.work.optimizer.lr, device=sent.device)
         rates = lr if self.rates is None else self.rates[: self.layout.exchanged_size]
-        return self.correction.changes(sent, server, [self.shared_steps(client) for client in clients], rates)
+        return self.correction.changes(received, sent, control, [self.shared_steps(client) for client in clients], rates)
 
     def step(self, params: Tensor, state: optim.OptimizerState, fixed: State, batch: Batch, scale: LossScale) -> Tensor:
         """One optimizer step of k clients in place; returns their losses [k].

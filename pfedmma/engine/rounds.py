@@ -148,10 +148,8 @@ class Engine:
         those whose upload did not count when the server last made it.
         """
 
-        beside = self.server.exchanged - self.training.layout.exchanged_size  # control variates
-
         def numbers(ids: Iterable[int]) -> int:
-            return sum(self.states.exchanged_size(i) + beside for i in ids)
+            return sum(self.server.travelling(self.states.exchanged_size(i)) for i in ids)
 
         sent = numbers(arrived.cohort)
         lost = numbers(arrived.lost) if self.federation.loses_uploads else None

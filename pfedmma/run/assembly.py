@@ -44,6 +44,7 @@ from pfedmma.records.selected import BEST_VAL
 from pfedmma.run.local import refuse_local, with_controls
 from pfedmma.run.server import account_of, bounds, plain_rules, server_rules
 from pfedmma.run.start import start_of, widths_of
+from pfedmma.server.controls import MeanControl
 from pfedmma.server.privacy import Bounded
 from pfedmma.server.rules import SHARED, ServerRules
 from pfedmma.server.server import Server
@@ -156,9 +157,12 @@ def rules_of(method: Method, config: Config, bounded: Bounded | None, federated:
     """The server's rules. Raises a `UserError` where settings of server, privacy or local training do not go together."""
     refuse_local(method, config)
     participants = federated.participants
-    images = sum(len(federated.clients[i].train) for i in participants)
-    rules = server_rules(method, config, bounded, len(participants), widths_of(method, config, world.device))
-    return with_controls(rules, config, method.layout, (len(participants), images))
+    widths = widths_of(method, config, world.device)
+    rules = server_rules(method, config, bounded, len(participants), widths)
+    if not config.local.controls:
+        return rules
+    images = {i: len(federated.clients[i].train) for i in participants}
+    return with_controls(rules, MeanControl.from_images(method.layout, images, world.device, widths))
 
 
 def ready(parts: list[FederatedData], pixels: Pixels, config: Config, assignment: Assignment) -> tuple[list[FederatedData], int]:

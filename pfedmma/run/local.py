@@ -7,23 +7,19 @@ from dataclasses import replace
 import torch
 
 from pfedmma.config.schema import Config
-from pfedmma.engine.local_settings import PLAIN, PRIVATE_FIRST, SCAFFOLD, refuse_tensors
+from pfedmma.engine.local_settings import PRIVATE_FIRST, SCAFFOLD, refuse_tensors
 from pfedmma.methods.base import Method
 from pfedmma.records.selected import LAST
 from pfedmma.server.controls import MeanControl
 from pfedmma.server.rules import ServerRules
 from pfedmma.server.settings import NO
-from pfedmma.stack.layout import Layout
 from pfedmma.stack.rules import CONTROL
 from pfedmma.system.errors import UserError
 
 
-def with_controls(rules: ServerRules, config: Config, layout: Layout, of_all: tuple[int, int]) -> ServerRules:
-    """The ``rules``, and control variates where clients have such; ``of_all``: how many may take part, and their images together."""
-    if not config.local.controls:
-        return rules
-    begin = {**rules.begin, CONTROL: torch.zeros(layout.exchanged_size)}
-    return replace(rules, controlled=MeanControl(layout, *of_all), begin=begin)
+def with_controls(rules: ServerRules, control: MeanControl) -> ServerRules:
+    """The ``rules``, and control variates beside what they sum."""
+    return replace(rules, controlled=control, begin={**rules.begin, CONTROL: torch.zeros(len(control.of_all))})
 
 
 def refuse_local(method: Method, config: Config) -> None:
@@ -39,10 +35,6 @@ def refuse_local(method: Method, config: Config) -> None:
         raise UserError("optimizer.state: persist goes with local.trains=together; under private_first every phase has a fresh optimizer")
     if local.fine_tune_epochs and config.evaluation.select != LAST:
         raise UserError("evaluation.select: clients are fine-tuned after the last round alone, so no other can be compared; use last")
-    # What pulls a narrow client to what the server has would move the zeros that stand in place of what the client has not.
-    if config.method.dims and (local.rule != PLAIN or local.fine_tune_epochs):
-        what = "fine_tune_epochs: fine-tuning" if local.fine_tune_epochs else f"rule: {local.rule}"
-        raise UserError(f"local.{what} does not go with clients of several widths; use one method.dim in place of method.dims")
     if local.rule == SCAFFOLD:
         _refuse_scaffold(config)
 

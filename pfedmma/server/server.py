@@ -42,7 +42,11 @@ class Server:
     @property
     def exchanged(self) -> int:
         """How many numbers a participant is sent in a round besides what it reads of others, and sends."""
-        return self.layout.exchanged_size * (1 if self.rules.controlled is None else 2)
+        return self.travelling(self.layout.exchanged_size)
+
+    def travelling(self, exchanged: int) -> int:
+        """How many numbers travel each way of a client that exchanges so many: as many again where control variates go beside."""
+        return exchanged * (1 if self.rules.controlled is None else 2)
 
     @property
     def link(self) -> Link:

@@ -130,10 +130,21 @@ class ClientStates:
         stack = self.initial.repeat(len(ids), 1)
         for row, client in zip(stack[:, self.layout.private], ids, strict=True):
             row.copy_(self._untrained(client))
+        if self.widths_of is not None:
+            self.widths_of.cut(stack, ids)
         return self._with_personal(stack, ids)
 
     def _with_personal(self, stack: Tensor, ids: Sequence[int]) -> Tensor:
         return _replaced(stack[:, : self.layout.trained_size], self.beside[PERSONAL], ids, stack)
+
+    def received(self, ids: Sequence[int], sent: Tensor) -> Tensor:
+        """What each client has of what the server sends to all, ``sent`` [X]: as much as it is wide [C, X]. To be read only."""
+        stack = sent.expand(len(ids), -1)
+        if self.widths_of is None:
+            return stack
+        stack = stack.clone()
+        self.widths_of.cut(stack, ids)
+        return stack
 
     def gather_controls(self, ids: Sequence[int]) -> Tensor:
         """The clients' control variates [C, X]; zeros where a client has none yet. A copy."""

@@ -48,9 +48,9 @@ class Widths:
         return self.sent[self.of[client]]
 
     def cut(self, stack: Tensor, ids: Sequence[int]) -> None:
-        """Zero what the clients ``ids`` do not have of ``stack`` [C, P]."""
+        """Zero what the clients ``ids`` do not have of ``stack`` [C, P], or of its exchanged part [C, X]."""
         for row, client in zip(stack, ids, strict=True):
-            row.mul_(self.mask(client))
+            row.mul_(self.mask(client)[: len(row)])
 
 
 def leading(tensors: Mapping[str, Tensor], shapes: Shapes) -> dict[str, Tensor]:

@@ -65,7 +65,7 @@ def new_run(clip: nn.Module, config: LocalConfig, optimizer: OptimizerConfig) ->
     )
     rules = ServerRules()
     if config.controls:
-        rules = ServerRules(controlled=MeanControl(layout, len(CLIENTS), IMAGES), begin={CONTROL: torch.zeros(1)})
+        rules = ServerRules(controlled=MeanControl.from_images(layout, dict(enumerate(stacks.SIZES)), torch.device("cpu")), begin={CONTROL: torch.zeros(1)})
     return config.applied(plain), Members(states, Server(layout, {SHARED: start[:1]}, World(0, 1, torch.device("cpu")), rules))
 
 
