@@ -17,24 +17,20 @@ from pfedmma import evaluate
 from pfedmma.clip.loading import BackboneConfig, create_model
 from pfedmma.comm.world import World
 from pfedmma.config import schema
-from pfedmma.engine.cohort import Members, PassWidth, train_cohort
+from pfedmma.engine.cohort import PassWidth, train_cohort
 from pfedmma.export import main as export
-from pfedmma.methods.pfedmma import MultiModalAdapters
 from pfedmma.server.mixed_widths import ByThoseWhoHaveIt
 from pfedmma.server.rules import FEDAVG, Uploads
 from pfedmma.server.server import Server
-from pfedmma.stack.client_state import ClientStates
 from pfedmma.stack.layout import Layout
 from pfedmma.stack.optim import OptimizerConfig
-from pfedmma.stack.start import Start
 from pfedmma.stack.widths import Widths, assigned, leading, shares_of
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
-from tests.support import small, stacks
+from tests.support import mixed, small, stacks
 from tests.support.ranks import run_ranks, train, values_of
 
 CPU = torch.device("cpu")
-NARROW, WIDE = 3, 8
 
 
 # Settings --------------------------------------------------------------------------------------------------------------------------------
@@ -92,30 +88,14 @@ def test_what_needs_the_same_numbers_of_all_is_refused(tmp_path: Path, monkeypat
 # Training --------------------------------------------------------------------------------------------------------------------------------
 
 
-def method_of(clip: nn.Module, width: int) -> MultiModalAdapters:
-    found = stacks.new_method(clip, dim=width, scale=0.3, blocks=2, activation="gelu")
-    assert isinstance(found, MultiModalAdapters)
-    return found
-
-
-def mixed(clip: nn.Module, optimizer: OptimizerConfig) -> tuple[MultiModalAdapters, Members]:
-    """Clients 1, 2 and 4 are narrow, 0 and 3 wide; none has trained."""
-    method = method_of(clip, WIDE)
-    of = {client: NARROW if client in (1, 2, 4) else WIDE for client in stacks.ALL}
-    shapes = {width: dataclasses.replace(method.spec, dim=width).shapes() for width in (NARROW, WIDE)}
-    plain = stacks.new_members(method, optimizer, trained=())
-    widths = Widths.from_shapes(of, method.layout, shapes, CPU)
-    return method, plain._replace(states=ClientStates(method.layout, Start(plain.states.initial), optimizer, CPU, widths_of=widths))
-
-
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_padded_client_in_a_mixed_stack_is_the_narrow_one_alone(tiny_clip: nn.Module, kind: str) -> None:
     optimizer = OptimizerConfig(kind, lr=0.01, eps=0.1)
-    method, members = mixed(tiny_clip, optimizer)
+    method, members = mixed.new_run(tiny_clip, optimizer)
     training, clients = stacks.new_training(method, optimizer), stacks.new_clients()
     begin = method.layout.views(members.states.gather([4], members.server.shared))
     trained = train_cohort(training, clients, members, 1, PassWidth(5))
-    narrow = method_of(tiny_clip, NARROW)
+    narrow = mixed.method_of(tiny_clip, mixed.NARROW)
     alone = stacks.new_training(narrow, optimizer)
     start = {name: begin[name][0][tuple(map(slice, shape))] for name, shape in narrow.shapes.items()}
     params = narrow.layout.pack(start)[None]
