@@ -139,7 +139,7 @@ def train(run: Run, folder: RunFolder, manifest: Manifest | None, origin: Origin
         if run.config.evaluation.every and not zero_shot.known(run.config.evaluation):
             engine.evaluation.told = display.testing(bar, "zero-shot")
             zero_shot = run.zero_shot()
-        engine.evaluation.told = display.testing(bar)
+        engine.evaluation.told, engine.told = display.testing(bar), display.fine_tuning(bar)
         display.next_round(bar, done)
         engine.interruption.rounds_begin()
         recorder = Recorder(run, folder, bar, trackers, zero_shot, done)

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pfedmma.config.schema import Config
+from pfedmma.cost import memory
 from pfedmma.cost.as_on_gpu import as_on_gpu
 from pfedmma.cost.counting import Counted, count
 from pfedmma.cost.exchange import Exchange, Rounds
 from pfedmma.cost.links import Link
-from pfedmma.cost.step import META, LocalStep, backbone_of_shapes, class_names
+from pfedmma.cost.step import LocalStep, backbone_of_shapes, class_names
 from pfedmma.methods import registry
 from pfedmma.methods.base import Method
 from pfedmma.records import columns
-from pfedmma.stack.optim import initial_state
 from pfedmma.system.console import warn
 from pfedmma.system.errors import UserError
-
-NUMBER = 4  # bytes of a weight, a gradient and an entry of an optimizer's state, which are fp32
 
 
 class Sweep(NamedTuple):
@@ -52,15 +50,18 @@ class Line:
 
     @property
     def state(self) -> int:
-        """Bytes of one client's tensors while it trains: its weights, their gradients, and the optimizer's state."""
-        layout = self.exchange.method.layout
-        state = initial_state(self.config.optimizer, 1, layout.trained_size, META)
-        return NUMBER * (layout.size + layout.trained_size + sum(tensor.numel() for name, tensor in state.items() if name != "step"))
+        """Bytes of one client's tensors while it trains."""
+        return memory.while_training(self.exchange.method, self.config)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of one client's tensors between its rounds."""
+        return memory.between_rounds(self.exchange.method, self.config)
 
     @property
     def delivery(self) -> int:
         """Bytes of the frozen weights in fp32, sent once."""
-        return NUMBER * self.backbone
+        return memory.NUMBER * self.backbone
 
     def seconds(self, link: Link) -> float:
         """Of a round's exchange, for a client behind ``link``."""
@@ -94,6 +95,7 @@ class Line:
             "local_step_flop": self.step and self.step.flop,
             "local_step_kept_bytes": self.step and self.step.kept_bytes,
             "client_state_bytes": self.state,
+            "client_kept_bytes": self.kept,
         }
         for link in self.links:
             found |= {

@@ -91,10 +91,12 @@ _STEP: list[Column] = [
     ("GFLOP", lambda line: "-" if line.step is None else f"{line.step.flop / 1e9:,.1f}"),
     ("kept for gradients", lambda line: "-" if line.step is None else megabytes(line.step.kept_bytes)),
     ("its tensors", lambda line: megabytes(line.state)),
+    ("kept of it", lambda line: megabytes(line.kept)),
 ]
 _STEP_CAPTION = (
     "counted on shapes, as on a GPU: products and attention, two operations a multiply-add\n"
-    "its tensors: weights, gradients and optimizer state, in fp32"
+    "its tensors, in fp32: weights, gradients and optimizer state, a personal model and control variates where local.rule has such\n"
+    "kept of it: what is its own between rounds"
 )
 
 

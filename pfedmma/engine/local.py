@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pfedmma.accuracy.evaluator import Told
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine.batches import Batch, Batches, Coming, Stack, steps
 from pfedmma.engine.corrections import Controls, Correction, Pull, joined, split
@@ -38,6 +39,18 @@ AfterStep = Callable[[int, Sequence[Client], Tensor], None]
 
 def nothing_more(number: int, clients: Sequence[Client], params: Tensor) -> None:
     """Nobody wants to see them."""
+
+
+def counted(told: Told, total: int) -> AfterStep:
+    """Tells after each step how many of ``total`` local steps are done, those of each client counted for itself."""
+    done = 0
+
+    def count(number: int, clients: Sequence[Client], params: Tensor) -> None:
+        nonlocal done
+        done += len(clients)
+        told(done, total)
+
+    return count
 
 
 class Phase(NamedTuple):

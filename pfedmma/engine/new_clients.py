@@ -23,7 +23,7 @@ from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.batches import steps
 from pfedmma.engine.cohort import Members, train_cohort
-from pfedmma.engine.local import AFTER_THE_ROUNDS, AfterStep
+from pfedmma.engine.local import AFTER_THE_ROUNDS, AfterStep, counted
 from pfedmma.engine.rounds import Engine
 from pfedmma.methods.base import Method
 from pfedmma.records.rows import Accuracy, NewClients, NewClientsRow
@@ -168,16 +168,14 @@ def train_alone(group: Group, start: ClientStates, first: int, lengths: Sequence
 
 def keeping(kept: dict[int, ClientStates], steps: dict[int, int], epochs: int, told: Told) -> AfterStep:
     """Keeps the state of each client when it has done as many of its ``epochs`` as ``kept`` asks for; ``steps``: those of all of them."""
-    done = 0
+    count = counted(told, sum(steps.values()))
 
     def keep(number: int, clients: Sequence[Client], params: Tensor) -> None:
-        nonlocal done
         for row, client in zip(params, clients, strict=True):
             epoch, more = divmod(number + 1, steps[client.id] // epochs)
             if more == 0 and epoch in kept:
                 kept[epoch].scatter([client.id], row[None])
-        done += len(clients)
-        told(done, sum(steps.values()))
+        count(number, clients, params)
 
     return keep
 

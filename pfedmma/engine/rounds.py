@@ -13,17 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pfedmma.accuracy.evaluator import Told, in_silence
 from pfedmma.comm.assignment import Assignment
 from pfedmma.comm.ledger import Moved
 from pfedmma.comm.world import WIRE_DTYPES, World
 from pfedmma.data.partition.federated import Client
 from pfedmma.engine import participation
 from pfedmma.engine.arrivals import Arrived, arrivals
-from pfedmma.engine.batches import Coming, Stack
+from pfedmma.engine.batches import Coming, Stack, steps
 from pfedmma.engine.cohort import Members, PassWidth, Trained, train_cohort
 from pfedmma.engine.evaluation import Evaluation, Tested
 from pfedmma.engine.federation import FederationConfig
-from pfedmma.engine.local import AFTER_THE_ROUNDS, LocalTraining
+from pfedmma.engine.local import AFTER_THE_ROUNDS, LocalTraining, counted
 from pfedmma.engine.picked import PickedRows
 from pfedmma.records.communication import RoundComm
 from pfedmma.records.lost import Lost
@@ -62,6 +63,7 @@ class Engine:
     interruption: Interruption = field(default_factory=Interruption)
     account: Account | None = None  # of what the rounds tell, where noise is added
     fine_tuning: LocalTraining | None = None  # what every client does for itself after the last round, before it is tested
+    told: Told = in_silence  # how many steps of that are done here
 
     @property
     def states(self) -> ClientStates:
@@ -181,7 +183,10 @@ class Engine:
 
         What rounds go on from stays: a run with more rounds goes on as if this had not been.
         """
-        train_cohort(training, self.training_here(self.participants), self.members, AFTER_THE_ROUNDS, self.width)
+        own = self.training_here(self.participants)
+        total = sum(steps(client, training.batches.work) for client in own)
+        self.told(0, total)
+        train_cohort(replace(training, after_step=counted(self.told, total)), own, self.members, AFTER_THE_ROUNDS, self.width)
         self.world.wait("fine_tuning")  # another rank of the node may test who has trained here
 
     def evaluate(self) -> Accuracy:

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
-from pfedmma.methods.adapters.context import STD, leading_words, worded_stem
+from pfedmma.methods.adapters.context import STD, LeadingWords
 from pfedmma.methods.adapters.image_tokens import appended, features_without, for_each
-from pfedmma.methods.base import Entry, Method, count, per_client
+from pfedmma.methods.base import Entry, count, per_client
 from pfedmma.stack.linear import apply_linear, initial_linear, linear_shapes
 from pfedmma.stack.rules import MEAN, State
 from pfedmma.system import checks
@@ -51,11 +51,12 @@ class FedMaPLeConfig:
 
 
 @dataclass(frozen=True)
-class FedMaPLe(Method):
+class FedMaPLe(LeadingWords):
     """Prompts in the lowest ``depth`` blocks of both towers, the same for all clients."""
 
     settings: FedMaPLeConfig
     depth: int
+    section = "method.fedmaple"
 
     @classmethod
     def from_settings(cls, settings: FedMaPLeConfig, backbone: Backbone) -> FedMaPLe:
@@ -67,15 +68,6 @@ class FedMaPLe(Method):
         method = cls(backbone, settings, settings.depth or min(9, least))
         method.replaced_words()  # or there are too few of them
         return method
-
-    @property
-    def words(self) -> str:
-        """What stands before the class name; like in class names, "_" is read as a space."""
-        return self.settings.words.replace("_", " ")
-
-    def replaced_words(self) -> list[int]:
-        """Token ids of the words that are learned."""
-        return leading_words(self.backbone, self.words, self.settings.context, "method.fedmaple.context")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,14 +95,6 @@ class FedMaPLe(Method):
 
     def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
-
-    def text_stem(self, prompts: Prompts) -> PromptStem:
-        """The embedded prompts ``[SOS] words name . [EOS]``, whatever template ``prompts`` were made with.
-
-        Raises:
-            UserError: a prompt is too long for the text tower.
-        """
-        return worded_stem(self.backbone, self.words, prompts.names)
 
     def text_features(self, state: State, stem: PromptStem) -> Tensor:
         """Stem of K prompts -> [C,K,D]; each client's tokens stand after the start token."""

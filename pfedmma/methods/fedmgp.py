@@ -42,13 +42,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pfedmma import rng
-from pfedmma.clip.backbone import Backbone, Prompts
+from pfedmma.clip.backbone import Backbone
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.stems import TowerStem
 from pfedmma.clip.towers import Places
-from pfedmma.methods.adapters.context import STD, leading_words, prompt_features, worded_stem
+from pfedmma.methods.adapters.context import STD, LeadingWords, prompt_features
 from pfedmma.methods.adapters.image_tokens import appended, features_without
-from pfedmma.methods.base import Entry, Method, cosine_logits, cross_entropy
+from pfedmma.methods.base import Entry, cosine_logits, cross_entropy
 from pfedmma.stack.rules import UNIFORM, State
 from pfedmma.system import checks
 from pfedmma.system.options import setting
@@ -87,25 +87,17 @@ class FedMGPConfig:
 
 
 @dataclass(frozen=True)
-class FedMGP(Method):
+class FedMGP(LeadingWords):
     """G pairs of a text and an image prompt for each client."""
 
     settings: FedMGPConfig
+    section = "method.fedmgp"
 
     @classmethod
     def from_settings(cls, settings: FedMGPConfig, backbone: Backbone) -> FedMGP:
         method = cls(backbone, settings)
         method.replaced_words()  # or there are too few of them
         return method
-
-    @property
-    def words(self) -> str:
-        """What stands before the class name; like in class names, "_" is read as a space."""
-        return self.settings.words.replace("_", " ")
-
-    def replaced_words(self) -> list[int]:
-        """Token ids of the words where text prompts begin."""
-        return leading_words(self.backbone, self.words, self.settings.context, "method.fedmgp.context")
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -145,10 +137,6 @@ class FedMGP(Method):
 
     def image_stem(self, pixels: Tensor) -> TowerStem:
         return self.backbone.image_stem(pixels, 0)
-
-    def text_stem(self, prompts: Prompts) -> PromptStem:
-        """The embedded prompts ``[SOS] words name . [EOS]``, whatever template ``prompts`` were made with."""
-        return worded_stem(self.backbone, self.words, prompts.names)
 
     def text_features(self, state: State, stem: PromptStem) -> Tensor:
         """[C,G,K,D]."""

@@ -109,6 +109,11 @@ class RoundRow:
         """Seconds of some parts together; a part that is not recorded counts nothing."""
         return sum(self.seconds.get(name) or 0.0 for name in parts)
 
+    @property
+    def trained(self) -> float:
+        """Seconds of the round itself: without testing its clients, and without their fine-tuning after the last one."""
+        return self.spent("total") - self.spent("evaluate", "fine_tune")
+
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self) | {"clients": list(self.clients), "comm": self.comm.to_json()}
         parts: dict[str, Any] = {"accuracy": self.accuracy, "validation": self.validation, "per_client": self.per_client}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pfedmma.records.folder import RunFolder
 from pfedmma.records.rows import Accuracy
-from pfedmma.report import html, markdown, setting
+from pfedmma.report import as_html, markdown, setting
 from pfedmma.report.page import compose
 from pfedmma.report.runs import Report, folders_below, read_all, same_setting
 from pfedmma.report.wire import Wire
@@ -35,12 +35,12 @@ def main(argv: list[str] | None = None) -> None:
     path = args.html or default_path(args.runs, runs)
     if len(folders) > len(args.runs) and not args.no_html:
         for run in runs:
-            write(run.path / setting.PAGE, html.render(compose([run], None)))
+            write(run.path / setting.PAGE, as_html.render(compose([run], None)))
     document = compose(runs, wire, path)
     if args.markdown:
         write(args.markdown, markdown.render(document))
     if not args.no_html:
-        write(path, html.render(document))
+        write(path, as_html.render(document))
         print(f"report: {path}", flush=True)
 
 

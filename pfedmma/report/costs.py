@@ -14,7 +14,10 @@ from pfedmma.report.runs import Report, ratio, with_curves
 from pfedmma.report.wire import Wire
 from pfedmma.system.console import megabytes
 
-PARTS = {"compute": "train", "input": "input", "wait": "wait", "exchange": "exchange", "evaluate": "evaluate"}
+PARTS = {
+    "compute": "train", "input": "input", "wait": "wait", "exchange": "exchange", "fine-tuning": "fine_tune", "evaluate": "evaluate",
+}  # fmt: skip
+OPTIONAL = ("fine-tuning",)  # shown where there is any
 NONE = "-"
 
 
@@ -147,18 +150,19 @@ def _times(runs: Sequence[Report]) -> Table:
 def times(runs: Sequence[Report]) -> Section:
     """Where the seconds of a round go; the first round, which warms up, is left out where there are others."""
     drawn = with_curves(runs)
+    names = parts_of([row for run in drawn for row in run.rounds])
     if not drawn:
         return Section("time", "Time", [Text("There is no metrics.jsonl, so there are no times of rounds.")])
     rows: list[list[Cell | str]] = []
     spent: dict[str, list[dict[str, float]]] = {}
     for run in drawn:
-        parts = split(run.rounds[1:] or run.rounds)
+        parts = {name: seconds for name, seconds in split(run.rounds[1:] or run.rounds).items() if name in names}
         total = sum(parts.values())
         cells = [Cell(duration(value), f"{100 * value / total:.1f} %" if total else "") for value in parts.values()]
         speed = NONE if run.images_per_second is None else f"{run.images_per_second:,.0f}"
         rows.append([run.label, duration(total), *cells, speed])
         spent.setdefault(run.group, []).append(parts)
-    means = {label: {name: statistics.fmean(each[name] for each in group) for name in PARTS} for label, group in spent.items()}
+    means = {label: {name: statistics.fmean(each[name] for each in group) for name in names} for label, group in spent.items()}
     stacks = [(label, f"{duration(sum(parts.values()))} a round", list(parts.items())) for label, parts in means.items()]
     seconds = [Curve(run.label, [(float(row.round), row.seconds.get("total")) for row in run.rounds], run.look) for run in drawn]
     panels = [
@@ -166,8 +170,13 @@ def times(runs: Sequence[Report]) -> Section:
         ("Seconds of each round", charts.line_chart(seconds, lambda v: f"{v:.3g}")),
     ]
     caption = "Seconds of a round, mean over rounds without the first; compute and input together are training"
-    table = Table(caption, ("run", "a round", *PARTS, "training images / s"), rows)
+    table = Table(caption, ("run", "a round", *names, "training images / s"), rows)
     return Section("time", "Time", [table, Figure(panels, charts.key_of(drawn))])
+
+
+def parts_of(rounds: Sequence[RoundRow]) -> list[str]:
+    """The parts to show of these rounds."""
+    return [name for name, key in PARTS.items() if name not in OPTIONAL or any(row.spent(key) for row in rounds)]
 
 
 def split(rounds: Sequence[RoundRow]) -> dict[str, float]:

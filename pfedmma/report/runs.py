@@ -76,7 +76,8 @@ class Report:
     @property
     def seconds(self) -> float | None:
         """Of all rounds, evaluation included; None where they are not recorded."""
-        return sum(row.seconds.get("total") or row.spent("train", "wait", "exchange", "evaluate") for row in self.rounds) or None
+        parts = ("train", "wait", "exchange", "fine_tune", "evaluate")
+        return sum(row.seconds.get("total") or row.spent(*parts) for row in self.rounds) or None
 
 
 def read_all(paths: Sequence[str | Path]) -> list[Report]:

@@ -19,8 +19,8 @@ from pfedmma.system.console import ProgressBar, percent, room, table_of, time_st
 def round_done(progress: ProgressBar, row: RoundRow, left: Left | None = None) -> None:
     """Show a finished round: in place at a terminal, with a line where it was evaluated or the output is a file.
 
-    ``left``: of the rounds to come. In a file the line ends in the seconds of training (with waiting and exchange), those of testing where
-    the round was evaluated, and the time; at a terminal, in the seconds of both.
+    ``left``: of the rounds to come. In a file the line ends in the seconds of training (with waiting and exchange), those of fine-tuning
+    and of testing where there was any, and the time; at a terminal, in the seconds of all.
     """
     state = "  ".join(_training(row))
     progress.update(row.round, state)
@@ -29,13 +29,20 @@ def round_done(progress: ProgressBar, row: RoundRow, left: Left | None = None) -
     if row.accuracy is not None:
         said += [f"{name} {percent(row.accuracy.score(name))}" for name in (*IN_HM, "hm")]  # 80 columns
     if not progress.live:
-        tested = row.spent("evaluate")
-        said += [f"train {row.spent('total') - tested:.2f} s", *([f"test {tested:.2f} s"] if row.accuracy is not None else [])]
-        progress.say("  ".join([*said, time_stamp()]))
+        progress.say("  ".join([*said, *_took(row), time_stamp()]))
     elif row.accuracy is not None:
         text = "  ".join([*said, f"{row.spent('total'):.2f} s"])
         progress.say(text if len(text) <= room() else "  ".join(said))
     next_round(progress, row.round)
+
+
+def _took(row: RoundRow) -> Iterator[str]:
+    """The seconds of a round, by what it was spent on."""
+    yield f"train {row.trained:.2f} s"
+    if tuned := row.spent("fine_tune"):
+        yield f"fine-tune {tuned:.2f} s"
+    if row.accuracy is not None:
+        yield f"test {row.spent('evaluate'):.2f} s"
 
 
 def next_round(progress: ProgressBar, done: int) -> None:
@@ -107,7 +114,16 @@ def testing(bar: ProgressBar, whom: str = "") -> Told:
 
 def training_new(bar: ProgressBar) -> Told:
     """As `testing`, of the training of new clients."""
-    return _saying(bar, lambda done, total: f"training new clients, step {done:.0f}/{total}")
+    return _steps_of(bar, "training new clients")
+
+
+def fine_tuning(bar: ProgressBar) -> Told:
+    """As `testing`, of the training that clients do alone after the last round."""
+    return _steps_of(bar, "fine-tuning")
+
+
+def _steps_of(bar: ProgressBar, what: str) -> Told:
+    return _saying(bar, lambda done, total: f"{what}, step {done:.0f}/{total}")
 
 
 def _saying(bar: ProgressBar, said: Callable[[float, int], str]) -> Told:

@@ -51,7 +51,7 @@ class Pace:
             if self._seen == 2:
                 self._trained.clear()
             self.done, tested = row.round, row.spent("evaluate")
-            self._trained.append(row.spent("total") - tested)
+            self._trained.append(row.trained)
             if row.accuracy is not None:
                 self._tested = tested
 

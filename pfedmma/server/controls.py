@@ -1,8 +1,8 @@
 """SCAFFOLD's control variate of the server (Karimireddy et al., arXiv 1910.06378): c, the mean of those of all clients.
 
 The paper adds (S / N) x the mean change of S participants of N clients. Where uploads are weighted by images so are the c_i: S and N are
-then images, so that c stays the mean whose weights are those of FedAvg's objective; with clients of equal size it is the same. Where clients
-differ in width N counts, for each number, those who have it: who has it not sends no change of it, which is 0.
+then images, so that c stays the mean whose weights are those of FedAvg's objective; with clients of equal size it is the same. Where
+clients differ in width N counts, for each number, those who have it: the change that the others send of it is 0.
 
 Shape legend: X exchanged parameters of one client.
 """

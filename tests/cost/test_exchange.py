@@ -1,4 +1,4 @@
-"""Bytes that are said before a run are those that its ledger counts."""
+"""Bytes that are said before a run are those that its ledger counts, and that its checkpoint has of each client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from pfedmma.config import schema
+from pfedmma.cost import memory
 from pfedmma.cost.exchange import Exchange, Rounds
 from pfedmma.cost.step import backbone_of_shapes
 from pfedmma.methods import registry
@@ -60,7 +61,10 @@ POOLED = ["method.name=pfedmoap", "federation.participation=1"]
 CONTROLLED = ["local.rule=scaffold", "optimizer.momentum=0", "distributed.wire=bf16"]
 
 
-@pytest.mark.parametrize("settings", [["method.name=pfedmma", "distributed.wire=bf16"], POOLED, CONTROLLED])
+PERSONAL = ["local.rule=ditto", "optimizer.state=persist"]
+
+
+@pytest.mark.parametrize("settings", [["method.name=pfedmma", "distributed.wire=bf16"], POOLED, CONTROLLED, PERSONAL])
 @pytest.mark.parametrize("first", ["participation", "all"])
 def test_a_real_run_moves_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], first: str) -> None:
     small.few_images(monkeypatch)
@@ -69,7 +73,11 @@ def test_a_real_run_moves_what_was_said(tmp_path: Path, monkeypatch: pytest.Monk
     config, summary, last = schema.load(None, given), small.summary(tmp_path / "run"), small.metrics(tmp_path / "run")[-1]
     backbone, _ = backbone_of_shapes(config.backbone)
     rounds, wire = Rounds.from_config(config, config.data.clients), config.distributed.wire
-    said = Exchange(registry.build(config.method, backbone), rounds, wire, config.local.controls)
+    method = registry.build(config.method, backbone)
+    said = Exchange(method, rounds, wire, config.local.controls)
     assert (said.up, said.down) == (summary["bytes_per_client_round"], summary["bytes_down_per_client_round"])
     assert (said.up_of_run, said.down_of_run) == (summary["comm"]["uplink_bytes"], summary["comm"]["downlink_bytes"])
     assert said.payload() == last["comm"]["payload_bytes"]
+    trained = {client for row in small.metrics(tmp_path / "run") for client in row["clients"]}
+    kept = [tensor.nbytes for name, tensor in small.final_tensors(tmp_path / "run").items() if name.partition(".")[0].isdigit()]
+    assert sum(kept) == len(trained) * memory.between_rounds(method, config), "what a checkpoint has of each client"

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pfedmma.report import main
+from pfedmma.report.as_html import render
 from pfedmma.report.command import compose
-from pfedmma.report.html import render
 from pfedmma.report.runs import read_all
 from pfedmma.report.wire import Wire
 from pfedmma.system.errors import UserError

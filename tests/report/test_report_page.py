@@ -338,3 +338,18 @@ def test_seconds_of_a_round_without_the_first(tmp_path: Path):
     text = markdown_of(write_run(tmp_path / "run", summary(), rounds))
     # 0.4 of training, 0.1 of which waited for images, 0.02 of waiting, 0.01 of exchange, 0.2 of evaluation
     assert "| pfedmma | 630 ms | 300 ms (47.6 %) | 100 ms (15.9 %) | 20 ms (3.2 %) | 10 ms (1.6 %) | 200 ms (31.7 %) | 861 |" in text
+    assert "fine-tuning" not in text
+
+
+def test_fine_tuning_has_seconds_of_its_own(tmp_path: Path):
+    """A second after the last of two rounds that count; of another run, which has none, it is nothing."""
+    rounds = [round_(n, 4, accuracy(70.0)) for n in (1, 2, 3)]
+    other = write_run(tmp_path / "other", summary("local"), rounds)
+    rounds[2]["seconds"] |= {"fine_tune": 1.26, "total": 1.89}
+    run = write_run(tmp_path / "run", summary(), rounds)
+    text = markdown_of(run, other)
+    assert "| compute | input | wait | exchange | fine-tuning | evaluate |" in text
+    assert (
+        "| pfedmma | 1.26 s | 300 ms (23.8 %) | 100 ms (7.9 %) | 20 ms (1.6 %) | 10 ms (0.8 %) | 630 ms (50.0 %) | 200 ms (15.9 %)" in text
+    )
+    assert "| local | 630 ms | 300 ms (47.6 %) | 100 ms (15.9 %) | 20 ms (3.2 %) | 10 ms (1.6 %) | 0 µs (0.0 %) | 200 ms (31.7 %) |" in text

@@ -10,6 +10,7 @@ from torch import nn
 from pfedmma.clip.backbone import Backbone
 from pfedmma.config import schema
 from pfedmma.methods import registry
+from pfedmma.run import display
 from pfedmma.run.local import refuse_local
 from pfedmma.system.errors import UserError
 from pfedmma.train import main
@@ -74,3 +75,15 @@ def test_it_is_refused_before_anything_is_written(tmp_path: Path) -> None:
 def test_frozen_s_goes_with_fine_tuning_of_the_private_parts(tiny_clip: nn.Module) -> None:
     config = schema.load(None, ["method.freeze=shared", "local.fine_tune_epochs=1", "local.fine_tune=private"])
     refuse_local(registry.build(config.method, Backbone.freeze(tiny_clip, "tiny")), config)
+
+
+def test_fine_tuning_says_how_far_it_is_and_how_long_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small.few_images(monkeypatch)
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr(display, "fine_tuning", lambda bar: lambda done, total: heard.append((done, total)))
+    main(small.settings(tmp_path / "run", "local.fine_tune_epochs=2", "federation.clients_per_pass=1"))
+    total = heard[-1][1]
+    assert heard == [(done, total) for done in range(total + 1)] and total % 2 == 0  # two epochs
+    first, last = (row["seconds"] for row in small.metrics(tmp_path / "run"))
+    assert "fine_tune" not in first and last["fine_tune"] > 0
+    assert sum(last[part] for part in ("train", "wait", "exchange", "fine_tune", "evaluate")) == pytest.approx(last["total"])

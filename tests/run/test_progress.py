@@ -32,6 +32,13 @@ def test_rounds_and_evaluations_that_are_left_are_counted() -> None:
     assert (pace.left.seconds, str(pace.left), pace.done) == (0.0, "0:00:00", 10)
 
 
+def test_fine_tuning_is_no_part_of_a_round() -> None:
+    """A run that goes on after its clients were fine-tuned does not expect that again."""
+    pace = Pace(8, 0)
+    pace.add([took(1, 1.0), round_row(2, seconds={"train": 2.0, "fine_tune": 30.0, "evaluate": 0.0, "total": 32.0})])
+    assert pace.left.seconds == 6 * 2.0
+
+
 def test_a_run_without_evaluations_says_no_more() -> None:
     pace = Pace(3, 0)
     pace.add([took(1, 5.0)])

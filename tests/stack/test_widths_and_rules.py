@@ -60,13 +60,14 @@ def test_a_narrow_client_among_wide_ones_is_as_alone(tiny_clip: nn.Module, rule:
         torch.testing.assert_close(trained.losses[CLIENT:], single.losses, rtol=1e-5, atol=1e-6)
         members.server.round(Uploads(round_, ids, list(stacks.SIZES), ids, trained.uploads, controls=trained.controls))
     serve(own, members)
-    for training, who, several in ((config.fine_tuning(plain), members, clients), (config.fine_tuning(plain_alone), own, [clients[CLIENT]])):
-        if training is not None:
-            train_cohort(training, several, who, AFTER_THE_ROUNDS, PassWidth(5))
+    if config.fine_tune_epochs:
+        train_cohort(config.fine_tuning(plain), clients, members, AFTER_THE_ROUNDS, PassWidth(5))
+        train_cohort(config.fine_tuning(plain_alone), [clients[CLIENT]], own, AFTER_THE_ROUNDS, PassWidth(1))
     begun = mixed.narrow(members.states.initial, method.layout, narrow.layout)
     for name, row in kept(members, CLIENT).items():
         wanted, size = kept(own, CLIENT)[name], len(row)
-        torch.testing.assert_close(mixed.narrow(row, method.layout, narrow.layout), wanted, rtol=2e-4, atol=2e-5 if name == CONTROL else 2e-6)
+        blocks = mixed.narrow(row, method.layout, narrow.layout)
+        torch.testing.assert_close(blocks, wanted, rtol=2e-4, atol=2e-5 if name == CONTROL else 2e-6)
         outside = members.states.widths_of.mask(CLIENT)[:size] == 0
         assert outside.any() and not row[outside].any(), f"{name} has something outside of its blocks"
         assert (wanted - begun[: len(wanted)]).abs().max() > 1e-3

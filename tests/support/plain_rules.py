@@ -65,7 +65,8 @@ def new_run(clip: nn.Module, config: LocalConfig, optimizer: OptimizerConfig) ->
     )
     rules = ServerRules()
     if config.controls:
-        rules = ServerRules(controlled=MeanControl.from_images(layout, dict(enumerate(stacks.SIZES)), torch.device("cpu")), begin={CONTROL: torch.zeros(1)})
+        control = MeanControl.from_images(layout, dict(enumerate(stacks.SIZES)), torch.device("cpu"))
+        rules = ServerRules(controlled=control, begin={CONTROL: torch.zeros(1)})
     return config.applied(plain), Members(states, Server(layout, {SHARED: start[:1]}, World(0, 1, torch.device("cpu")), rules))
 
 

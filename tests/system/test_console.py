@@ -119,6 +119,21 @@ def test_a_round_is_a_line_where_it_was_evaluated_or_there_is_no_terminal(ends: 
     assert "2/2" in shown[1] and f"{scores}  0.63 s\n" in shown[1] and "train 0" not in shown[1] and "round 1/2  loss" not in shown[1]
 
 
+def test_a_round_after_which_clients_are_fine_tuned_says_how_long_that_took(ends: Ends) -> None:
+    out, _ = ends(False, False)
+    seconds = {"train": 0.5, "fine_tune": 1.25, "evaluate": 0.2, "total": 2.0}
+    with ProgressBar("round", 2) as progress:
+        round_done(progress, round_row(2, evaluated=accuracy(70.0), seconds=seconds))
+    assert "  train 0.55 s  fine-tune 1.25 s  test 0.20 s  " in out.getvalue()
+
+
+def test_the_bar_says_that_clients_are_fine_tuned(ends: Ends) -> None:
+    out, _ = ends(True, True)
+    with ProgressBar("round", 2) as progress:
+        display.fine_tuning(progress)(4, 12)
+    assert "fine-tuning, step 4/12" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+
+
 def test_the_bar_says_what_is_done_and_how_long_it_takes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = ends(True, True)
     monkeypatch.setenv("COLUMNS", "80")

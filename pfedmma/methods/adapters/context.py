@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pfedmma.clip.backbone import Backbone
+from pfedmma.clip.backbone import Backbone, Prompts
 from pfedmma.clip.prompt_stem import PromptStem
 from pfedmma.clip.towers import Places
+from pfedmma.methods.base import Method
 from pfedmma.system import checks
 from pfedmma.system.errors import UserError
 from pfedmma.system.options import setting
@@ -61,6 +63,40 @@ def refuse_other_prompts(backbone: Backbone) -> None:
 def word_ids(backbone: Backbone, words: str) -> list[int]:
     """Token ids of ``words``, without start and end."""
     return backbone.tokenizer.encode(words)
+
+
+class WordsConfig(Protocol):
+    """Settings of words before a class name: the first ``context`` tokens of ``words`` are learned."""
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def words(self) -> str: ...
+
+
+class LeadingWords(Method):
+    """A method that learns what stands in place of the leading words of ``[SOS] words name . [EOS]``."""
+
+    settings: WordsConfig
+    section: ClassVar[str]  # of its settings
+
+    @property
+    def words(self) -> str:
+        """What stands before the class name; like in class names, "_" is read as a space."""
+        return self.settings.words.replace("_", " ")
+
+    def replaced_words(self) -> list[int]:
+        """Token ids of the words in whose place the learned tokens stand. Raises a `UserError` where there are too few of them."""
+        return leading_words(self.backbone, self.words, self.settings.context, f"{self.section}.context")
+
+    def text_stem(self, prompts: Prompts) -> PromptStem:
+        """The embedded prompts, whatever template ``prompts`` were made with.
+
+        Raises:
+            UserError: a prompt is too long for the text tower.
+        """
+        return worded_stem(self.backbone, self.words, prompts.names)
 
 
 def leading_words(backbone: Backbone, words: str, tokens: int, where: str) -> list[int]:
