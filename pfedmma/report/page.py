@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pfedmma.report import accuracy, clients, costs, html, new_clients, privacy, result, setting
+from pfedmma.report import accuracy, as_html, clients, costs, new_clients, privacy, result, setting
 from pfedmma.report.document import Document
 from pfedmma.report.groups import Group, by_setting, grouped
 from pfedmma.report.runs import Report
@@ -15,7 +15,7 @@ from pfedmma.system.files import write_atomically
 
 def write(runs: Sequence[Report], page: Path) -> None:
     """Write the page of these runs."""
-    write_atomically(page, html.render(compose(runs, None, page)).encode())
+    write_atomically(page, as_html.render(compose(runs, None, page)).encode())
 
 
 def compose(runs: Sequence[Report], wire: Wire | None, page: Path | None = None) -> Document:
