@@ -95,8 +95,8 @@ _STEP: list[Column] = [
 ]
 _STEP_CAPTION = (
     "counted on shapes, as on a GPU: products and attention, two operations a multiply-add\n"
-    "its tensors, in fp32: weights, gradients and optimizer state, a personal model and control variates where local.rule has such\n"
-    "kept of it: what is its own between rounds"
+    "its tensors, in fp32: weights, gradients, optimizer state, and what local.rule adds\n"
+    "kept of it: what a client has of its own between rounds"
 )
 
 
