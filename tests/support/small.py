@@ -75,8 +75,8 @@ def assert_same_tensors(run_dir: Path, other: Path) -> None:
     tensors, wanted = final_tensors(run_dir), final_tensors(other)
     assert tensors.keys() == wanted.keys()
     for name in wanted:
-        # A momentum is a sum of gradients, some of which nearly cancel out: what rounding leaves goes with the largest. A control variate is
-        # a difference of weights by the steps and the rate between them, 0.01 here: so is what rounding leaves of the weights.
+        # A momentum is a sum of gradients, some of which nearly cancel out: what rounding leaves goes with the largest. A control variate
+        # is a difference of weights by the steps and the rate between them, 0.01 here: so is what rounding leaves of the weights.
         of_gradients = ".optimizer." in name or name.endswith(".control")
         atol = 2e-5 * max([1.0, *wanted[name].abs().flatten().tolist()]) if of_gradients else 1e-6
         torch.testing.assert_close(tensors[name], wanted[name], rtol=1e-4, atol=atol)
