@@ -14,6 +14,9 @@ def round_step(span: float, count: int) -> float:
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= raw * (1 - 1e-9))
 
 
+LEAST = 0.005  # of a value: how much an axis that is not constant spans at least
+
+
 @dataclass(frozen=True)
 class Axis:
     """Values from ``low`` to ``high`` on pixels from ``start`` to ``stop``, with ``ticks`` at round values."""
@@ -37,6 +40,8 @@ def linear(values: Sequence[float], start: float, stop: float, count: int = 5, w
     if high - low < 1e-9 * max(1.0, abs(high)):
         margin = 0.5 if whole else max(abs(high) * 0.05, 1e-3)
         low, high = low - margin, high + margin
+    elif not whole and high - low < LEAST * abs(high):  # four digits would not tell its ticks apart
+        low, high = low - LEAST * abs(high), high + LEAST * abs(high)
     step = max(round_step(high - low, count), 1.0 if whole else 0.0)
     if whole:  # rounds: no empty space beyond the last one
         first, last = math.ceil(low / step), math.floor(high / step)

@@ -36,3 +36,10 @@ def test_a_logarithmic_axis_ends_at_powers_of_ten():
     assert axis.ticks == [1e3, 1e4, 1e5, 1e6, 1e7] and axis.at(1e5) == pytest.approx(50) and axis.at(1e3) == 100
     assert len(axes.decades([5.0], 100, 0).ticks) == 2 and len(axes.decades([1.0, 1e20], 100, 0).ticks) <= 8
     assert axes.decades([], 100, 0).at(1.0) == 100
+
+
+@pytest.mark.parametrize("values", [[4.2288, 4.2294], [51.97, 52.05], [-3.0001, -3.0], [1e-4, 1.0004e-4]])
+def test_ticks_of_values_that_hardly_differ_are_told_apart(values: list[float]) -> None:
+    axis = axes.linear(values, 0.0, 100.0)
+    assert axis.low <= min(values) and max(values) <= axis.high
+    assert len({f"{tick:.4g}" for tick in axis.ticks}) == len(axis.ticks)
