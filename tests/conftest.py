@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from pfedmma.clip.loading import BackboneConfig, create_model
+from pfedmma.methods import registry
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -33,3 +35,14 @@ def real_data() -> Path:
 def tiny_clip() -> nn.Module:
     """The open_clip model behind ``backbone.name=tiny``, with random weights; no test may change them."""
     return create_model(BackboneConfig("tiny", "none"), seed=0)
+
+
+@pytest.fixture
+def no_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No method is registered but the package's own, and what a test imports as a plugin is forgotten after it."""
+    monkeypatch.setattr(registry, "REGISTERED", {})
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("pfedmma_plugin_", "own_")):
+            del sys.modules[name]

@@ -10,7 +10,6 @@ from pfedmma.compare import grid
 from pfedmma.compare.__main__ import main
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
-from pfedmma.methods import registry
 from pfedmma.system import options
 from pfedmma.system.errors import UserError
 
@@ -172,8 +171,7 @@ def test_the_run_on_the_test_split_differs_in_the_split_alone(plans):
     assert {name for name in one if one[name] != other[name]} == {"evaluation.split", "run_dir"}
 
 
-def test_a_method_of_a_plugin_can_be_chosen_for(plans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(registry, "REGISTERED", {})
+def test_a_method_of_a_plugin_can_be_chosen_for(no_plugins, plans, tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "from pfedmma.methods.base import Method\nfrom pfedmma.methods import registry\nregistry.register('chosen_for', Method)\n"
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,15 +44,9 @@ methods.register("textbias", lambda settings, backbone: TextBias(backbone, setti
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def alone(no_plugins: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a folder of its own, and without what earlier tests registered or imported."""
-    monkeypatch.setattr(registry, "REGISTERED", {})
     monkeypatch.chdir(tmp_path)
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if name.startswith(("pfedmma_plugin_", "own_")):
-            del sys.modules[name]
 
 
 def write(path: Path | str, text: str = BIAS) -> str:

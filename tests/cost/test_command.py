@@ -153,8 +153,7 @@ def test_no_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         main([*TINY, "--plot", str(tmp_path / "bytes.png")])
 
 
-def test_a_method_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(registry, "REGISTERED", {})
+def test_a_method_of_ones_own(no_plugins: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "textbias.py").write_text(BIAS)
     file = str(tmp_path / "c.csv")
     main([f"plugins={tmp_path / 'textbias.py'}", "--methods", "textbias", "--classes", "4", "federation.batch_size=2", "--csv", file])
@@ -170,9 +169,8 @@ READS_A_NUMBER = BIAS.replace("        return F", "        assert float(state['b
 
 
 def test_a_method_whose_step_reads_numbers_still_has_its_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    no_plugins: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(registry, "REGISTERED", {})
     (tmp_path / "reader.py").write_text(READS_A_NUMBER)
     main([f"plugins={tmp_path / 'reader.py'}", "--methods", "reader", "--csv", str(tmp_path / "c.csv")])
     row, said = read(tmp_path / "c.csv")[0], capsys.readouterr()
