@@ -52,7 +52,7 @@ COUNTED = "matrix products and attention that the stack executes, an image (benc
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.2}  # of logits, which are cosines times 14 with random weights
 ROUNDS = Rounds(10, 10, 10, 50)  # of the bytes: ten clients, all of whom take part in each round
 WIRE = "fp32"
-SETTING = ("model", "precision", "clients", "batch", "classes", "images", "text_gb")  # what the report says of the arguments
+SETTING = ("model", "precision", "clients", "batch", "classes", "images", "text_gb", "repeats")  # what the report says of the arguments
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def main() -> None:
     if args.device.type == "cpu":
         keep_freed_memory()  # as the main job does; the plain path has the same
     found = measure(Bench(args))
-    setting = {name: getattr(args, name) for name in (*SETTING, "repeats")}
+    setting = {name: getattr(args, name) for name in SETTING}
     for part in args.parts:
         what = f"local step, {args.batch} images" if part == STEP else f"evaluation, {args.images} + {args.images} images"
         about = f"{args.model} {args.precision}, {args.clients} clients, {args.classes} classes, {torch.get_num_threads()} threads"

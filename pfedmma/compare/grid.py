@@ -140,6 +140,7 @@ class Asked:
             overrides=tuple(overrides),
         )
         asked.refuse_what_is_set_twice()
+        asked.refuse_one_for_several()
         return asked
 
     def refuse_what_is_set_twice(self) -> None:
@@ -156,6 +157,17 @@ class Asked:
         for place, tree in (above | {"settings and config": self.common, "grid": options.dotted(dict(self.grid[0].values))}).items():
             if self.select and _has(tree, "evaluation.split"):
                 raise UserError(f"{self.file}: 'select' sets evaluation.split (val, then test for what is chosen); leave it out of {place}")
+
+    def refuse_one_for_several(self) -> None:
+        """Raise a `UserError` if one value on the command line stands in for several runs: they would be one under several names."""
+        given = {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in self.overrides)}
+        for name, key, values in (("seed", "seeds", self.seeds), ("data.shots", "shots", self.shots or [])):
+            if name in given and len(values) > 1:
+                every = ", ".join(map(str, values))
+                says = f"{name}={given[name]} would make all of {key} {every} the same run; write {name}=[{given[name]}] in their place"
+                raise UserError(f"{self.file}: {says}")
+        if self.select and "seed" in given:
+            raise UserError(f"{self.file}: 'select' runs with seeds of its own; write seed=[{given['seed']}] in place of the file's")
 
     def runs(self) -> Iterator[tuple[str, str, int | None, int, Combination, int]]:
         """(dataset, method, shots, seed, combination, number of candidates) of each run."""

@@ -6,15 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAST = 0.005  # of a value: how much an axis that is not constant spans at least
+
 
 def round_step(span: float, count: int) -> float:
     """The smallest of 1, 2, 5 x 10^n that cuts ``span`` into at most ``count`` parts."""
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= raw * (1 - 1e-9))
-
-
-LEAST = 0.005  # of a value: how much an axis that is not constant spans at least
 
 
 @dataclass(frozen=True)

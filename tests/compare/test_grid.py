@@ -384,6 +384,23 @@ def test_what_is_one_value_stays_one(plans):
 
 
 @pytest.mark.parametrize(
+    ("text", "given", "says"),
+    [
+        ("methods: [local]\nseeds: [0, 1]\n", "seed=5", r"seed=5 would make all of seeds 0, 1 the same run; write seed=\[5\]"),
+        ("methods: [local]\nshots: [1, 4]\n", "data.shots=2", r"data\.shots=2 would make all of shots 1, 4 the same run"),
+        (CHOOSING, "seed=5", r"seed=5 would make all of seeds 0, 1 the same run"),
+        (f"{CHOOSING}select_seeds: [0]\n".replace("[0, 1]", "[0]"), "seed=5", r"'select' runs with seeds of its own; write seed=\[5\]"),
+    ],
+)
+def test_one_value_does_not_stand_in_for_several_runs(plans, text: str, given: str, says: str):
+    """They would be one run under several names, and count as several in tests over seeds."""
+    with pytest.raises(UserError, match=says):
+        plans(text, given)
+    name, value = given.split("=")
+    assert {options.flatten(plan.config)[name] for plan in plans(text, f"{name}=[{value}]") if not plan.is_candidate} == {int(value)}
+
+
+@pytest.mark.parametrize(
     ("given", "says"),
     [
         ("method.scale=1,2", r"mine\.yaml: 'method\.scale' is set by 'grid' and by the command line; leave it out of one"),
