@@ -45,7 +45,7 @@ class EvaluationConfig:
 
     every: int = setting(5, "rounds between evaluations; the last round is always evaluated; 0: never", GOES_ON)
     split: str = setting("test", "images that clients are tested on: test, or val for tuning", GOES_ON)
-    batch_size: int = setting(512, "images x clients of one forward pass", GOES_ON)
+    batch_size: int = setting(512, "images x clients of one forward pass; in fedmgp x groups", GOES_ON)
     clients: int = setting(0, "clients that are tested, drawn once by the seed; 0: all; of new clients as many", GOES_ON)
     per_client: int = setting(
         100, "most clients that are tested for metrics.jsonl to hold the accuracy of each; where more are, of none; 0: never", GOES_ON
@@ -196,7 +196,7 @@ class Evaluator:
         name, clients, forward, answers, told = asked
         images = self.federated.sets()[name]
         groups = [clients[i : i + self.clients_per_pass] for i in range(0, len(clients), self.clients_per_pass)]
-        size = max(1, self.batch_size // max(map(len, groups)))
+        size = max(1, self.batch_size // (max(map(len, groups)) * forward.method.passes))
         with self._chunks(name, size, clients, stems) as chunks:
             states = [self.state(forward, answers, group) for group in groups]
             shared = answers.texts.get(name)

@@ -32,11 +32,13 @@ class PassWidth:
         self.now, self.fits = now, fits
 
     @classmethod
-    def from_setting(cls, wanted: str, device: torch.device, images: int) -> PassWidth:
-        """From ``federation.clients_per_pass``; ``images``: of one client in a step, see `largest_step`."""
+    def from_setting(cls, wanted: str, device: torch.device, images: int, passes: int = 1) -> PassWidth:
+        """From ``federation.clients_per_pass``; ``images``: of one client in a step, see `largest_step`; ``passes``: of `Method`."""
         if wanted != "auto":
             return cls(int(wanted))
-        return cls(ON_A_CPU) if device.type == "cpu" else cls(max(1, IMAGES_IN_A_PASS // images), fits=True)
+        if device.type == "cpu":
+            return cls(max(1, ON_A_CPU // passes))
+        return cls(max(1, IMAGES_IN_A_PASS // (images * passes)), fits=True)
 
     def next_of(self, left: Sequence[Client]) -> tuple[Sequence[Client], Sequence[Client]]:
         """Those of the clients left who come next, in as few passes as can be and none much smaller than the others; and the rest."""

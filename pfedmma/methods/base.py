@@ -100,6 +100,11 @@ class Method:
         return self.knows_classes
 
     @property
+    def passes(self) -> int:
+        """How many passes of a tower an image takes for one client; the more, the fewer clients or images go through at once."""
+        return 1
+
+    @property
     def learning_rates(self) -> Mapping[str, float]:
         """Tensors whose learning rate is not ``optimizer.lr``."""
         return {}

@@ -106,6 +106,10 @@ class FedMGP(LeadingWords):
         return {f"{part}.{name}": (size, self.settings.context, widths[part]) for name, size in sizes.items() for part in MODALITIES}
 
     @property
+    def passes(self) -> int:
+        return self.settings.groups
+
+    @property
     def exchange(self) -> dict[str, str]:
         return dict.fromkeys(self.picked, UNIFORM)
 

@@ -121,7 +121,7 @@ def assemble(config: Config, world: World, interruption: Interruption | None = N
     members = new_members(method, config, world, rules=rules_of(method, config, bounded, federated, world))
     members.states.share(assignment)
     largest = largest_step((federated.clients[i] for i in participants), work_of(config))
-    width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest)
+    width = PassWidth.from_setting(config.federation.clients_per_pass, world.device, largest, method.passes)
     plain = new_training(method, federated, pixels, config, world, width.now)
     testers = [Evaluator(part, pixels, config.evaluation.batch_size, min(width.now, MOST_TESTED_AT_ONCE)) for part in parts]
     validator = testers[1] if len(testers) > 1 else None

@@ -88,10 +88,10 @@ def one_by_one(evaluator: Evaluator, method: Method, answers: Answers) -> Tensor
     return torch.cat([evaluator.table(method, answers, [client]) for client in evaluator.federated.clients])
 
 
-def models_tested(passes: list[int], evaluator: Evaluator, models: int) -> bool:
-    """Whether ``passes`` are those of so many models, `WIDTH` a pass, over all test images."""
+def models_tested(passes: list[int], evaluator: Evaluator, models: int, times: int = 1) -> bool:
+    """Whether ``passes`` are those of so many models, `WIDTH` a pass, over all test images; an image goes ``times`` through the tower."""
     groups = [min(WIDTH, models - start) for start in range(0, models, WIDTH)]
-    size = BATCH // max(groups)
+    size = BATCH // (max(groups) * times)
     batches = sum(-(-images // size) for images in (TESTED, OTHERS))
     return sorted(passes) == sorted(groups * batches)
 
@@ -141,6 +141,15 @@ def test_clients_that_begin_apart_are_tested_each(tiny_clip: nn.Module, tested: 
     assert models_tested(passes, evaluator, CLIENTS)
     assert_same(table, wanted)
     assert_models_differ(table, trained=[0, 2, 3, 4, 5, 6])
+
+
+def test_a_method_with_several_passes_of_an_image_takes_fewer_images(tiny_clip: nn.Module, tested: Callable[[Method], list[int]]) -> None:
+    """The memory of a pass is that of other methods."""
+    method = new_method(tiny_clip, "fedmgp")
+    evaluator, answers = new_evaluator(method), new_answers(method, trained=range(CLIENTS))
+    passes = tested(method)
+    evaluator.table(method, answers, evaluator.federated.clients)
+    assert models_tested(passes, evaluator, CLIENTS, times=5)
 
 
 @pytest.mark.parametrize(("trained", "models"), [((), 1), (range(CLIENTS), CLIENTS), ((6,), 2), (range(CLIENTS - 1), CLIENTS)])

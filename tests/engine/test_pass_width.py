@@ -29,6 +29,14 @@ def test_auto_is_ten_on_a_cpu_and_so_many_images_on_a_gpu(images: int, clients: 
     assert (gpu.now, gpu.fits) == (clients, True)
 
 
+def test_a_method_with_several_passes_of_an_image_takes_fewer_clients() -> None:
+    """Groups of prompts go through the towers one by one: what a pass keeps for its gradients grows with them."""
+    assert PassWidth.from_setting("auto", CPU, 32, passes=5).now == 2
+    assert PassWidth.from_setting("auto", CPU, 32, passes=11).now == 1
+    assert PassWidth.from_setting("auto", GPU, 32, passes=5).now == 2
+    assert PassWidth.from_setting("4", CPU, 32, passes=5).now == 4
+
+
 def test_the_largest_step_is_a_batch_or_all_that_a_client_has() -> None:
     clients = new_clients()
     most = max(len(client.train) for client in clients)
