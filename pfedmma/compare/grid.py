@@ -34,7 +34,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from pfedmma.compare.combinations import MOST_RUNS, Combination, combinations, extended, several
+from pfedmma.compare.combinations import MOST_RUNS, OWN_KEYS, Combination, combinations, extended, several
 from pfedmma.config import schema as configuration
 from pfedmma.config import shipped
 from pfedmma.config.schema import Config
@@ -140,14 +140,14 @@ class Asked:
             overrides=tuple(overrides),
         )
         asked.refuse_what_is_set_twice()
-        asked.refuse_one_for_several()
         return asked
 
     def refuse_what_is_set_twice(self) -> None:
         """Raise a `UserError` if something else sets what the grid varies, or ``select`` sets, and one of the two would not count."""
         given: dict[str, Any] = {}
         for item in self.overrides:
-            options.insert(given, item.partition("=")[0].strip(), True)
+            name, _, value = item.partition("=")
+            options.insert(given, name.strip(), value.strip())
         above = {f"methods.{label}": tree for label, tree in self.methods.items()}
         above |= {f"datasets.{label}": tree for label, tree in self.datasets.items()}
         above |= {"the command line": given}
@@ -157,17 +157,27 @@ class Asked:
         for place, tree in (above | {"settings and config": self.common, "grid": options.dotted(dict(self.grid[0].values))}).items():
             if self.select and _has(tree, "evaluation.split"):
                 raise UserError(f"{self.file}: 'select' sets evaluation.split (val, then test for what is chosen); leave it out of {place}")
-
-    def refuse_one_for_several(self) -> None:
-        """Raise a `UserError` if one value on the command line stands in for several runs: they would be one under several names."""
-        given = {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in self.overrides)}
-        for name, key, values in (("seed", "seeds", self.seeds), ("data.shots", "shots", self.shots or [])):
-            if name in given and len(values) > 1:
-                every = ", ".join(map(str, values))
-                says = f"{name}={given[name]} would make all of {key} {every} the same run; write {name}=[{given[name]}] in their place"
-                raise UserError(f"{self.file}: {says}")
         if self.select and "seed" in given:
             raise UserError(f"{self.file}: 'select' runs with seeds of its own; write seed=[{given['seed']}] in place of the file's")
+
+    def refuse_one_under_two_names(self, plans: Sequence[Plan]) -> None:
+        """Raise a `UserError` if two runs differ in their names alone: they would count as two methods, or as two seeds of one."""
+        named: dict[str, str] = {}
+        for plan in plans:
+            run = repr(dataclasses.replace(plan.config, run_dir=""))
+            if run in named:
+                both = f"{named[run]} and {plan.name} would be one run under two names"
+                raise UserError(f"{self.file}: {both}; {self._what_makes_them_one()}")
+            named[run] = plan.name
+
+    def _what_makes_them_one(self) -> str:
+        """And what to write instead."""
+        given = {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in self.overrides)}
+        for name, key in OWN_KEYS.items():
+            if name in given:
+                return f"write {name}=[{given[name]}] to have it in place of the file's {key}"
+        set_for_both = f", or what the command line sets for both ({' '.join(self.overrides)})" if self.overrides else ""
+        return f"leave out one of them{set_for_both}"
 
     def runs(self) -> Iterator[tuple[str, str, int | None, int, Combination, int]]:
         """(dataset, method, shots, seed, combination, number of candidates) of each run."""
@@ -214,6 +224,7 @@ def read(file: Path, overrides: Sequence[str] = (), out: Path | None = None, gro
         refuse_shared_folders(plans)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
+    asked.refuse_one_under_two_names(plans)
     return plans
 
 

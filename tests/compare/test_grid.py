@@ -239,9 +239,8 @@ def test_folders_have_plain_names(plans, label: str, folder: str):
 
 
 def test_zeroshot_has_one_round_whatever_is_said(plans):
-    found = plans(
-        "methods: {zeroshot: , as it comes: {method.name: zeroshot}, pfedmma: }\nsettings: {federation.rounds: 9}\n", "federation.rounds=8"
-    )
+    methods = "methods: {zeroshot: , more: {method.name: zeroshot, data.shots: 4}, pfedmma: }"
+    found = plans(f"{methods}\nsettings: {{federation.rounds: 9}}\n", "federation.rounds=8")
     assert [p.config.federation.rounds for p in found] == [1, 1, 8]
 
 
@@ -386,9 +385,11 @@ def test_what_is_one_value_stays_one(plans):
 @pytest.mark.parametrize(
     ("text", "given", "says"),
     [
-        ("methods: [local]\nseeds: [0, 1]\n", "seed=5", r"seed=5 would make all of seeds 0, 1 the same run; write seed=\[5\]"),
-        ("methods: [local]\nshots: [1, 4]\n", "data.shots=2", r"data\.shots=2 would make all of shots 1, 4 the same run"),
-        (CHOOSING, "seed=5", r"seed=5 would make all of seeds 0, 1 the same run"),
+        ("methods: [local]\nseeds: [0, 1]\n", "seed=5", r"seed0 and .*seed1 .* one run .*; write seed=\[5\] to have it .* file's seeds$"),
+        ("methods: [local]\nshots: [1, 4]\n", "data.shots=2", r"1-shot-.* and .*4-shot-.* would be one run .*; write data\.shots=\[2\]"),
+        ("methods: [local, pfedmma]\n", "method.name=fedclip", r"local.* and .*pfedmma.* would be one .*; write method\.name=\[fedclip\]"),
+        ("methods: [local]\ndatasets: [shapes, caltech101]\n", "data.name=shapes", r"would be one run .*; write data\.name=\[shapes\]"),
+        (CHOOSING, "seed=5", r"'select' runs with seeds of its own; write seed=\[5\]"),
         (f"{CHOOSING}select_seeds: [0]\n".replace("[0, 1]", "[0]"), "seed=5", r"'select' runs with seeds of its own; write seed=\[5\]"),
     ],
 )
@@ -397,7 +398,24 @@ def test_one_value_does_not_stand_in_for_several_runs(plans, text: str, given: s
     with pytest.raises(UserError, match=says):
         plans(text, given)
     name, value = given.split("=")
-    assert {options.flatten(plan.config)[name] for plan in plans(text, f"{name}=[{value}]") if not plan.is_candidate} == {int(value)}
+    found = {str(options.flatten(plan.config)[name]) for plan in plans(text, f"{name}=[{value}]") if not plan.is_candidate}
+    assert found == {value}
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "says"),
+    [
+        ("methods: {a: {method.name: local}, b: {method.name: local}}\n", (), "a-.* and .*b-.* two names; leave out one of them$"),
+        (
+            "methods: {weak: {method.name: local, method.scale: 0.1}, strong: {method.name: local, method.scale: 1}}\n",
+            ("method.scale=0.5",),
+            r"weak.* and .*strong.* two names; leave out one of them, or what the command line sets for both \(method\.scale=0\.5\)$",
+        ),
+    ],
+)
+def test_runs_that_differ_in_their_labels_alone_are_refused(plans, text: str, given: tuple[str, ...], says: str):
+    with pytest.raises(UserError, match=says):
+        plans(text, *given)
 
 
 @pytest.mark.parametrize(
