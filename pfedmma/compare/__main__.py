@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfedmma.compare import against, grid, new_clients, schedule, selection, table, written
+from pfedmma.compare.board import Durations
 from pfedmma.compare.done import Done, Failed
 from pfedmma.compare.grid import Plan
 from pfedmma.compare.selection import Choice
@@ -65,10 +66,11 @@ def carry_out(plans: Sequence[Plan], slots: schedule.Slots | None, out: Path, ra
     refuse_what_cannot_be(plans)
     failed, started = schedule.failed_before(plans) if slots is None else [], len(plans)
     if slots is not None:
-        failed = schedule.run_all(plans, slots)
+        took = Durations()
+        failed = schedule.run_all(plans, slots, took)
         if chosen := _chosen(plans):
             print("what is chosen on the validation split, on the test split:", flush=True)
-            failed += schedule.run_all(chosen, slots)
+            failed += schedule.run_all(chosen, slots, took)
             started += len(chosen)
     choices = selection.choices(plans)
     done = collect(selection.reported(plans, choices))

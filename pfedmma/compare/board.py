@@ -24,13 +24,35 @@ from pfedmma.system.console import duration
 EVERY = 1.0  # seconds between two looks
 
 
-def until_all_done(active: Sequence[float], waiting: int, usual: float, jobs: int) -> float:
-    """Seconds until all runs are done: ``active`` ones need so many, each of the ``waiting`` takes ``usual`` where a slot is free first."""
+def until_all_done(active: Sequence[float], waiting: Sequence[float], jobs: int) -> float:
+    """Seconds until all runs are done: ``active`` ones need so many, ``waiting`` ones, in order, so many where a slot is free first."""
     ends = [*active, *[0.0] * (jobs - len(active))]
     heapq.heapify(ends)
-    for _ in range(waiting):
-        heapq.heapreplace(ends, ends[0] + usual)
+    for seconds in waiting:
+        heapq.heapreplace(ends, ends[0] + seconds)
     return max(ends)
+
+
+class Durations:
+    """Seconds that runs took, from which those of others are expected: methods differ in them by ten times, and so do settings."""
+
+    def __init__(self) -> None:
+        self._took: dict[tuple[str, ...], list[float]] = {}
+
+    def add(self, plan: Plan, seconds: float) -> None:
+        """Of a run that has ended well."""
+        for key in _alike(plan):
+            self._took.setdefault(key, []).append(seconds)
+
+    def usual(self, plan: Plan) -> float | None:
+        """Of runs of the method in the same setting, else of the method, else of all; None where there are none."""
+        took = next((self._took[key] for key in _alike(plan) if key in self._took), None)
+        return None if took is None else statistics.fmean(took)
+
+
+def _alike(plan: Plan) -> list[tuple[str, ...]]:
+    """What runs may have in common, the most first."""
+    return [(plan.method, plan.dataset, plan.varied), (plan.method, plan.dataset), (plan.method,), ()]
 
 
 class Going(Protocol):
@@ -83,8 +105,9 @@ class Board:
     total: int
     jobs: int
     done: int = 0
+    waiting: Sequence[Plan] = ()  # what is not started yet, as it is at any time
+    took: Durations = field(default_factory=Durations)
     failed: int = 0
-    took: list[float] = field(default_factory=list)  # seconds of the runs that have ended well
     watched: dict[int, Watched] = field(default_factory=dict)  # by slot
     _live: Live | None = None
     _next: float = 0.0
@@ -114,7 +137,7 @@ class Board:
         watched = self.watched.pop(slot)
         self.done += 1
         if well:
-            self.took.append(watched.spent)
+            self.took.add(watched.going.plan, watched.spent)
 
     def lines(self) -> list[str]:
         """One about all runs, and one for each that is going on: its round, its estimate, its log."""
@@ -125,7 +148,7 @@ class Board:
         return [head, *(self._line(watched, folder) for watched in self.watched.values())]
 
     def _line(self, watched: Watched, folder: str) -> str:
-        left, pace = watched.left(self._usual()), watched.pace
+        left, pace = watched.left(self._usual(watched.going.plan)), watched.pace
         mark = pace.left.mark if pace.left else ""
         log = watched.going.log.relative_to(folder)
         return f"  round {pace.done}/{pace.rounds}  {duration_or_dashes(left)}{mark} left  {log}"
@@ -134,18 +157,17 @@ class Board:
         """Seconds until all runs are done; None while nothing is known of how long one takes."""
         for watched in self.watched.values():
             watched.look()
-        usual = self._usual()
-        active = [watched.left(usual) for watched in self.watched.values()]
-        known = [seconds for seconds in active if seconds is not None]
-        waiting = self.total - self.done - len(active)
-        if usual is None or len(known) < len(active):
+        active = [watched.left(self._usual(watched.going.plan)) for watched in self.watched.values()]
+        waiting = [self._usual(plan) for plan in self.waiting]
+        known, expected = ([seconds for seconds in part if seconds is not None] for part in (active, waiting))
+        if len(known) < len(active) or len(expected) < len(waiting):
             return None
-        return until_all_done(known, waiting, usual, self.jobs)
+        return until_all_done(known, expected, self.jobs)
 
-    def _usual(self) -> float | None:
-        """Seconds of a run: of those that are done; before there is one, as those that are going on let expect."""
-        if self.took:
-            return statistics.fmean(self.took)
+    def _usual(self, plan: Plan) -> float | None:
+        """Seconds of a run, by those that are done; before there is one, as those that are going on let expect."""
+        if (usual := self.took.usual(plan)) is not None:
+            return usual
         expected = [watched.spent + left for watched in self.watched.values() if (left := watched.left(None)) is not None]
         return statistics.fmean(expected) if expected else None
 

@@ -14,7 +14,7 @@ from typing import IO
 import torch
 
 from pfedmma.compare import run_log
-from pfedmma.compare.board import Board
+from pfedmma.compare.board import Board, Durations
 from pfedmma.compare.done import Failed
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
@@ -75,8 +75,8 @@ def write_plan(plan: Plan) -> None:
     write_atomically(file, configuration.dump(plan.config).encode())
 
 
-def run_all(plans: Sequence[Plan], slots: Slots) -> list[Failed]:
-    """Do what is not done; returns the runs that failed.
+def run_all(plans: Sequence[Plan], slots: Slots, took: Durations) -> list[Failed]:
+    """Do what is not done; returns the runs that failed. ``took``: by which estimates are made, and to which these runs are added.
 
     A candidate that diverges has not failed: that is its result (`pfedmma.compare.selection`), and it is not tried again.
 
@@ -86,7 +86,7 @@ def run_all(plans: Sequence[Plan], slots: Slots) -> list[Failed]:
     waiting = [plan for plan in plans if not settled(plan)]
     done = len(plans) - len(waiting)
     say(f"{len(plans)} runs, {done} already done")
-    with Board(len(plans), slots.jobs, done) as board:
+    with Board(len(plans), slots.jobs, done, waiting, took) as board:
         doing = Doing(waiting, slots, board)
         try:
             while doing.goes_on():

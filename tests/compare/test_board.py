@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pfedmma.compare import board
-from pfedmma.compare.board import Board, until_all_done
+from pfedmma.compare.board import Board, Durations, until_all_done
 from pfedmma.compare.grid import Plan
 from pfedmma.config import schema as configuration
 from pfedmma.records.folder import RunFolder
@@ -56,20 +56,49 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     ("active", "waiting", "jobs", "seconds"),
     [
-        ([5.0], 0, 1, 5.0),
-        ([5.0], 2, 1, 25.0),  # 5 + 10 + 10
-        ([5.0, 1.0], 1, 2, 11.0),  # where 1 is free first
-        ([5.0, 1.0], 2, 2, 15.0),
-        ([], 3, 2, 20.0),
+        ([5.0], [], 1, 5.0),
+        ([5.0], [10.0, 20.0], 1, 35.0),
+        ([5.0, 1.0], [10.0], 2, 11.0),  # where 1 is free first
+        ([5.0, 1.0], [10.0, 10.0], 2, 15.0),
+        ([5.0, 1.0], [2.0, 10.0], 2, 13.0),
+        ([], [10.0] * 3, 2, 20.0),
     ],
 )
-def test_waiting_runs_start_where_a_slot_is_free_first(active: list[float], waiting: int, jobs: int, seconds: float) -> None:
-    assert until_all_done(active, waiting, 10.0, jobs) == seconds
+def test_waiting_runs_start_where_a_slot_is_free_first(active: list[float], waiting: list[float], jobs: int, seconds: float) -> None:
+    assert until_all_done(active, waiting, jobs) == seconds
+
+
+def plan(method: str, dataset: str, shots: int) -> Plan:
+    return Plan(method, dataset, configuration.resolve({"run_dir": "x", "data": {"shots": shots}}))
+
+
+def test_a_run_is_expected_to_take_what_those_most_like_it_took() -> None:
+    """A method may take ten times as long as another; those of the cheap ones say little about it."""
+    took = Durations()
+    assert took.usual(plan("fedmgp", "shapes", 2)) is None
+    for method, shots, seconds in (("local", 2, 10.0), ("local", 2, 20.0), ("local", 16, 90.0), ("fedmgp", 2, 200.0)):
+        took.add(plan(method, "shapes", shots), seconds)
+    assert took.usual(plan("local", "shapes", 2)) == 15.0
+    assert took.usual(plan("local", "shapes", 4)) == took.usual(plan("local", "pacs", 2)) == 40.0
+    assert took.usual(plan("fedmgp", "shapes", 16)) == 200.0
+    assert took.usual(plan("pfedmma", "shapes", 2)) == 80.0
+
+
+def test_the_rest_is_estimated_method_by_method() -> None:
+    took = Durations()
+    for method, seconds in (("local", 10.0), ("fedmgp", 200.0)):
+        took.add(plan(method, "shapes", 2), seconds)
+    waiting = [plan("local", "shapes", 2)] * 3
+    shown = Board(total=5, jobs=1, done=2, waiting=waiting, took=took)
+    assert shown.left() == 30.0
+    waiting.append(plan("fedmgp", "shapes", 2))
+    assert shown.left() == 230.0
 
 
 def test_a_line_for_each_run_and_one_for_all(tmp_path: Path, clock: list[float]) -> None:
     runs = [Run(tmp_path, name, 0.0) for name in ("one", "two")]
-    shown = Board(total=4, jobs=2)
+    others = [Run(tmp_path, name, 0.0).plan for name in ("three", "four")]
+    shown = Board(total=4, jobs=2, waiting=others)
     for slot, run in enumerate(runs):
         shown.started(slot, run)
     clock[0] = 15.0

@@ -8,13 +8,14 @@ import pytest
 
 from pfedmma import train
 from pfedmma.compare import schedule
+from pfedmma.compare.board import Durations
 from pfedmma.compare.grid import Plan
 
 
 def do_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the test ends."""
 
-    def run_all(plans: Sequence[Plan], slots: schedule.Slots) -> list[str]:
+    def run_all(plans: Sequence[Plan], slots: schedule.Slots, took: Durations) -> list[str]:
         for plan in plans:
             if not schedule.settled(plan):
                 train.carry_out(plan.config)
