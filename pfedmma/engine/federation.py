@@ -44,8 +44,8 @@ class FederationConfig:
     )
     clients_per_pass: str = setting(
         "auto",
-        "clients of a rank that share one pass; auto: on a GPU those with 320 images in a step, halved while memory runs out, 10 on a CPU, "
-        "and fewer where an image takes several passes, as in fedmgp",
+        "clients of a rank that share one pass; auto: those with 320 images in a step on a GPU, halved while memory runs out, 10 on a CPU; "
+        "in fedmgp fewer",
         SAME_RESULT,
     )
     graphs: str = setting(
