@@ -59,7 +59,9 @@ def sheets(runs: Sequence[Done]) -> list[Sheet]:
 
 def _sheet(part: Against, methods: Sequence[str]) -> Sheet:
     lines = [[method, *(_cell(own.get(column)) for column in part.by_column)] for method in methods if (own := part.of(method))]
-    note = f"Points of percent, with the 95 % interval of a paired t-test over seeds; {part.images:.1f} training images a client."
+    tested = any(found.low is not None for all_ in part.by_column.values() for found in all_)
+    how = "with the 95 % interval of a paired t-test over seeds" if tested else "of one pair each: no test"
+    note = f"Points of percent, {how}; {part.images:.1f} training images a client."
     head = ("method", *(TITLES[column] for column in part.by_column))
     return Sheet(f"Difference to {part.baseline}: {part.title}", head, lines, [note])
 

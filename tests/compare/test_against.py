@@ -49,6 +49,7 @@ def test_a_score_that_is_not_tested_is_left_out():
     runs = [done(name, 0, (50.0, 40.0, None), baseline="a") for name in "ab"]
     (sheet,) = against.sheets(runs)
     assert sheet.head == ("method", "Local", "Base", "HM")
+    assert sheet.notes[0].startswith("Points of percent, of one pair each: no test; ")
 
 
 def test_a_setting_in_which_the_baseline_has_not_run_has_no_differences():
