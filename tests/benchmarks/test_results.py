@@ -50,6 +50,12 @@ def section(title: str) -> str:
     return next(part for part in PAGE.split("\n## ") if part.startswith(title))
 
 
+def names(tables: list[list[str]]) -> list[str]:
+    """What tells them apart: the number of training images a client, or else what their titles begin with."""
+    images = [f"{float(count):g}" for part in tables for count in re.findall(r"([\d.]+) training images a client", part[2])]
+    return images if len(set(images)) == len(tables) else [part[0].split(": ")[1].split(",")[0] for part in tables]
+
+
 STUDIES = sorted(file.parent for file in RESULTS.glob("*/differences.csv"))
 
 
@@ -58,10 +64,9 @@ def test_the_page_shows_the_differences_that_a_study_found(folder: Path) -> None
     text = (folder / "table.md").read_text(encoding="utf-8")
     tables = [part.split("\n\n") for part in text.split("**Difference to ")[1:]]
     found = [line for _, table, *_ in tables for line in table.splitlines() if line.startswith("| `")]
-    if len(tables) > 1:  # one for each number of images: pFedMMA's row of each
-        images = [re.search(r"([\d.]+) training images a client", part[2]) for part in tables]
+    if len(tables) > 1:  # pFedMMA's row of each
         own = [line.removeprefix("| `pfedmma` |") for line in found if line.startswith("| `pfedmma` |")]
-        found = [f"| {float(count[1]):g} |{line}" for count, line in zip(images, own, strict=True) if count]
+        found = [f"| {name} |{line}" for name, line in zip(names(tables), own, strict=True)]
     assert len(found) >= len(tables) > 0 and all(line in PAGE for line in found)
     assert f"configs/compare/{folder.name}.yaml" in PAGE and f"]({folder.name}/table.md)" in PAGE
 
