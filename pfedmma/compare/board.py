@@ -52,7 +52,7 @@ class Durations:
 
 def _alike(plan: Plan) -> list[tuple[str, ...]]:
     """What runs may have in common, the most first."""
-    return [(plan.method, plan.dataset, plan.varied), (plan.method, plan.dataset), (plan.method,), ()]
+    return [(plan.method, plan.setting), (plan.method,), ()]
 
 
 class Going(Protocol):

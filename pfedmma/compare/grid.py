@@ -142,23 +142,24 @@ class Asked:
         asked.refuse_what_is_set_twice()
         return asked
 
+    @property
+    def given(self) -> dict[str, str]:
+        """What the command line sets, by dotted name."""
+        return {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in self.overrides)}
+
     def refuse_what_is_set_twice(self) -> None:
         """Raise a `UserError` if something else sets what the grid varies, or ``select`` sets, and one of the two would not count."""
-        given: dict[str, Any] = {}
-        for item in self.overrides:
-            name, _, value = item.partition("=")
-            options.insert(given, name.strip(), value.strip())
         above = {f"methods.{label}": tree for label, tree in self.methods.items()}
         above |= {f"datasets.{label}": tree for label, tree in self.datasets.items()}
-        above |= {"the command line": given}
+        above |= {"the command line": options.dotted(self.given)}
         for name, (place, tree) in itertools.product(self.grid[0].values, above.items()):
             if _has(tree, name):
                 raise UserError(f"{self.file}: '{name}' is set by 'grid' and by {place}; leave it out of one of them")
         for place, tree in (above | {"settings and config": self.common, "grid": options.dotted(dict(self.grid[0].values))}).items():
             if self.select and _has(tree, "evaluation.split"):
                 raise UserError(f"{self.file}: 'select' sets evaluation.split (val, then test for what is chosen); leave it out of {place}")
-        if self.select and "seed" in given:
-            raise UserError(f"{self.file}: 'select' runs with seeds of its own; write seed=[{given['seed']}] in place of the file's")
+        if self.select and "seed" in self.given:
+            raise UserError(f"{self.file}: 'select' runs with seeds of its own; write seed=[{self.given['seed']}] in place of the file's")
 
     def refuse_one_under_two_names(self, plans: Sequence[Plan]) -> None:
         """Raise a `UserError` if two runs differ in their names alone: they would count as two methods, or as two seeds of one."""
@@ -172,10 +173,9 @@ class Asked:
 
     def _what_makes_them_one(self) -> str:
         """And what to write instead."""
-        given = {name.strip(): value.strip() for name, _, value in (item.partition("=") for item in self.overrides)}
         for name, key in OWN_KEYS.items():
-            if name in given:
-                return f"write {name}=[{given[name]}] to have it in place of the file's {key}"
+            if name in self.given and len(getattr(self, key) or ()) > 1:
+                return f"write {name}=[{self.given[name]}] to have it in place of the file's {key}"
         set_for_both = f", or what the command line sets for both ({' '.join(self.overrides)})" if self.overrides else ""
         return f"leave out one of them{set_for_both}"
 

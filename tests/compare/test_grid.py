@@ -406,6 +406,7 @@ def test_one_value_does_not_stand_in_for_several_runs(plans, text: str, given: s
     ("text", "given", "says"),
     [
         ("methods: {a: {method.name: local}, b: {method.name: local}}\n", (), "a-.* and .*b-.* two names; leave out one of them$"),
+        ("methods: {a: {method.name: local}, b: {method.name: local}}\n", ("seed=5",), r"leave out one of them, or what .* \(seed=5\)$"),
         (
             "methods: {weak: {method.name: local, method.scale: 0.1}, strong: {method.name: local, method.scale: 1}}\n",
             ("method.scale=0.5",),
